@@ -1,0 +1,365 @@
+//! What a protected call can say other than its own result, and what a setting can be refused for.
+
+use std::{borrow::Borrow, error, fmt, ops::Deref, sync::Arc, time::Duration};
+
+/// The error of a protected call: either a policy [refused](Refused) it or the operation itself failed.
+///
+/// However many policies are stacked, there is one level: a refusal by the innermost policy and
+/// one by the outermost arrive in the same variant, and the operation's error is never wrapped twice.
+///
+/// ```
+/// use mainstay::{Error, Kind};
+///
+/// fn status<E>(result: &Result<(), Error<E>>) -> u16 {
+///     match result {
+///         Ok(()) => 200,
+///         Err(Error::Refused(refused)) if refused.kind() == Kind::TimedOut => 504,
+///         Err(Error::Refused(_)) => 503,
+///         Err(Error::Inner(_)) => 502,
+///     }
+/// }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Error<E> {
+    /// A policy ended the call; the operation may or may not have been started, see
+    /// [`Refused::was_started`].
+    Refused(Refused),
+    /// The operation ran and returned this error, unchanged.
+    Inner(E),
+}
+
+impl<E> Error<E> {
+    /// The refusal, if a policy ended the call.
+    pub fn refused(&self) -> Option<&Refused> {
+        match self {
+            Error::Refused(refused) => Some(refused),
+            Error::Inner(_) => None,
+        }
+    }
+
+    /// The operation's own error, if it returned one.
+    pub fn inner(&self) -> Option<&E> {
+        match self {
+            Error::Refused(_) => None,
+            Error::Inner(error) => Some(error),
+        }
+    }
+
+    /// The operation's own error by value, if it returned one.
+    pub fn into_inner(self) -> Option<E> {
+        match self {
+            Error::Refused(_) => None,
+            Error::Inner(error) => Some(error),
+        }
+    }
+
+    /// Whether the operation may have begun. `true` for every error of the operation itself.
+    ///
+    /// `false` is a promise: nothing happened, so repeating the call elsewhere is safe.
+    pub fn was_started(&self) -> bool {
+        self.refused().is_none_or(Refused::was_started)
+    }
+}
+
+impl<E> From<Refused> for Error<E> {
+    fn from(refused: Refused) -> Self {
+        Error::Refused(refused)
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for Error<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Refused(refused) => refused.fmt(f),
+            Error::Inner(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<E: error::Error + 'static> error::Error for Error<E> {
+    /// Transparent: the source of the operation's error, since `Display` already is that error's.
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            Error::Refused(_) => None,
+            Error::Inner(error) => error.source(),
+        }
+    }
+}
+
+/// Why a policy ended a call. Making one allocates nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    kind: Kind,
+    name: Name,
+    retry_after: Option<Duration>,
+    started: bool,
+}
+
+impl Refused {
+    /// A refusal before the operation was started.
+    pub(crate) fn unstarted(kind: Kind, name: &Name, retry_after: Option<Duration>) -> Self {
+        Refused {
+            kind,
+            name: name.clone(),
+            retry_after,
+            started: false,
+        }
+    }
+
+    /// A refusal that gives up on a call whose operation was started, or not.
+    pub(crate) fn ended(kind: Kind, name: &Name, started: bool) -> Self {
+        Refused {
+            kind,
+            name: name.clone(),
+            retry_after: None,
+            started,
+        }
+    }
+
+    /// The rule that ended the call.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The name of the policy, which is its stack's name unless it was given its own.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// When another try has a chance, where the policy knows: an open breaker's remaining wait.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// Whether the operation may have begun.
+    ///
+    /// `false` is a promise that it has not, so trying elsewhere is safe even for an operation
+    /// that must not run twice. `true` means the outcome is unknown: a timed out charge may have
+    /// been made.
+    pub fn was_started(&self) -> bool {
+        self.started
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.kind)?;
+        match self.retry_after {
+            Some(wait) => write!(f, ", retry after {wait:?}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl error::Error for Refused {}
+
+/// The rule by which a policy ended a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize),
+    serde(rename_all = "snake_case")
+)]
+#[non_exhaustive]
+pub enum Kind {
+    /// A circuit breaker is open, or half-open with all its probes given out.
+    CircuitOpen,
+    /// A bulkhead has no free permit and no room to wait.
+    BulkheadFull,
+    /// The wait in a bulkhead's queue lasted longer than it may.
+    QueueTimeout,
+    /// One attempt lasted longer than its timeout.
+    TimedOut,
+    /// The deadline of the whole call passed, or would pass before the next step could finish.
+    DeadlineExceeded,
+}
+
+impl Kind {
+    /// The kind as a short stable label, as used by metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::CircuitOpen => "circuit_open",
+            Kind::BulkheadFull => "bulkhead_full",
+            Kind::QueueTimeout => "queue_timeout",
+            Kind::TimedOut => "timed_out",
+            Kind::DeadlineExceeded => "deadline_exceeded",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::CircuitOpen => "circuit open",
+            Kind::BulkheadFull => "bulkhead full",
+            Kind::QueueTimeout => "queue timeout",
+            Kind::TimedOut => "timed out",
+            Kind::DeadlineExceeded => "deadline exceeded",
+        })
+    }
+}
+
+/// The name of a policy or stack: free to clone when it is a literal, shared otherwise.
+#[derive(Clone)]
+pub struct Name(Text);
+
+#[derive(Clone)]
+enum Text {
+    Static(&'static str),
+    Shared(Arc<str>),
+}
+
+impl Name {
+    /// A name from a literal.
+    pub const fn new(name: &'static str) -> Self {
+        Name(Text::Static(name))
+    }
+}
+
+impl Deref for Name {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match &self.0 {
+            Text::Static(name) => name,
+            Text::Shared(name) => name,
+        }
+    }
+}
+
+impl From<&'static str> for Name {
+    fn from(name: &'static str) -> Self {
+        Name::new(name)
+    }
+}
+
+impl From<String> for Name {
+    fn from(name: String) -> Self {
+        Name(Text::Shared(name.into()))
+    }
+}
+
+impl From<Arc<str>> for Name {
+    fn from(name: Arc<str>) -> Self {
+        Name(Text::Shared(name))
+    }
+}
+
+impl Borrow<str> for Name {
+    fn borrow(&self) -> &str {
+        self
+    }
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Name {}
+
+impl std::hash::Hash for Name {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        (**self).hash(state);
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for Name {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Name {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Name::from)
+    }
+}
+
+/// A setting that makes no sense, found when a policy or a stack is built; never at call time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// One value is outside its range.
+    Setting {
+        /// The setting, as `policy.field`.
+        field: &'static str,
+        /// The value that was given.
+        value: String,
+        /// The values that are allowed.
+        allowed: String,
+    },
+    /// The policies of a stack stand in an order that is known to do harm.
+    Order {
+        /// The stack.
+        stack: Name,
+        /// What is wrong.
+        problem: &'static str,
+        /// How to put it right.
+        fix: &'static str,
+    },
+}
+
+impl ConfigError {
+    pub(crate) fn setting(
+        field: &'static str,
+        value: impl fmt::Debug,
+        allowed: impl Into<String>,
+    ) -> Self {
+        ConfigError::Setting {
+            field,
+            value: format!("{value:?}"),
+            allowed: allowed.into(),
+        }
+    }
+
+    /// `Ok` if `holds`, else the error; so that a list of checks reads as a list.
+    pub(crate) fn unless(
+        holds: bool,
+        field: &'static str,
+        value: impl fmt::Debug,
+        allowed: &'static str,
+    ) -> Result<(), Self> {
+        if holds {
+            Ok(())
+        } else {
+            Err(Self::setting(field, value, allowed))
+        }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConfigError::Setting {
+                field,
+                value,
+                allowed,
+            } => {
+                write!(f, "{field} = {value} is not possible: allowed is {allowed}")
+            }
+            ConfigError::Order {
+                stack,
+                problem,
+                fix,
+            } => write!(f, "stack {stack:?}: {problem}; {fix}"),
+        }
+    }
+}
+
+impl error::Error for ConfigError {}

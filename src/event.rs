@@ -1,0 +1,176 @@
+//! Facts that policies report, and who listens.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use crate::circuit_breaker::{Counts, State};
+use crate::error::{Kind, Name, Refused};
+
+/// Something worth knowing happened. Healthy calls emit nothing.
+///
+/// Events are borrowed and are handed over after every lock is released, so a listener may call
+/// back into the policy that is reporting.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A circuit breaker changed its state.
+    Transition {
+        /// The breaker.
+        name: &'a Name,
+        /// The state it left.
+        from: State,
+        /// The state it is in now.
+        to: State,
+        /// What its window held when it changed.
+        counts: Counts,
+    },
+    /// A policy ended a call.
+    Refused {
+        /// What the caller is told.
+        refused: &'a Refused,
+        /// `true` if the policy only observes: the call went on all the same.
+        observed: bool,
+    },
+    /// A retry will start another attempt.
+    Retried {
+        /// The retry.
+        name: &'a Name,
+        /// The number of the attempt that failed, from 1.
+        attempt: u32,
+        /// How long it waits before the next one.
+        delay: Duration,
+    },
+    /// A retry would have gone on but was not allowed to.
+    GaveUp {
+        /// The retry.
+        name: &'a Name,
+        /// How many attempts were made.
+        attempts: u32,
+        /// What stopped it.
+        why: GaveUp,
+    },
+    /// A fallback answered in place of the operation.
+    FellBack {
+        /// The fallback.
+        name: &'a Name,
+        /// The refusal it replaced; `None` if the operation itself failed.
+        instead_of: Option<Kind>,
+    },
+}
+
+/// Why a retry ended before its operation succeeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum GaveUp {
+    /// All attempts were used.
+    Attempts,
+    /// The backoff sequence ended.
+    Backoff,
+    /// The budget had no token left.
+    Budget,
+    /// The deadline leaves no time for another attempt.
+    Deadline,
+    /// The time limit for all attempts together leaves no time for another.
+    TotalTime,
+    /// The outcome is unknown and the operation was not declared idempotent.
+    NotIdempotent,
+    /// The request could not be copied.
+    NotRepeatable,
+}
+
+impl GaveUp {
+    /// The reason as a short stable label, as used by metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            GaveUp::Attempts => "attempts",
+            GaveUp::Backoff => "backoff",
+            GaveUp::Budget => "budget",
+            GaveUp::Deadline => "deadline",
+            GaveUp::TotalTime => "total_time",
+            GaveUp::NotIdempotent => "not_idempotent",
+            GaveUp::NotRepeatable => "not_repeatable",
+        }
+    }
+}
+
+/// Receives [events](Event). Every `Fn(&Event<'_>)` closure is one.
+///
+/// It runs on the thread of the call, so it must not block. A panic in it unwinds into that call;
+/// the policy has already settled its own state.
+pub trait Observer: Send + Sync {
+    /// Receives one event.
+    fn on_event(&self, event: &Event<'_>);
+}
+
+impl<F: Fn(&Event<'_>) + Send + Sync> Observer for F {
+    fn on_event(&self, event: &Event<'_>) {
+        self(event);
+    }
+}
+
+/// Who a policy is and who listens to it; the part of its settings that all policies share.
+#[derive(Clone)]
+pub struct Identity {
+    name: Name,
+    /// Whether the name was given, rather than being the pattern's own.
+    named: bool,
+    observers: Vec<Arc<dyn Observer>>,
+}
+
+impl Identity {
+    /// Nobody in particular: an instance of the pattern `pattern`.
+    pub(crate) fn new(pattern: &'static str) -> Self {
+        Identity {
+            name: Name::new(pattern),
+            named: false,
+            observers: Vec::new(),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &Name {
+        &self.name
+    }
+
+    pub(crate) fn set_name(&mut self, name: Name) {
+        self.name = name;
+        self.named = true;
+    }
+
+    pub(crate) fn observe(&mut self, observer: Arc<dyn Observer>) {
+        self.observers.push(observer);
+    }
+
+    /// What a policy inside a stack takes over from it: the name if it has none, and the listeners.
+    pub(crate) fn inherit(&mut self, stack: &Identity) {
+        if !self.named {
+            self.set_name(stack.name.clone());
+        }
+        self.observers.extend(stack.observers.iter().cloned());
+    }
+
+    /// Tells the listeners; call it with no lock held.
+    #[inline]
+    pub(crate) fn emit(&self, event: &Event<'_>) {
+        for observer in &self.observers {
+            observer.on_event(event);
+        }
+    }
+
+    /// Tells the listeners that a call was refused.
+    #[cold]
+    pub(crate) fn refuse(&self, refused: Refused) -> Refused {
+        self.emit(&Event::Refused {
+            refused: &refused,
+            observed: false,
+        });
+        refused
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity")
+            .field("name", &self.name)
+            .field("observers", &self.observers.len())
+            .finish()
+    }
+}

@@ -1,0 +1,349 @@
+#![doc = include_str!("docs/fallback.md")]
+
+use std::{
+    fmt,
+    future::{Future, Ready, ready},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::Poll,
+};
+
+use pin_project::pin_project;
+
+use crate::{
+    call::{Cx, End, Guard, Operation, Outcome, Run, Sealed},
+    error::{ConfigError, Error, Name},
+    event::{Event, Identity, Observer},
+    stack::{IntoPolicy, Part, Role, callable},
+};
+
+/// How many answers of one fallback may be in the making at once, unless
+/// [set](Fallback::limit).
+pub const DEFAULT_LIMIT: usize = 100;
+
+/// Answers in place of an operation that was refused or failed; see the [module](self).
+pub struct Fallback<H, T, E> {
+    handler: H,
+    when: Option<Arc<dyn Fn(&Error<E>) -> bool + Send + Sync>>,
+    mark: Option<Arc<dyn Fn(&mut T) + Send + Sync>>,
+    limit: usize,
+    running: Arc<AtomicUsize>,
+    id: Arc<Identity>,
+}
+
+impl<H, T, E> Fallback<H, T, E> {
+    /// Answers with what `handler` makes of the reason.
+    pub fn new<Fut>(handler: H) -> Self
+    where
+        H: Fn(Error<E>) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        Fallback::with(handler)
+    }
+
+    fn with(handler: H) -> Self {
+        Fallback {
+            handler,
+            when: None,
+            mark: None,
+            limit: DEFAULT_LIMIT,
+            running: Arc::new(AtomicUsize::new(0)),
+            id: Arc::new(Identity::new("fallback")),
+        }
+    }
+
+    /// Falls back only where `predicate` says so; everywhere else the error is returned unchanged.
+    pub fn when(mut self, predicate: impl Fn(&Error<E>) -> bool + Send + Sync + 'static) -> Self {
+        self.when = Some(Arc::new(predicate));
+        self
+    }
+
+    /// Marks each answer of this fallback, a header for instance.
+    pub fn mark(mut self, mark: impl Fn(&mut T) + Send + Sync + 'static) -> Self {
+        self.mark = Some(Arc::new(mark));
+        self
+    }
+
+    /// Allows at most `limit` answers in the making at once; beyond it the error is returned unchanged.
+    ///
+    /// A fallback is a dependency too, and it is asked most when everything else is down. With zero it never
+    /// runs.
+    pub fn limit(mut self, limit: usize) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// The same fallback under another name.
+    pub fn named(mut self, name: impl Into<Name>) -> Self {
+        Arc::make_mut(&mut self.id).set_name(name.into());
+        self
+    }
+
+    /// Adds a listener for [`Event::FellBack`].
+    pub fn observe(mut self, observer: impl Observer + 'static) -> Self {
+        Arc::make_mut(&mut self.id).observe(Arc::new(observer));
+        self
+    }
+
+    /// How many answers are in the making.
+    pub fn running(&self) -> usize {
+        self.running.load(Relaxed)
+    }
+}
+
+impl<T: Clone, E> Fallback<Value<T>, T, E> {
+    /// Answers with a copy of `value`.
+    pub fn value(value: T) -> Self {
+        Fallback::with(Value(value))
+    }
+}
+
+impl<H: Clone, T, E> Clone for Fallback<H, T, E> {
+    /// Shares the limit and its count.
+    fn clone(&self) -> Self {
+        Fallback {
+            handler: self.handler.clone(),
+            when: self.when.clone(),
+            mark: self.mark.clone(),
+            limit: self.limit,
+            running: self.running.clone(),
+            id: self.id.clone(),
+        }
+    }
+}
+
+impl<H, T, E> fmt::Debug for Fallback<H, T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fallback")
+            .field("name", self.id.name())
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<H, T, E> Sealed for Fallback<H, T, E> {}
+
+impl<H, T, E> Part for Fallback<H, T, E> {
+    fn role(&self) -> Role {
+        Role::Fallback
+    }
+
+    fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "fallback, at most {} at once", self.limit)
+    }
+}
+
+impl<H, T, E> IntoPolicy<Fallback<H, T, E>> for Fallback<H, T, E> {
+    fn into_policy(mut self, stack: &Identity) -> Result<Self, ConfigError> {
+        Arc::make_mut(&mut self.id).inherit(stack);
+        Ok(self)
+    }
+}
+
+/// Makes the answer of a fallback. Implemented by closures, [`Value`] and, for tower, by a service.
+pub trait Handle<R, T, E> {
+    /// What is kept of the request while the operation runs.
+    type Kept;
+    /// The answer in the making.
+    type Future: Future<Output = Result<T, E>>;
+
+    /// Keeps what is needed of the request, before the operation consumes it.
+    fn keep(&self, request: Option<&R>) -> Self::Kept;
+
+    /// Begins an answer.
+    fn handle(&self, why: Error<E>, kept: Self::Kept) -> Self::Future;
+}
+
+impl<R, T, E, F, Fut> Handle<R, T, E> for F
+where
+    F: Fn(Error<E>) -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+{
+    type Kept = ();
+    type Future = Fut;
+
+    #[inline]
+    fn keep(&self, _: Option<&R>) {}
+
+    fn handle(&self, why: Error<E>, (): ()) -> Fut {
+        self(why)
+    }
+}
+
+/// The same answer each time.
+#[derive(Debug, Clone)]
+pub struct Value<T>(T);
+
+impl<R, T: Clone, E> Handle<R, T, E> for Value<T> {
+    type Kept = ();
+    type Future = Ready<Result<T, E>>;
+
+    fn keep(&self, _: Option<&R>) {}
+
+    fn handle(&self, _: Error<E>, (): ()) -> Self::Future {
+        ready(Ok(self.0.clone()))
+    }
+}
+
+/// What a fallback remembers of one call.
+#[pin_project(project = StateProjection)]
+pub enum State<K, S, F> {
+    /// The operation has not been asked yet.
+    New,
+    /// The operation is asked.
+    Asking {
+        /// Kept for the handler.
+        kept: Option<K>,
+        /// The inner list.
+        #[pin]
+        inner: S,
+    },
+    /// The handler makes an answer.
+    Answering {
+        /// Its place among the [limit](Fallback::limit).
+        place: Place,
+        /// The answer.
+        #[pin]
+        answer: F,
+    },
+}
+
+impl<K, S, F> Default for State<K, S, F> {
+    #[inline]
+    fn default() -> Self {
+        State::New
+    }
+}
+
+impl<K, S, F> fmt::Debug for State<K, S, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            State::New => "New",
+            State::Asking { .. } => "Asking",
+            State::Answering { .. } => "Answering",
+        })
+    }
+}
+
+/// One of the answers in the making; counted until it is dropped.
+#[derive(Debug)]
+pub struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+impl<R, T, E, I, H> Guard<R, T, E, I> for Fallback<H, T, E>
+where
+    I: Run<R, T, E>,
+    H: Handle<R, T, E>,
+{
+    type State = State<H::Kept, I::State, H::Future>;
+
+    #[inline]
+    fn poll<O>(
+        &self,
+        inner: &I,
+        mut state: Pin<&mut Self::State>,
+        mut op: Pin<&mut O>,
+        cx: &mut Cx<'_, '_>,
+    ) -> Poll<Outcome<T, E>>
+    where
+        O: Operation<Request = R, Output = T, Error = E> + ?Sized,
+    {
+        if let State::New = *state {
+            let kept = Some(self.handler.keep(op.request()));
+            state.set(State::Asking {
+                kept,
+                inner: Default::default(),
+            });
+        }
+        if let StateProjection::Asking {
+            kept,
+            inner: inner_state,
+        } = state.as_mut().project()
+        {
+            let error = match inner.poll(inner_state, op.as_mut(), cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(Ok(value))) => {
+                    state.set(State::New);
+                    return Poll::Ready(Ok(Ok(value)));
+                }
+                Poll::Ready(Ok(Err(error))) => Error::Inner(error),
+                Poll::Ready(Err(refused)) => Error::Refused(refused),
+            };
+            match (kept.take(), self.admit(&error)) {
+                (Some(kept), Some(place)) => {
+                    let answer = self.begin(error, kept);
+                    state.set(State::Answering { place, answer });
+                }
+                _ => {
+                    state.set(State::New);
+                    return Poll::Ready(match error {
+                        Error::Inner(error) => Ok(Err(error)),
+                        Error::Refused(refused) => Err(refused),
+                    });
+                }
+            }
+        }
+        let StateProjection::Answering { answer, .. } = state.as_mut().project() else {
+            return Poll::Pending;
+        };
+        let mut answer = std::task::ready!(answer.poll(cx.task()));
+        if let Ok(value) = &mut answer {
+            cx.degraded = true;
+            if let Some(mark) = &self.mark {
+                mark(value);
+            }
+        }
+        state.set(State::New);
+        Poll::Ready(Ok(answer))
+    }
+
+    fn end<O>(&self, inner: &I, mut state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
+    where
+        O: Operation<Request = R, Output = T, Error = E> + ?Sized,
+    {
+        if let StateProjection::Asking {
+            inner: inner_state, ..
+        } = state.as_mut().project()
+        {
+            inner.end(inner_state, op, how);
+        }
+        state.set(State::New);
+    }
+}
+
+impl<H, T, E> Fallback<H, T, E> {
+    /// A place among the limit, if this error is one to fall back from.
+    fn admit(&self, why: &Error<E>) -> Option<Place> {
+        if self.when.as_ref().is_some_and(|when| !when(why)) {
+            return None;
+        }
+        // Counted first and given back when it was one too many: `running` may overshoot for a moment, the
+        // number of places never does.
+        let place = Place(self.running.clone());
+        let before = place.0.fetch_add(1, Relaxed);
+        (before < self.limit).then_some(place)
+    }
+
+    #[cold]
+    fn begin<R>(&self, why: Error<E>, kept: H::Kept) -> H::Future
+    where
+        H: Handle<R, T, E>,
+    {
+        let instead_of = why.refused().map(|refused| refused.kind());
+        self.id.emit(&Event::FellBack {
+            name: self.id.name(),
+            instead_of,
+        });
+        self.handler.handle(why, kept)
+    }
+}
+
+callable!(Fallback<H, T, E>, [H, T, E]);

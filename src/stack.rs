@@ -1,0 +1,501 @@
+//! Policies composed into one object, outermost first.
+
+use std::{fmt, future::Future, sync::Arc, time::Duration};
+
+use crate::{
+    boxed::BoxedStack,
+    bulkhead::Bulkhead,
+    call::{Attempt, Call, Closure, Flat, Marked, Operation, Run, Sealed},
+    circuit_breaker::{self, CircuitBreaker},
+    deadline::Deadline,
+    error::{ConfigError, Error, Name},
+    event::{Identity, Observer},
+    fallback::{Fallback, Handle},
+    order,
+    retry::{self, Retry},
+    timeout::Timeout,
+};
+
+/// Begins a stack: the policies are added outermost first, and `name` appears in every event, metric and error of
+/// those that have no name of their own.
+///
+/// ```
+/// use std::time::Duration;
+/// use mainstay::{Bulkhead, CircuitBreaker, Retry};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+/// let payments = mainstay::stack("payments")
+///     .fallback(|_why| async { Ok("deferred") })
+///     .deadline(Duration::from_secs(2))
+///     .circuit_breaker(CircuitBreaker::config())
+///     .retry(Retry::exponential(Duration::from_millis(50)))
+///     .bulkhead(Bulkhead::new(20)?)
+///     .timeout(Duration::from_millis(500))
+///     .build()?;
+///
+/// let receipt = payments.call(|| async { Err("declined") }).await;
+/// assert_eq!(receipt, Ok("deferred"));
+/// # Ok::<_, mainstay::ConfigError>(())
+/// # }).unwrap();
+/// ```
+pub fn stack(name: impl Into<Name>) -> Builder<()> {
+    let mut id = Identity::new("stack");
+    id.set_name(name.into());
+    Builder {
+        id,
+        list: Ok(()),
+        any_order: false,
+    }
+}
+
+/// A stack of policies: calls operations through them, and is a tower `Layer` that does.
+///
+/// `L` is a nested pair: `(CircuitBreaker, (Timeout, ()))` is a breaker around a timeout. A stack without closures has a
+/// type that can be written down; [`boxed`](Stack::boxed) gives one type for all the others.
+///
+/// Cloning shares everything: permits, windows, budgets.
+pub struct Stack<L> {
+    name: Name,
+    list: Arc<L>,
+}
+
+/// The stack that [`recommended`] builds.
+pub type Recommended = Stack<(
+    Deadline,
+    (CircuitBreaker, (Retry, (Bulkhead, (Timeout, ())))),
+)>;
+
+/// The recommended stack: a deadline for the whole call, a circuit breaker that counts calls, a retry with a
+/// success-funded budget, a bulkhead of `concurrency` attempts, and a timeout of `attempt` for each.
+///
+/// Put a fallback around it where there is something sensible to fall back to.
+///
+/// # Errors
+///
+/// [`ConfigError::Setting`] when a duration or the concurrency is zero.
+pub fn recommended(
+    name: impl Into<Name>,
+    deadline: Duration,
+    attempt: Duration,
+    concurrency: usize,
+) -> Result<Recommended, ConfigError> {
+    stack(name)
+        .deadline(deadline)
+        .circuit_breaker(CircuitBreaker::config())
+        .retry(retry::Config::default())
+        .bulkhead(Bulkhead::new(concurrency)?)
+        .timeout(attempt)
+        .build()
+}
+
+impl<L> Stack<L> {
+    /// The name that the stack was begun with.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Calls `operation` through the policies.
+    ///
+    /// `operation` is called once for each attempt. Its futures may borrow from the surrounding code.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Inner`] is the operation's own error, unchanged; [`Error::Refused`] says which policy ended the call.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the attempt in progress, gives back every permit and leaves every queue. No policy
+    /// counts the call.
+    #[inline]
+    pub fn call<F, Fut, T, E>(
+        &self,
+        mut operation: F,
+    ) -> Call<&L, impl Operation<Request = (), Output = T, Error = E> + use<F, Fut, T, E, L>, Flat>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+        L: Run<(), T, E>,
+    {
+        Call::new(&*self.list, Closure::new(move |_: Attempt| operation()))
+    }
+
+    /// Like [`call`](Self::call), telling the operation the number of the attempt and the deadline.
+    #[inline]
+    pub fn call_with<F, Fut, T, E>(&self, operation: F) -> Call<&L, Closure<F, Fut>, Flat>
+    where
+        F: FnMut(Attempt) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+        L: Run<(), T, E>,
+    {
+        Call::new(&*self.list, Closure::new(operation))
+    }
+
+    /// Like [`call`](Self::call), and says whether a fallback made the answer.
+    #[inline]
+    pub fn call_marked<F, Fut, T, E>(
+        &self,
+        mut operation: F,
+    ) -> Call<&L, impl Operation<Request = (), Output = T, Error = E> + use<F, Fut, T, E, L>, Marked>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+        L: Run<(), T, E>,
+    {
+        Call::new(&*self.list, Closure::new(move |_: Attempt| operation()))
+    }
+
+    /// The same stack as one plain type for all stacks around `Result<T, E>`, at one allocation per call.
+    pub fn boxed<T, E>(self) -> BoxedStack<T, E>
+    where
+        L: Run<(), T, E> + Send + Sync + 'static,
+        L::State: Send + 'static,
+        T: 'static,
+        E: 'static,
+    {
+        BoxedStack::new(self.name, self.list)
+    }
+
+    pub(crate) fn list(&self) -> &Arc<L> {
+        &self.list
+    }
+}
+
+impl<L: List> Stack<L> {
+    /// How much load this stack can add to what it protects.
+    pub fn max_amplification(&self) -> Amplification {
+        order::amplification(&order::roles(&*self.list))
+    }
+}
+
+impl<L> Clone for Stack<L> {
+    fn clone(&self) -> Self {
+        Stack {
+            name: self.name.clone(),
+            list: self.list.clone(),
+        }
+    }
+}
+
+/// Draws the stack as a person would, outermost first.
+impl<L: List> fmt::Debug for Stack<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.name)?;
+        let mut depth = 0;
+        let mut result = Ok(());
+        self.list.each(&mut |part| {
+            if result.is_ok() {
+                result = write!(
+                    f,
+                    "\n{:indent$}└─ {}",
+                    "",
+                    Described(part),
+                    indent = depth * 3
+                );
+            }
+            depth += 1;
+        });
+        result?;
+        write!(f, "\n{:indent$}└─ the operation", "", indent = depth * 3)
+    }
+}
+
+struct Described<'a>(&'a dyn Part);
+
+impl fmt::Display for Described<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.describe(f)
+    }
+}
+
+/// How much load a stack adds, as factors of the calls made through it; see `docs/stacking.md`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Amplification {
+    /// Attempts per call, sustained, while every attempt fails: what decides whether an overloaded
+    /// dependency can recover.
+    pub in_total_failure: f64,
+    /// Attempts per call, sustained, at the worst mix of successes and failures.
+    pub at_worst: f64,
+    /// Retries that can be made at once beyond that, from what a budget has saved up.
+    pub burst: f64,
+}
+
+/// What a policy is to the stack around it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Role {
+    /// Answers in place of the operation.
+    Fallback,
+    /// Ends the whole call.
+    Deadline,
+    /// Stops calls to what fails.
+    CircuitBreaker,
+    /// Starts the operation again.
+    Retry {
+        /// The most attempts per call; `None` for no bound.
+        attempts: Option<u32>,
+        /// Retries per success and the most that can be saved, if there is a budget.
+        budget: Option<(f64, f64)>,
+        /// Whether refusals by the policies inside are repeated.
+        repeats_refusals: bool,
+    },
+    /// Bounds concurrency.
+    Bulkhead {
+        /// Whether calls may wait for a permit.
+        queues: bool,
+    },
+    /// Ends one attempt.
+    Timeout,
+}
+
+/// A policy as its stack sees it.
+pub trait Part {
+    /// What it does to the calls.
+    fn role(&self) -> Role;
+
+    /// One line for a person.
+    fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
+
+    /// Whether it would refuse a call now whatever becomes of the operation.
+    fn is_shut(&self) -> bool {
+        false
+    }
+}
+
+/// A list of policies, whatever it is called with.
+pub trait List: Sealed {
+    /// Shows each policy, outermost first.
+    fn each(&self, visit: &mut dyn FnMut(&dyn Part));
+
+    /// Whether some policy would refuse a call now.
+    fn is_shut(&self) -> bool;
+}
+
+impl List for () {
+    fn each(&self, _: &mut dyn FnMut(&dyn Part)) {}
+
+    #[inline]
+    fn is_shut(&self) -> bool {
+        false
+    }
+}
+
+impl<P: Part, I: List> List for (P, I) {
+    fn each(&self, visit: &mut dyn FnMut(&dyn Part)) {
+        visit(&self.0);
+        self.1.each(visit);
+    }
+
+    #[inline]
+    fn is_shut(&self) -> bool {
+        self.0.is_shut() || self.1.is_shut()
+    }
+}
+
+/// A list with one more policy at its innermost place.
+pub trait Append<P>: Sealed {
+    /// The longer list.
+    type Output;
+
+    /// Adds `policy`.
+    fn append(self, policy: P) -> Self::Output;
+}
+
+impl<P> Append<P> for () {
+    type Output = (P, ());
+
+    fn append(self, policy: P) -> (P, ()) {
+        (policy, ())
+    }
+}
+
+impl<H, I: Append<P>, P> Append<P> for (H, I) {
+    type Output = (H, I::Output);
+
+    fn append(self, policy: P) -> Self::Output {
+        (self.0, self.1.append(policy))
+    }
+}
+
+/// What a stack accepts where it needs the policy `P`: the policy, its settings, or the one value people mostly set.
+pub trait IntoPolicy<P> {
+    /// Builds the policy, which takes over the stack's name and listeners unless it was built before.
+    #[doc(hidden)]
+    fn into_policy(self, stack: &Identity) -> Result<P, ConfigError>;
+}
+
+/// A stack in the making; see [`stack`].
+#[must_use = "a stack does nothing until it is built"]
+#[derive(Debug)]
+pub struct Builder<L> {
+    id: Identity,
+    list: Result<L, ConfigError>,
+    any_order: bool,
+}
+
+impl<L> Builder<L> {
+    /// Adds a listener to every policy that is built with this stack. Call it before adding them.
+    pub fn observe(mut self, observer: impl Observer + 'static) -> Self {
+        self.id.observe(Arc::new(observer));
+        self
+    }
+
+    /// Adds any policy inside those already there.
+    pub fn policy<P>(self, policy: impl IntoPolicy<P>) -> Builder<L::Output>
+    where
+        L: Append<P>,
+    {
+        let list = match (self.list, policy.into_policy(&self.id)) {
+            (Ok(list), Ok(policy)) => Ok(list.append(policy)),
+            (Err(first), _) => Err(first),
+            (_, Err(error)) => Err(error),
+        };
+        Builder {
+            id: self.id,
+            list,
+            any_order: self.any_order,
+        }
+    }
+
+    /// Answers with what `handler` makes of the reason when the call is refused or fails.
+    pub fn fallback<H, Fut, T, E>(self, handler: H) -> Builder<L::Output>
+    where
+        H: Fn(Error<E>) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+        L: Append<Fallback<H, T, E>>,
+    {
+        self.policy(Fallback::new(handler))
+    }
+
+    /// Adds a [`Fallback`] with settings of its own.
+    pub fn fallback_with<R, H, T, E>(self, fallback: Fallback<H, T, E>) -> Builder<L::Output>
+    where
+        H: Handle<R, T, E>,
+        L: Append<Fallback<H, T, E>>,
+    {
+        self.policy(fallback)
+    }
+
+    /// Limits how long the whole call may last: a `Duration` or a [`Deadline`].
+    pub fn deadline<D>(self, limit: impl IntoPolicy<Deadline<D>>) -> Builder<L::Output>
+    where
+        L: Append<Deadline<D>>,
+    {
+        self.policy(limit)
+    }
+
+    /// Stops calls to what fails: settings or a [`CircuitBreaker`] to share.
+    pub fn circuit_breaker<C>(
+        self,
+        breaker: impl IntoPolicy<CircuitBreaker<C>>,
+    ) -> Builder<L::Output>
+    where
+        L: Append<CircuitBreaker<C>>,
+    {
+        self.policy(breaker)
+    }
+
+    /// Repeats failed attempts: settings, a [`Retry`], or the number of attempts.
+    pub fn retry<W, C>(self, retry: impl IntoPolicy<Retry<W, C>>) -> Builder<L::Output>
+    where
+        L: Append<Retry<W, C>>,
+    {
+        self.policy(retry)
+    }
+
+    /// Bounds concurrency: settings, a [`Bulkhead`] to share, or the number of permits.
+    pub fn bulkhead(self, bulkhead: impl IntoPolicy<Bulkhead>) -> Builder<L::Output>
+    where
+        L: Append<Bulkhead>,
+    {
+        self.policy(bulkhead)
+    }
+
+    /// Limits how long each attempt may last: a `Duration` or a [`Timeout`].
+    pub fn timeout<D>(self, limit: impl IntoPolicy<Timeout<D>>) -> Builder<L::Output>
+    where
+        L: Append<Timeout<D>>,
+    {
+        self.policy(limit)
+    }
+
+    /// Builds the stack even if its order is known to do harm. Say in a comment why yours does not.
+    pub fn in_any_order(mut self) -> Self {
+        self.any_order = true;
+        self
+    }
+
+    /// The stack.
+    ///
+    /// # Errors
+    ///
+    /// The first [`ConfigError::Setting`] of its policies, or [`ConfigError::Order`] when they stand in an order that
+    /// is known to do harm.
+    pub fn build(self) -> Result<Stack<L>, ConfigError>
+    where
+        L: List,
+    {
+        let list = self.list?;
+        if !self.any_order {
+            order::check(self.id.name(), &order::roles(&list))?;
+        }
+        Ok(Stack {
+            name: self.id.name().clone(),
+            list: Arc::new(list),
+        })
+    }
+}
+
+/// Gives each policy the methods that call through it alone. The one macro for policies.
+macro_rules! callable {
+    ($policy:ty, [$($generic:ident),*]) => {
+        impl<$($generic),*> $policy {
+            /// Calls `operation` through this policy alone; see [`Stack::call`](crate::Stack::call).
+            #[inline]
+            pub fn call<'a, Op, Fut, Out, Err>(
+                &'a self,
+                mut operation: Op,
+            ) -> $crate::call::Call<
+                (&'a Self, ()),
+                impl $crate::call::Operation<Request = (), Output = Out, Error = Err> + use<Op, Fut, Out, Err, $($generic),*>,
+                $crate::call::Flat,
+            >
+            where
+                Op: FnMut() -> Fut,
+                Fut: Future<Output = Result<Out, Err>>,
+                Self: $crate::call::Guard<(), Out, Err, ()>,
+            {
+                let operation = $crate::call::Closure::new(move |_: $crate::call::Attempt| operation());
+                $crate::call::Call::new((self, ()), operation)
+            }
+
+            /// Like [`call`](Self::call), telling the operation the number of the attempt and the deadline.
+            #[inline]
+            pub fn call_with<Op, Fut, Out, Err>(
+                &self,
+                operation: Op,
+            ) -> $crate::call::Call<(&Self, ()), $crate::call::Closure<Op, Fut>, $crate::call::Flat>
+            where
+                Op: FnMut($crate::call::Attempt) -> Fut,
+                Fut: Future<Output = Result<Out, Err>>,
+                Self: $crate::call::Guard<(), Out, Err, ()>,
+            {
+                $crate::call::Call::new((self, ()), $crate::call::Closure::new(operation))
+            }
+        }
+    };
+}
+pub(crate) use callable;
+
+impl<L> IntoPolicy<CircuitBreaker<L>> for CircuitBreaker<L> {
+    fn into_policy(self, _: &Identity) -> Result<Self, ConfigError> {
+        Ok(self)
+    }
+}
+
+impl<C> IntoPolicy<CircuitBreaker<C>> for circuit_breaker::Config<C> {
+    fn into_policy(mut self, stack: &Identity) -> Result<CircuitBreaker<C>, ConfigError> {
+        self.id.inherit(stack);
+        self.build()
+    }
+}

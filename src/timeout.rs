@@ -1,0 +1,183 @@
+#![doc = include_str!("docs/timeout.md")]
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use pin_project::pin_project;
+
+use crate::{
+    call::{Cx, End, Guard, Operation, Outcome, Run, Sealed},
+    error::{ConfigError, Kind, Name, Refused},
+    event::{Identity, Observer},
+    limit::{Fixed, Limit, PerRequest, not_zero},
+    stack::{IntoPolicy, Part, Role, callable},
+    time,
+};
+
+/// Limits how long one attempt may last; see the [module](self).
+#[derive(Clone)]
+pub struct Timeout<L = Fixed> {
+    limit: L,
+    id: Arc<Identity>,
+}
+
+impl Timeout {
+    /// The same limit for every attempt.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Setting`] when `limit` is zero.
+    pub fn new(limit: Duration) -> Result<Self, ConfigError> {
+        not_zero(limit, "timeout.limit")?;
+        Ok(Timeout::with(Fixed(limit)))
+    }
+}
+
+impl<F, R> Timeout<PerRequest<F, R>>
+where
+    F: Fn(&R) -> Duration + Clone,
+{
+    /// A limit computed from each request. An answer of zero times out at the first wait.
+    pub fn per_request(limit: F) -> Self {
+        Timeout::with(PerRequest::new(limit))
+    }
+}
+
+impl<L> Timeout<L> {
+    fn with(limit: L) -> Self {
+        Timeout {
+            limit,
+            id: Arc::new(Identity::new("timeout")),
+        }
+    }
+
+    /// The same limit under another name.
+    pub fn named(mut self, name: impl Into<Name>) -> Self {
+        Arc::make_mut(&mut self.id).set_name(name.into());
+        self
+    }
+
+    /// Adds a listener for [`Event::Refused`](crate::Event::Refused).
+    pub fn observe(mut self, observer: impl Observer + 'static) -> Self {
+        Arc::make_mut(&mut self.id).observe(Arc::new(observer));
+        self
+    }
+}
+
+impl<L: fmt::Debug> fmt::Debug for Timeout<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Timeout")
+            .field("name", self.id.name())
+            .field("limit", &self.limit)
+            .finish()
+    }
+}
+
+impl<L> Sealed for Timeout<L> {}
+
+impl<L: fmt::Debug + Clone> Part for Timeout<L> {
+    fn role(&self) -> Role {
+        Role::Timeout
+    }
+
+    fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "timeout {:?} per attempt", self.limit)
+    }
+}
+
+impl<L> IntoPolicy<Timeout<L>> for Timeout<L> {
+    fn into_policy(mut self, stack: &Identity) -> Result<Timeout<L>, ConfigError> {
+        Arc::make_mut(&mut self.id).inherit(stack);
+        Ok(self)
+    }
+}
+
+impl IntoPolicy<Timeout> for Duration {
+    fn into_policy(self, stack: &Identity) -> Result<Timeout, ConfigError> {
+        Timeout::new(self)?.into_policy(stack)
+    }
+}
+
+/// What a timeout remembers of one attempt.
+#[pin_project]
+#[derive(Debug, Default)]
+pub struct State<S> {
+    running: Option<Clock>,
+    #[pin]
+    inner: S,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Clock {
+    /// The attempt has not waited yet, and nobody knows the time.
+    Unread(Duration),
+    Until(Instant),
+}
+
+impl<R, T, E, I, L> Guard<R, T, E, I> for Timeout<L>
+where
+    I: Run<R, T, E>,
+    L: Limit<R>,
+{
+    type State = State<I::State>;
+
+    #[inline]
+    fn poll<O>(
+        &self,
+        inner: &I,
+        state: Pin<&mut Self::State>,
+        mut op: Pin<&mut O>,
+        cx: &mut Cx<'_, '_>,
+    ) -> Poll<Outcome<T, E>>
+    where
+        O: Operation<Request = R, Output = T, Error = E> + ?Sized,
+    {
+        let mut this = state.project();
+        let clock = match *this.running {
+            Some(clock) => clock,
+            None => {
+                let limit = self.limit.limit(op.request());
+                let clock = match cx.known_now() {
+                    Some(now) => Clock::Until(time::later(now, limit)),
+                    None => Clock::Unread(limit),
+                };
+                *this.running.insert(clock)
+            }
+        };
+        if let Poll::Ready(outcome) = inner.poll(this.inner.as_mut(), op.as_mut(), cx) {
+            *this.running = None;
+            return Poll::Ready(outcome);
+        }
+        let until = match clock {
+            Clock::Until(until) => until,
+            Clock::Unread(limit) => time::later(cx.now(), limit),
+        };
+        *this.running = Some(Clock::Until(until));
+        if !cx.reached(until) {
+            return Poll::Pending;
+        }
+        *this.running = None;
+        inner.end(this.inner, op, End::TimedOut);
+        Poll::Ready(Err(self.id.refuse(Refused::ended(
+            Kind::TimedOut,
+            self.id.name(),
+            cx.started,
+        ))))
+    }
+
+    fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
+    where
+        O: Operation<Request = R, Output = T, Error = E> + ?Sized,
+    {
+        let this = state.project();
+        *this.running = None;
+        inner.end(this.inner, op, how);
+    }
+}
+
+callable!(Timeout<L>, [L]);
