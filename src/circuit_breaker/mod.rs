@@ -17,6 +17,8 @@ mod config;
 mod core;
 mod future;
 mod machine;
+#[cfg(all(test, not(mainstay_loom)))]
+mod model;
 mod window;
 
 pub use config::{Classifier, Classify, Config, ErrorClassifier, Verdict, Window};
