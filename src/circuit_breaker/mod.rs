@@ -16,6 +16,8 @@ use crate::{
 mod config;
 mod core;
 mod future;
+#[cfg(all(test, mainstay_loom))]
+mod loom;
 mod machine;
 #[cfg(all(test, not(mainstay_loom)))]
 mod model;
