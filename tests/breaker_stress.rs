@@ -60,7 +60,11 @@ fn two_threads_and_every_call_is_accounted_for() {
                         random ^= random >> 7;
                         random ^= random << 17;
                         // Good times and bad times.
-                        let bad = if random >> 40 & 0xff < 128 { 0 } else { random % 100 };
+                        let bad = if random >> 40 & 0xff < 128 {
+                            0
+                        } else {
+                            random % 100
+                        };
                         let Ok(permit) = breaker.try_acquire() else {
                             did.refused.fetch_add(1, Relaxed);
                             continue;
@@ -84,7 +88,10 @@ fn two_threads_and_every_call_is_accounted_for() {
         let snapshot = breaker.snapshot();
         let totals = snapshot.totals;
         let admitted = did.admitted.into_inner();
-        assert!(totals.failed > 100 && totals.succeeded > 100 && totals.refused > 100, "{totals:?}");
+        assert!(
+            totals.failed > 100 && totals.succeeded > 100 && totals.refused > 100,
+            "{totals:?}"
+        );
         assert_eq!(totals.admitted(), admitted);
         assert_eq!(totals.refused, did.refused.into_inner());
         assert!(totals.neutral <= did.neutral.into_inner());
@@ -139,7 +146,9 @@ fn touchy() -> mainstay::circuit_breaker::Config {
 }
 
 /// A half-open breaker must have its one place, and close by it.
-fn place_is_free<C: mainstay::circuit_breaker::Classify<(), &'static str>>(breaker: &CircuitBreaker<C>) {
+fn place_is_free<C: mainstay::circuit_breaker::Classify<(), &'static str>>(
+    breaker: &CircuitBreaker<C>,
+) {
     thread::sleep(MS);
     assert_eq!(breaker.state(), State::HalfOpen);
     breaker.try_acquire().expect("the place is free").success();
@@ -193,7 +202,13 @@ fn a_listener_that_panics_finds_everything_settled() {
     let breaker = touchy()
         .observe(|event: &Event<'_>| {
             assert!(
-                !matches!(event, Event::Transition { to: State::Open, .. }),
+                !matches!(
+                    event,
+                    Event::Transition {
+                        to: State::Open,
+                        ..
+                    }
+                ),
                 "listener"
             );
         })
@@ -271,7 +286,11 @@ fn a_call_dropped_at_any_point_holds_nothing() {
         for _ in 0..polls {
             assert!(poll(call.as_mut()).is_pending());
         }
-        assert_eq!(breaker.try_acquire().is_ok(), polls == 0, "the place is taken by the first poll");
+        assert_eq!(
+            breaker.try_acquire().is_ok(),
+            polls == 0,
+            "the place is taken by the first poll"
+        );
         drop(call);
         place_is_free(&breaker);
     }

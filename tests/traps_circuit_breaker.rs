@@ -172,7 +172,11 @@ async fn a_probe_that_hangs_loses_its_place_and_is_not_heard_later() {
     let mut second = Box::pin(breaker.call(|| sleep(20 * SEC).map(|()| Unit::Ok(()))));
     begin(second.as_mut());
     assert!(matches!(hung.await, Err(Error::Inner("late"))));
-    assert_eq!(breaker.state(), State::HalfOpen, "the first probe has lost its say");
+    assert_eq!(
+        breaker.state(),
+        State::HalfOpen,
+        "the first probe has lost its say"
+    );
     assert!(ok(&breaker).await, "the second lost its place too by now");
     assert_eq!(breaker.state(), State::Closed);
     assert!(second.await.is_ok());
@@ -195,7 +199,11 @@ async fn half_open_admits_its_probes_and_tells_the_others_when_to_come_back() {
             Some(result) => {
                 let refused = result.unwrap_err().refused().cloned().unwrap();
                 assert_eq!(refused.kind(), Kind::CircuitOpen);
-                assert!(refused.retry_after().is_some_and(|after| after > Duration::ZERO));
+                assert!(
+                    refused
+                        .retry_after()
+                        .is_some_and(|after| after > Duration::ZERO)
+                );
                 assert!(!refused.was_started());
             }
         }
@@ -218,11 +226,19 @@ async fn a_late_result_of_an_older_state_changes_nothing() {
     let mut probe = Box::pin(breaker.call(|| late(Unit::Ok(()))));
     begin(probe.as_mut());
     assert!(good.await.is_ok());
-    assert_eq!(breaker.state(), State::HalfOpen, "closed by a call from before it opened");
+    assert_eq!(
+        breaker.state(),
+        State::HalfOpen,
+        "closed by a call from before it opened"
+    );
     assert!(probe.await.is_ok());
     assert_eq!(breaker.state(), State::Closed);
     assert!(bad.await.is_err());
-    assert_eq!(breaker.state(), State::Closed, "opened by a call from before it opened");
+    assert_eq!(
+        breaker.state(),
+        State::Closed,
+        "opened by a call from before it opened"
+    );
     assert_eq!(breaker.snapshot().totals.late, 2);
 }
 
@@ -321,9 +337,14 @@ async fn calls_that_hang_trip_before_they_end() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_counted_as_slow_in_flight_is_counted_once_and_its_failure_too() {
-    let breaker = CircuitBreaker::config().slow_rate(1.0, SEC).build().unwrap();
+    let breaker = CircuitBreaker::config()
+        .slow_rate(1.0, SEC)
+        .build()
+        .unwrap();
     let _ = breaker.call(|| sleep(2 * SEC).map(|()| Unit::Ok(()))).await;
-    let _ = breaker.call(|| sleep(2 * SEC).map(|()| Unit::Err("x"))).await;
+    let _ = breaker
+        .call(|| sleep(2 * SEC).map(|()| Unit::Err("x")))
+        .await;
     let counts = breaker.snapshot().counts;
     assert_eq!((counts.calls, counts.slow, counts.failures), (2, 2, 1));
     let totals = breaker.snapshot().totals;
@@ -379,11 +400,15 @@ async fn a_panic_is_a_failure_and_returns_the_place() {
     let panics = || async { panic!("operation") };
     let breaker = touchy().build().unwrap();
     let call = AssertUnwindSafe(breaker.call(panics)).catch_unwind();
-    let _: Box<_> = call.map(|result: Result<Result<(), Error<()>>, _>| result.unwrap_err()).await;
+    let _: Box<_> = call
+        .map(|result: Result<Result<(), Error<()>>, _>| result.unwrap_err())
+        .await;
     assert_eq!(breaker.state(), State::Open);
     advance(100 * MS).await;
     let call = AssertUnwindSafe(breaker.call(panics)).catch_unwind();
-    let _: Box<_> = call.map(|result: Result<Result<(), Error<()>>, _>| result.unwrap_err()).await;
+    let _: Box<_> = call
+        .map(|result: Result<Result<(), Error<()>>, _>| result.unwrap_err())
+        .await;
     assert_eq!(breaker.state(), State::Open, "the probe failed");
     advance(100 * MS).await;
     assert!(ok(&breaker).await, "the probe's place came back");
@@ -487,20 +512,30 @@ async fn the_open_wait_grows_to_a_cap_with_jitter_within_it() {
     assert_ne!(one, waits(config(2)).await, "another seed");
     for (at, wait) in one.iter().enumerate() {
         let longest = (250 * MS * (1 << at.min(2))).min(SEC);
-        assert!(*wait >= longest / 2 && *wait <= longest, "wait {at}: {wait:?}");
+        assert!(
+            *wait >= longest / 2 && *wait <= longest,
+            "wait {at}: {wait:?}"
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_wait_is_the_first_again_only_after_the_breaker_was_closed() {
-    let breaker = touchy().open_wait(SEC, 100.0, 1_000 * SEC).ramp(1).build().unwrap();
+    let breaker = touchy()
+        .open_wait(SEC, 100.0, 1_000 * SEC)
+        .ramp(1)
+        .build()
+        .unwrap();
     fail(&breaker).await;
     assert!(breaker.snapshot().remaining_wait.unwrap() <= SEC);
     advance(SEC).await;
     assert!(ok(&breaker).await);
     assert_eq!(breaker.state(), State::Recovering);
     assert!(fail(&breaker).await);
-    assert!(breaker.snapshot().remaining_wait.unwrap() >= 50 * SEC, "it was not closed");
+    assert!(
+        breaker.snapshot().remaining_wait.unwrap() >= 50 * SEC,
+        "it was not closed"
+    );
     advance(100 * SEC).await;
     while breaker.state() != State::Closed {
         ok(&breaker).await;
@@ -521,13 +556,23 @@ async fn traffic_comes_back_as_a_ramp_and_in_well_under_two_seconds() {
             sleep(SEC / rate).await;
         }
         let took = since.elapsed();
-        assert!(took < Duration::from_millis(1_300), "{rate}/s took {took:?}");
+        assert!(
+            took < Duration::from_millis(1_300),
+            "{rate}/s took {took:?}"
+        );
         if rate == 1_000 {
             for step in [0.125, 0.25, 0.5] {
-                let calls: Vec<_> = admitted.iter().filter(|(share, _)| *share == step).collect();
+                let calls: Vec<_> = admitted
+                    .iter()
+                    .filter(|(share, _)| *share == step)
+                    .collect();
                 let passed = calls.iter().filter(|(_, passed)| *passed).count();
                 assert_eq!(passed, 3, "at a share of {step}");
-                assert!(calls.len() as f64 * step <= 4.0, "{} calls at {step}", calls.len());
+                assert!(
+                    calls.len() as f64 * step <= 4.0,
+                    "{} calls at {step}",
+                    calls.len()
+                );
             }
         }
     }
@@ -562,17 +607,26 @@ fn settings_that_would_wedge_are_refused_when_built() {
     let cases = [
         (config().probes(0), "probes"),
         (config().count_window(0), "window.count"),
-        (config().time_window(Duration::ZERO, 10), "window.time.length"),
+        (
+            config().time_window(Duration::ZERO, 10),
+            "window.time.length",
+        ),
         (config().time_window(SEC, 0), "window.time.buckets"),
         (config().time_window(SEC, 1_001), "window.time.buckets"),
-        (config().time_window(Duration::from_nanos(9), 10), "window.time.buckets"),
+        (
+            config().time_window(Duration::from_nanos(9), 10),
+            "window.time.buckets",
+        ),
         (config().minimum_calls(0), "minimum_calls"),
         (config().failure_rate(0.0), "failure_rate"),
         (config().failure_rate(f64::NAN), "failure_rate"),
         (config().failure_rate(1.01), "failure_rate"),
         (config().failure_rate(-0.5), "failure_rate"),
         (config().slow_rate(2.0, SEC), "slow_rate.rate"),
-        (config().slow_rate(0.5, Duration::ZERO), "slow_rate.threshold"),
+        (
+            config().slow_rate(0.5, Duration::ZERO),
+            "slow_rate.threshold",
+        ),
         (config().consecutive_failures(0), "consecutive_failures"),
         (config().failures_of_last(3, 2), "failures_of_last.failures"),
         (config().failures_of_last(0, 2), "failures_of_last.failures"),
@@ -581,7 +635,10 @@ fn settings_that_would_wedge_are_refused_when_built() {
         (config().probe_timeout(Duration::ZERO), "probe_timeout"),
         (config().open_wait(Duration::ZERO, 2.0, SEC), "open_wait"),
         (config().open_wait(SEC, 0.9, SEC), "open_wait_growth"),
-        (config().open_wait(SEC, f64::INFINITY, SEC), "open_wait_growth"),
+        (
+            config().open_wait(SEC, f64::INFINITY, SEC),
+            "open_wait_growth",
+        ),
         (config().open_wait(SEC, 2.0, SEC - MS), "open_wait_max"),
         (config().open_for_max(Duration::ZERO), "open_for_max"),
         (config().ramp(0), "ramp"),
@@ -608,7 +665,10 @@ async fn refusals_by_policies_inside_are_neutral() {
         .unwrap();
     for _ in 0..100 {
         let refused = stack.call(|| ready(Unit::Ok(()))).await.unwrap_err();
-        assert_eq!(refused.refused().map(|refused| refused.name()), Some("inner"));
+        assert_eq!(
+            refused.refused().map(|refused| refused.name()),
+            Some("inner")
+        );
     }
     assert_eq!(outer.state(), State::Closed);
     let snapshot = outer.snapshot();
@@ -641,7 +701,11 @@ async fn the_success_that_completes_the_minimum_trips() {
         }
         assert_eq!(breaker.state(), State::Closed, "19 calls");
         ok(&breaker).await;
-        assert_eq!(breaker.state(), State::Open, "20 calls, a half of them failed");
+        assert_eq!(
+            breaker.state(),
+            State::Open,
+            "20 calls, a half of them failed"
+        );
     }
 }
 

@@ -2,14 +2,10 @@
 
 use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
-use super::{
-    CircuitBreaker, Class, Snapshot,
-    machine::Rules,
-    window::Shape,
-};
+use super::{CircuitBreaker, Class, Snapshot, machine::Rules, window::Shape};
 use crate::{
-    error::{ConfigError, Kind, Name},
     call::Outcome,
+    error::{ConfigError, Kind, Name},
     event::{Identity, Observer},
     limit::not_zero,
     time,

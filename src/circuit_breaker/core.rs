@@ -213,11 +213,8 @@ impl Core {
 
     fn refuse(&self, after: Option<Duration>) -> Refused {
         bump(self.rest(), |rest| &rest.refused);
-        self.id.refuse(Refused::unstarted(
-            Kind::CircuitOpen,
-            self.id.name(),
-            after,
-        ))
+        self.id
+            .refuse(Refused::unstarted(Kind::CircuitOpen, self.id.name(), after))
     }
 
     /// Where this thread counts, and whether it is alone in writing there.
@@ -323,9 +320,7 @@ impl Core {
     pub(crate) fn settle_slow(&self, ticket: u64, mark: Mark, class: Class, now: Instant) {
         let random = self.chance.next();
         let mut shared = self.collected(now);
-        let transition = shared
-            .machine
-            .settle_slow(ticket, mark, class, now, random);
+        let transition = shared.machine.settle_slow(ticket, mark, class, now, random);
         self.publish(&shared.machine);
         drop(shared);
         self.tell(transition);

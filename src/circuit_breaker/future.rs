@@ -4,12 +4,7 @@ use std::{pin::Pin, task::Poll, time::Instant};
 
 use pin_project::pin_project;
 
-use super::{
-    CircuitBreaker, Class, Classify,
-    config::class_of,
-    machine::InFlight,
-    window::Mark,
-};
+use super::{CircuitBreaker, Class, Classify, config::class_of, machine::InFlight, window::Mark};
 use crate::{
     call::{Cx, End, Guard, Operation, Outcome, Run},
     time,

@@ -52,7 +52,10 @@ fn loom_a_success_beside_a_transition_counts_in_its_own_generation_or_not_at_all
         other.join().unwrap();
         let snapshot = core.snapshot(base + MS);
         assert_eq!(snapshot.state, State::Closed);
-        assert_eq!(snapshot.counts.calls, 0, "the old call is in the new window");
+        assert_eq!(
+            snapshot.counts.calls, 0,
+            "the old call is in the new window"
+        );
         let totals = snapshot.totals;
         assert_eq!(totals.failed, 1);
         assert_eq!(totals.succeeded + totals.late, 2, "{totals:?}");
@@ -155,6 +158,10 @@ fn loom_a_success_that_happened_before_a_failure_is_seen_by_it() {
         };
         other.join().unwrap();
         assert!(call(&core, Class::Failure, base));
-        assert_eq!(core.state(base), State::Closed, "a success lay between them");
+        assert_eq!(
+            core.state(base),
+            State::Closed,
+            "a success lay between them"
+        );
     });
 }

@@ -643,7 +643,9 @@ impl Machine {
     }
 
     fn recent_len(&self) -> u64 {
-        self.rules.of_last.map_or(0, |(failures, _)| failures.into())
+        self.rules
+            .of_last
+            .map_or(0, |(failures, _)| failures.into())
     }
 
     fn trim_recent(&mut self) {

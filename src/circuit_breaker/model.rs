@@ -129,7 +129,7 @@ fn window_agrees(shape: Shape, puts: Vec<Put>, mutant: WindowMutant) -> Result<(
                 now += by;
                 window.advance(now);
             }
-            Put::AlsoFailed(which) if slow_ones.is_empty() => drop(which),
+            Put::AlsoFailed(_) if slow_ones.is_empty() => {}
             Put::AlsoFailed(which) => {
                 let mark = slow_ones.swap_remove(which.index(slow_ones.len()));
                 window.also_failed(mark);
@@ -313,7 +313,10 @@ fn configs() -> impl Strategy<Value = Config> {
         (1..12u32).prop_map(|calls| CircuitBreaker::config().count_window(calls)),
         (1..5u32).prop_map(|buckets| CircuitBreaker::config().time_window(MS * 400, buckets)),
     ];
-    let rates = prop_oneof![Just(None), (1..=10u8).prop_map(|tenths| Some(f64::from(tenths) / 10.0))];
+    let rates = prop_oneof![
+        Just(None),
+        (1..=10u8).prop_map(|tenths| Some(f64::from(tenths) / 10.0))
+    ];
     let rules = (
         window,
         1..8u32,
@@ -583,9 +586,7 @@ impl Model {
     }
 
     fn end(&mut self, token: Token, class: Class, in_flight: bool) -> Option<usize> {
-        if token.round.is_none() {
-            return None;
-        }
+        token.round?;
         let mutant = self.mutant;
         let current = match (&mut self.phase, self.mode) {
             (_, Mode::ForcedOpen) | (Phase::Open(_), _) => false,
@@ -699,7 +700,8 @@ impl Model {
                 let (failures, slows) = (of(|result| result.0), of(|result| result.1));
                 let by_failures =
                     failures > 0.0 && failures / needed >= rules.failure_rate.unwrap_or(0.5);
-                let by_slows = slows > 0.0 && rules.slow_rate.is_some_and(|rate| slows / needed >= rate);
+                let by_slows =
+                    slows > 0.0 && rules.slow_rate.is_some_and(|rate| slows / needed >= rate);
                 if by_failures || by_slows {
                     self.open();
                 } else if results.len() as f64 >= needed {
@@ -730,7 +732,8 @@ impl Model {
                 _ => share >= rate,
             })
         };
-        let enough = inside.len() as u64 >= self.rules.minimum || self.mutant == Mutant::MinimumIgnored;
+        let enough =
+            inside.len() as u64 >= self.rules.minimum || self.mutant == Mutant::MinimumIgnored;
         let by_rate = enough
             && (met(self.rules.failure_rate, |call| call.failed)
                 || met(self.rules.slow_rate, |call| call.slow));
@@ -825,7 +828,12 @@ fn breaker_agrees(
         let shared = core.clone();
         let ticket = crew.run(on, move || shared.acquire(|| at).ok());
         let token = model.begin();
-        prop_assert_eq!(ticket.is_some(), token.is_some(), "admission in {:?}", model.phase);
+        prop_assert_eq!(
+            ticket.is_some(),
+            token.is_some(),
+            "admission in {:?}",
+            model.phase
+        );
         Ok(ticket.zip(token).map(|(ticket, model)| Flying {
             ticket,
             started: core.slow_after().map(|_| at),
@@ -904,7 +912,10 @@ fn breaker_agrees(
                     counts.failures,
                     inside.iter().filter(|call| call.failed).count() as u64
                 );
-                prop_assert_eq!(counts.slow, inside.iter().filter(|call| call.slow).count() as u64);
+                prop_assert_eq!(
+                    counts.slow,
+                    inside.iter().filter(|call| call.slow).count() as u64
+                );
                 prop_assert_eq!(counts.consecutive_failures, model.in_a_row() as u64);
                 if let (Phase::Recovering { share, .. }, true) = (&model.phase, model.decides()) {
                     prop_assert_eq!(snapshot.share, *share);
@@ -925,7 +936,10 @@ fn adopt(core: &Core, model: &mut Model, base: Instant) -> Result<(), TestCaseEr
             prop_assert!(until.is_some(), "the breaker did not open");
             let until = until.unwrap() - base;
             let wait = until - model.now;
-            prop_assert!(wait >= shortest && wait <= longest, "{wait:?} of {longest:?}");
+            prop_assert!(
+                wait >= shortest && wait <= longest,
+                "{wait:?} of {longest:?}"
+            );
             model.phase = Phase::Open(until);
         }
     }
