@@ -209,6 +209,22 @@ async fn evidence_survives_a_change_between_the_kinds_of_window() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn more_successes_than_a_counter_holds_stay_in_their_bucket() {
+    let breaker = CircuitBreaker::config()
+        .time_window(10 * SEC, 10)
+        .build()
+        .unwrap();
+    for _ in 0..200_000 {
+        breaker.try_acquire().unwrap().success();
+    }
+    assert_eq!(breaker.snapshot().counts.calls, 200_000);
+    advance(10 * SEC - MS).await;
+    assert_eq!(breaker.snapshot().counts.calls, 200_000);
+    advance(MS).await;
+    assert_eq!(breaker.snapshot().counts.calls, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_breaker_goes_on_after_a_restart_where_it_was() {
     let config = || {
         CircuitBreaker::config()

@@ -165,3 +165,24 @@ fn loom_a_success_that_happened_before_a_failure_is_seen_by_it() {
         );
     });
 }
+
+#[test]
+fn loom_healthy_calls_count_beside_the_lock() {
+    for time_window in [false, true] {
+        model(move || {
+            let base = Instant::now();
+            let config = CircuitBreaker::config();
+            let config = match time_window {
+                true => config,
+                false => config.count_window(100),
+            };
+            let core = breaker(config, base);
+            assume(0);
+            for _ in 0..5 {
+                assert!(call(&core, Class::Success, base));
+            }
+            assert!(core.counted_beside_the_lock() >= 4);
+            assert_eq!(core.snapshot(base).counts.calls, 5);
+        });
+    }
+}
