@@ -38,6 +38,8 @@ fn loom_a_success_beside_a_transition_counts_in_its_own_generation_or_not_at_all
         let base = Instant::now();
         let core = breaker(touchy(), base);
         assume(0);
+        // From now on this thread's counter is for this generation.
+        assert!(call(&core, Class::Success, base));
         let ticket = core.acquire(|| base).unwrap();
         let other = {
             let core = core.clone();
@@ -58,7 +60,7 @@ fn loom_a_success_beside_a_transition_counts_in_its_own_generation_or_not_at_all
         );
         let totals = snapshot.totals;
         assert_eq!(totals.failed, 1);
-        assert_eq!(totals.succeeded + totals.late, 2, "{totals:?}");
+        assert_eq!(totals.succeeded + totals.late, 3, "{totals:?}");
     });
 }
 
