@@ -342,6 +342,11 @@ impl fmt::Debug for Cx<'_, '_> {
 }
 
 /// Turns an outcome into what the caller of this form of call is given.
+#[diagnostic::on_unimplemented(
+    message = "a refusal cannot be turned into the service's error type `{E}`",
+    note = "implement `From<mainstay::Refused>` for your own error type",
+    note = "for an error type of somebody else use `stack.lift()` as the layer: the error becomes `mainstay::Error<{E}>`"
+)]
 pub trait Finish<T, E> {
     /// The output of the call's future.
     type Output;

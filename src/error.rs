@@ -126,6 +126,11 @@ impl Refused {
         &self.name
     }
 
+    /// The name with its parts, see [`Name::base`] and [`Name::key`].
+    pub fn full_name(&self) -> &Name {
+        &self.name
+    }
+
     /// When another try has a chance, where the policy knows: an open breaker's remaining wait.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
@@ -207,12 +212,35 @@ pub struct Name(Text);
 enum Text {
     Static(&'static str),
     Shared(Arc<str>),
+    /// `base[key]`, and where the base ends.
+    Keyed(Arc<str>, usize),
 }
 
 impl Name {
     /// A name from a literal.
     pub const fn new(name: &'static str) -> Self {
         Name(Text::Static(name))
+    }
+
+    /// The name of the policy for one key: `base[key]`.
+    pub(crate) fn keyed(base: &str, key: &dyn fmt::Display) -> Self {
+        Name(Text::Keyed(format!("{base}[{key}]").into(), base.len()))
+    }
+
+    /// The name without the key of a [`Keyed`](crate::Keyed) policy.
+    pub fn base(&self) -> &str {
+        match &self.0 {
+            Text::Keyed(name, end) => &name[..*end],
+            _ => self,
+        }
+    }
+
+    /// The key, for a policy out of a [`Keyed`](crate::Keyed).
+    pub fn key(&self) -> Option<&str> {
+        match &self.0 {
+            Text::Keyed(name, end) => name.get(end + 1..name.len() - 1),
+            _ => None,
+        }
     }
 }
 
@@ -222,7 +250,7 @@ impl Deref for Name {
     fn deref(&self) -> &str {
         match &self.0 {
             Text::Static(name) => name,
-            Text::Shared(name) => name,
+            Text::Shared(name) | Text::Keyed(name, _) => name,
         }
     }
 }

@@ -150,8 +150,9 @@ pub trait Handle<R, T, E> {
     /// The answer in the making.
     type Future: Future<Output = Result<T, E>>;
 
-    /// Keeps what is needed of the request, before the operation consumes it.
-    fn keep(&self, request: Option<&R>) -> Self::Kept;
+    /// Keeps what is needed of the request, before the operation consumes it; `None` if it cannot be
+    /// kept, and then there is no fallback for this call.
+    fn keep(&self, request: Option<&R>) -> Option<Self::Kept>;
 
     /// Begins an answer.
     fn handle(&self, why: Error<E>, kept: Self::Kept) -> Self::Future;
@@ -166,7 +167,9 @@ where
     type Future = Fut;
 
     #[inline]
-    fn keep(&self, _: Option<&R>) {}
+    fn keep(&self, _: Option<&R>) -> Option<()> {
+        Some(())
+    }
 
     fn handle(&self, why: Error<E>, (): ()) -> Fut {
         self(why)
@@ -181,7 +184,9 @@ impl<R, T: Clone, E> Handle<R, T, E> for Value<T> {
     type Kept = ();
     type Future = Ready<Result<T, E>>;
 
-    fn keep(&self, _: Option<&R>) {}
+    fn keep(&self, _: Option<&R>) -> Option<()> {
+        Some(())
+    }
 
     fn handle(&self, _: Error<E>, (): ()) -> Self::Future {
         ready(Ok(self.0.clone()))
@@ -257,7 +262,7 @@ where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
         if let State::New = *state {
-            let kept = Some(self.handler.keep(op.request()));
+            let kept = self.handler.keep(op.request());
             state.set(State::Asking {
                 kept,
                 inner: Default::default(),
