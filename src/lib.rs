@@ -10,6 +10,8 @@ pub mod deadline;
 mod error;
 mod event;
 pub mod fallback;
+#[cfg(feature = "serde")]
+mod human;
 pub mod limit;
 mod order;
 pub mod retry;
