@@ -1,6 +1,7 @@
 //! mainstay
 #![forbid(unsafe_code)]
 
+pub mod backoff;
 pub mod boxed;
 pub mod bulkhead;
 pub mod call;
@@ -10,8 +11,11 @@ pub mod deadline;
 mod error;
 mod event;
 pub mod fallback;
+#[cfg(feature = "serde")]
+mod human;
 pub mod limit;
 mod order;
+pub mod repeat;
 pub mod retry;
 mod slots;
 pub mod stack;
