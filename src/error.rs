@@ -116,6 +116,12 @@ impl Refused {
         }
     }
 
+    /// The same refusal of a call whose operation may have begun in an earlier attempt.
+    pub(crate) fn of_started(mut self, started: bool) -> Self {
+        self.started |= started;
+        self
+    }
+
     /// The rule that ended the call.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -130,6 +130,12 @@ impl Identity {
         &self.name
     }
 
+    /// The name, if it was given rather than being the pattern's own.
+    #[cfg(feature = "serde")]
+    pub(crate) fn given_name(&self) -> Option<&Name> {
+        self.named.then_some(&self.name)
+    }
+
     pub(crate) fn set_name(&mut self, name: Name) {
         self.name = name;
         self.named = true;

@@ -1,6 +1,7 @@
 //! mainstay
 #![forbid(unsafe_code)]
 
+pub mod backoff;
 pub mod boxed;
 pub mod bulkhead;
 pub mod call;
@@ -14,6 +15,7 @@ pub mod fallback;
 mod human;
 pub mod limit;
 mod order;
+pub mod repeat;
 pub mod retry;
 mod slots;
 pub mod stack;

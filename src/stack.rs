@@ -12,6 +12,7 @@ use crate::{
     event::{Identity, Observer},
     fallback::{Fallback, Handle},
     order,
+    repeat::{Copying, Never},
     retry::{self, Retry},
     timeout::Timeout,
 };
@@ -264,6 +265,13 @@ pub trait Part {
 
 /// A list of policies, whatever it is called with.
 pub trait List: Sealed {
+    /// How a request is kept for another attempt: as the outermost retry was told, or
+    /// [`Never`] without a retry.
+    type Copier;
+
+    /// The copier in force.
+    fn copier(&self) -> &Self::Copier;
+
     /// Shows each policy, outermost first.
     fn each(&self, visit: &mut dyn FnMut(&dyn Part));
 
@@ -272,6 +280,12 @@ pub trait List: Sealed {
 }
 
 impl List for () {
+    type Copier = Never;
+
+    fn copier(&self) -> &Never {
+        &Never
+    }
+
     fn each(&self, _: &mut dyn FnMut(&dyn Part)) {}
 
     #[inline]
@@ -280,7 +294,13 @@ impl List for () {
     }
 }
 
-impl<P: Part, I: List> List for (P, I) {
+impl<P: Copying<I>, I: List> List for (P, I) {
+    type Copier = P::Copier;
+
+    fn copier(&self) -> &P::Copier {
+        self.0.copier(&self.1)
+    }
+
     fn each(&self, visit: &mut dyn FnMut(&dyn Part)) {
         visit(&self.0);
         self.1.each(visit);
