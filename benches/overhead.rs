@@ -120,7 +120,8 @@ async fn ready_or_refused() -> Result<u64, Failed> {
 }
 
 fn all(c: &mut Criterion) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime with a timer");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime with a timer");
     let _entered = runtime.enter();
     each_policy(c).expect("the settings are constants");
     stacks(c).expect("the settings are constants");

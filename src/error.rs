@@ -98,22 +98,12 @@ pub struct Refused {
 impl Refused {
     /// A refusal before the operation was started.
     pub(crate) fn unstarted(kind: Kind, name: &Name, retry_after: Option<Duration>) -> Self {
-        Refused {
-            kind,
-            name: name.clone(),
-            retry_after,
-            started: false,
-        }
+        Refused { kind, name: name.clone(), retry_after, started: false }
     }
 
     /// A refusal that gives up on a call whose operation was started, or not.
     pub(crate) fn ended(kind: Kind, name: &Name, started: bool) -> Self {
-        Refused {
-            kind,
-            name: name.clone(),
-            retry_after: None,
-            started,
-        }
+        Refused { kind, name: name.clone(), retry_after: None, started }
     }
 
     /// The same refusal of a call whose operation may have begun in an earlier attempt.
@@ -166,11 +156,7 @@ impl error::Error for Refused {}
 
 /// The rule by which a policy ended a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize),
-    serde(rename_all = "snake_case")
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Kind {
     /// A circuit breaker is open, or half-open with all its probes given out.
@@ -350,16 +336,8 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    pub(crate) fn setting(
-        field: &'static str,
-        value: impl fmt::Debug,
-        allowed: impl Into<String>,
-    ) -> Self {
-        ConfigError::Setting {
-            field,
-            value: format!("{value:?}"),
-            allowed: allowed.into(),
-        }
+    pub(crate) fn setting(field: &'static str, value: impl fmt::Debug, allowed: impl Into<String>) -> Self {
+        ConfigError::Setting { field, value: format!("{value:?}"), allowed: allowed.into() }
     }
 
     /// `Ok` if `holds`, else the error; so that a list of checks reads as a list.
@@ -369,29 +347,17 @@ impl ConfigError {
         value: impl fmt::Debug,
         allowed: &'static str,
     ) -> Result<(), Self> {
-        if holds {
-            Ok(())
-        } else {
-            Err(Self::setting(field, value, allowed))
-        }
+        if holds { Ok(()) } else { Err(Self::setting(field, value, allowed)) }
     }
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ConfigError::Setting {
-                field,
-                value,
-                allowed,
-            } => {
+            ConfigError::Setting { field, value, allowed } => {
                 write!(f, "{field} = {value} is not possible: allowed is {allowed}")
             }
-            ConfigError::Order {
-                stack,
-                problem,
-                fix,
-            } => write!(f, "stack {stack:?}: {problem}; {fix}"),
+            ConfigError::Order { stack, problem, fix } => write!(f, "stack {stack:?}: {problem}; {fix}"),
         }
     }
 }

@@ -19,6 +19,11 @@ use crate::{
     event::{Event, Identity, Observer},
     stack::{IntoPolicy, Part, Role, callable},
 };
+#[cfg(feature = "tower")]
+use crate::{
+    repeat::{Cloning, CopyWith},
+    tower::Other,
+};
 
 /// How many answers of one fallback may be in the making at once, unless
 /// [set](Fallback::limit).
@@ -98,6 +103,28 @@ impl<T: Clone, E> Fallback<Value<T>, T, E> {
     /// Answers with a copy of `value`.
     pub fn value(value: T) -> Self {
         Fallback::with(Value(value))
+    }
+}
+
+#[cfg(feature = "tower")]
+impl<S, T, E> Fallback<Other<S, Cloning>, T, E> {
+    /// Answers with what `service` says to a copy of the request. For stacks around tower services.
+    ///
+    /// The copy is made before the first attempt, for every call.
+    pub fn service(service: S) -> Self {
+        Fallback::with(Other::new(service, Cloning))
+    }
+}
+
+#[cfg(feature = "tower")]
+impl<S, T, E, F, R> Fallback<Other<S, CopyWith<F, R>>, T, E> {
+    /// Like [`service`](Fallback::service) for requests that are not `Clone`; a call whose request `copy` answers
+    /// with `None` has no fallback.
+    pub fn service_with(service: S, copy: F) -> Self
+    where
+        F: Fn(&R) -> Option<R>,
+    {
+        Fallback::with(Other::new(service, CopyWith::new(copy)))
     }
 }
 
@@ -263,16 +290,9 @@ where
     {
         if let State::New = *state {
             let kept = self.handler.keep(op.request());
-            state.set(State::Asking {
-                kept,
-                inner: Default::default(),
-            });
+            state.set(State::Asking { kept, inner: Default::default() });
         }
-        if let StateProjection::Asking {
-            kept,
-            inner: inner_state,
-        } = state.as_mut().project()
-        {
+        if let StateProjection::Asking { kept, inner: inner_state } = state.as_mut().project() {
             let error = match inner.poll(inner_state, op.as_mut(), cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(Ok(value))) => {
@@ -314,10 +334,7 @@ where
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        if let StateProjection::Asking {
-            inner: inner_state, ..
-        } = state.as_mut().project()
-        {
+        if let StateProjection::Asking { inner: inner_state, .. } = state.as_mut().project() {
             inner.end(inner_state, op, how);
         }
         state.set(State::New);
@@ -343,10 +360,7 @@ impl<H, T, E> Fallback<H, T, E> {
         H: Handle<R, T, E>,
     {
         let instead_of = why.refused().map(|refused| refused.kind());
-        self.id.emit(&Event::FellBack {
-            name: self.id.name(),
-            instead_of,
-        });
+        self.id.emit(&Event::FellBack { name: self.id.name(), instead_of });
         self.handler.handle(why, kept)
     }
 }

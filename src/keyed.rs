@@ -51,8 +51,9 @@ use pin_project::pin_project;
 
 use crate::{
     call::{Cx, End, Guard, Operation, Outcome, Run, Sealed},
-    error::{ConfigError, Name},
+    error::ConfigError,
     event::Identity,
+    registry,
     stack::{IntoPolicy, Part, Role},
 };
 
@@ -97,6 +98,24 @@ struct Keys<K, C: Template> {
 struct Entry<P> {
     policy: P,
     last_asked: AtomicU64,
+}
+
+impl<K, C: Template> Keyed<K, C> {
+    /// How many keys have a policy.
+    pub fn len(&self) -> usize {
+        self.shared.keys.read().unwrap_or_else(PoisonError::into_inner).entries.len()
+    }
+
+    /// Whether no key has a policy.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All policies that there are now, in no order.
+    pub fn policies(&self) -> Vec<C::Policy> {
+        let keys = self.shared.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys.entries.values().map(|entry| entry.policy.clone()).collect()
+    }
 }
 
 impl<K, C> Keyed<K, C>
@@ -166,22 +185,6 @@ where
         Ok(())
     }
 
-    /// How many keys have a policy.
-    pub fn len(&self) -> usize {
-        self.shared.keys.read().unwrap_or_else(PoisonError::into_inner).entries.len()
-    }
-
-    /// Whether no key has a policy.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// All policies that there are now, in no order.
-    pub fn policies(&self) -> Vec<C::Policy> {
-        let keys = self.shared.keys.read().unwrap_or_else(PoisonError::into_inner);
-        keys.entries.values().map(|entry| entry.policy.clone()).collect()
-    }
-
     /// A policy for a stack around a tower service, which picks the key's own for each request.
     ///
     /// For the wrapper form, [`get`](Self::get) the policy and call through it.
@@ -248,6 +251,10 @@ impl<K, C: Template, F> Part for By<K, C, F> {
         let sample = self.keyed.shared.keys.read().unwrap_or_else(PoisonError::into_inner).sample.clone();
         sample.describe(f)?;
         write!(f, ", one per key, at most {}", self.keyed.shared.capacity)
+    }
+
+    fn inspect(&self, show: &mut dyn FnMut(registry::Snapshot)) {
+        self.keyed.policies().iter().for_each(|policy| Part::inspect(policy, show));
     }
 }
 
@@ -319,10 +326,4 @@ where
             policy.end(inner, this.inner, op, how);
         }
     }
-}
-
-/// The name of one key's policy, for the templates.
-pub(crate) fn rename(id: &mut Identity, key: &dyn fmt::Display) {
-    let name = Name::keyed(id.name(), key);
-    id.set_name(name);
 }

@@ -110,6 +110,6 @@ impl Snapshot {
 
 impl<K, C: Template> Inspect for Keyed<K, C> {
     fn inspect(&self, show: &mut dyn FnMut(Snapshot)) {
-        self.each(&mut |policy| policy.inspect(show));
+        self.policies().iter().for_each(|policy| Part::inspect(policy, show));
     }
 }

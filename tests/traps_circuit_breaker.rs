@@ -39,10 +39,7 @@ fn touchy() -> Config {
 
 #[tokio::test(start_paused = true)]
 async fn long_healthy_then_down_trips_after_the_windows_worth_of_calls() {
-    for config in [
-        CircuitBreaker::config().count_window(100),
-        CircuitBreaker::config(),
-    ] {
+    for config in [CircuitBreaker::config().count_window(100), CircuitBreaker::config()] {
         let breaker = config.build().unwrap();
         for call in 0..1_000_000 {
             assert!(ok(&breaker).await);

@@ -1,6 +1,6 @@
 //! The settings of a bulkhead.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use super::{Bulkhead, Inner, Permits, shared::Shared};
 use crate::{
@@ -46,11 +46,7 @@ pub struct Config {
 
 /// Who may wait for a permit, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(deny_unknown_fields)
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct Queue {
     /// How many calls may wait at once.
     pub length: usize,
@@ -62,12 +58,7 @@ pub struct Queue {
 impl Config {
     /// A bulkhead of `limit` permits that refuses at once.
     pub fn new(limit: usize) -> Self {
-        Config {
-            limit,
-            queue: None,
-            name: None,
-            id: Identity::new("bulkhead"),
-        }
+        Config { limit, queue: None, name: None, id: Identity::new("bulkhead") }
     }
 
     /// Lets up to `length` calls wait, each for at most `max_wait`, first come first served.
@@ -104,10 +95,7 @@ impl Config {
         let room = self.queue.map_or(0, |queue| queue.length);
         Ok(Bulkhead(Arc::new(Inner {
             id: self.id,
-            permits: Permits::Own {
-                shared: Shared::new(self.limit, room),
-                queue: self.queue,
-            },
+            permits: Permits::Own { shared: Shared::new(self.limit, room), queue: self.queue },
         })))
     }
 
@@ -118,6 +106,15 @@ impl Config {
         };
         ConfigError::unless(length > 0, "bulkhead.queue.length", length, "1 or more")?;
         not_zero(max_wait, "bulkhead.queue.max_wait")
+    }
+
+    pub(super) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    pub(super) fn keyed(mut self, key: &dyn fmt::Display) -> Self {
+        self.id.set_key(key);
+        self
     }
 
     pub(super) fn inherit(mut self, stack: &Identity) -> Self {
@@ -160,10 +157,6 @@ impl TryFrom<File> for Config {
 #[cfg(feature = "serde")]
 impl From<Config> for File {
     fn from(config: Config) -> Self {
-        File {
-            limit: config.limit,
-            queue: config.queue,
-            name: config.name,
-        }
+        File { limit: config.limit, queue: config.queue, name: config.name }
     }
 }

@@ -107,11 +107,7 @@ impl Bulkhead {
             Asked::Expired => {
                 *seat = Seat::None;
                 let by_deadline = cx.deadline.is_some_and(|deadline| deadline <= until);
-                let kind = if by_deadline {
-                    Kind::DeadlineExceeded
-                } else {
-                    Kind::QueueTimeout
-                };
+                let kind = if by_deadline { Kind::DeadlineExceeded } else { Kind::QueueTimeout };
                 self.no_seat(kind, cx)
             }
             Asked::Granted => {

@@ -43,14 +43,7 @@ pub(super) enum Asked {
 impl<W> Pool<W> {
     pub(super) fn new(limit: usize, room: usize) -> Self {
         let limit = clamp(limit);
-        Pool {
-            limit,
-            free: limit,
-            room,
-            next_ticket: 0,
-            queue: VecDeque::new(),
-            granted: 0,
-        }
+        Pool { limit, free: limit, room, next_ticket: 0, queue: VecDeque::new(), granted: 0 }
     }
 
     pub(super) fn limit(&self) -> usize {
@@ -94,10 +87,7 @@ impl<W> Pool<W> {
         }
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.queue.push_back(Waiter {
-            ticket,
-            waker: Some(waker),
-        });
+        self.queue.push_back(Waiter { ticket, waker: Some(waker) });
         Ok(ticket)
     }
 
@@ -173,9 +163,7 @@ impl<W> Pool<W> {
     }
 
     fn place(&self, ticket: u64) -> Option<usize> {
-        self.queue
-            .binary_search_by_key(&ticket, |waiter| waiter.ticket)
-            .ok()
+        self.queue.binary_search_by_key(&ticket, |waiter| waiter.ticket).ok()
     }
 }
 
@@ -203,20 +191,10 @@ struct Share {
 impl Shares {
     /// The sum of the shares must not exceed `total`.
     pub(super) fn new(total: usize, shares: impl IntoIterator<Item = usize>) -> Self {
-        let parts: Vec<_> = shares
-            .into_iter()
-            .map(|guaranteed| Share {
-                guaranteed,
-                in_use: 0,
-            })
-            .collect();
+        let parts: Vec<_> = shares.into_iter().map(|guaranteed| Share { guaranteed, in_use: 0 }).collect();
         let reserved = parts.iter().map(|part| part.guaranteed).sum();
         debug_assert!(reserved <= total, "more was guaranteed than exists");
-        Shares {
-            free: total,
-            reserved,
-            parts,
-        }
+        Shares { free: total, reserved, parts }
     }
 
     /// Takes a permit for `part`: one of its share, or one that is free and reserved for nobody.

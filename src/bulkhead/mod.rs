@@ -19,6 +19,8 @@ use crate::{
     call::Sealed,
     error::{ConfigError, Kind, Name, Refused},
     event::Identity,
+    keyed::Template,
+    registry,
     stack::{IntoPolicy, Part, Role, callable},
 };
 
@@ -35,10 +37,7 @@ struct Inner {
 
 /// Where the permits come from.
 enum Permits {
-    Own {
-        shared: Shared,
-        queue: Option<Queue>,
-    },
+    Own { shared: Shared, queue: Option<Queue> },
     Partition(Partition),
 }
 
@@ -67,17 +66,9 @@ impl Bulkhead {
     /// [`ConfigError::Setting`] when the rate is not above zero, the latency is zero, or their product is above a
     /// million.
     pub fn for_load(rate_per_s: f64, p99: Duration) -> Result<Self, ConfigError> {
-        ConfigError::unless(
-            rate_per_s > 0.0,
-            "bulkhead.rate_per_s",
-            rate_per_s,
-            "above 0",
-        )?;
+        ConfigError::unless(rate_per_s > 0.0, "bulkhead.rate_per_s", rate_per_s, "above 0")?;
         ConfigError::unless(!p99.is_zero(), "bulkhead.p99", p99, "a duration above zero")?;
-        Bulkhead::new(sizing::for_blocking(
-            sizing::little(rate_per_s, p99),
-            0.001,
-        )?)
+        Bulkhead::new(sizing::for_blocking(sizing::little(rate_per_s, p99), 0.001)?)
     }
 
     /// Takes a permit if one is free, without waiting.
@@ -89,11 +80,7 @@ impl Bulkhead {
     /// [`Refused`] of the kind [`Kind::BulkheadFull`].
     #[inline]
     pub fn try_acquire(&self) -> Result<Permit<'_>, Refused> {
-        if self.take() {
-            Ok(Permit { bulkhead: self })
-        } else {
-            Err(self.refuse(Kind::BulkheadFull, false))
-        }
+        if self.take() { Ok(Permit { bulkhead: self }) } else { Err(self.refuse(Kind::BulkheadFull, false)) }
     }
 
     /// Takes a permit, waiting in the [queue](Config::queue) if there is one.
@@ -129,11 +116,9 @@ impl Bulkhead {
                 shared.resize(limit);
                 Ok(())
             }
-            Permits::Partition(_) => Err(ConfigError::setting(
-                "bulkhead.limit",
-                limit,
-                "what the partition was made with",
-            )),
+            Permits::Partition(_) => {
+                Err(ConfigError::setting("bulkhead.limit", limit, "what the partition was made with"))
+            }
         }
     }
 
@@ -199,10 +184,7 @@ impl Bulkhead {
 
     fn queue(&self) -> Option<(&Shared, Queue)> {
         match &self.0.permits {
-            Permits::Own {
-                shared,
-                queue: Some(queue),
-            } => Some((shared, *queue)),
+            Permits::Own { shared, queue: Some(queue) } => Some((shared, *queue)),
             _ => None,
         }
     }
@@ -247,9 +229,7 @@ pub struct Permit<'a> {
 impl Permit<'_> {
     /// The same permit without the borrow, for tasks and structs.
     pub fn into_owned(self) -> OwnedPermit {
-        let owned = OwnedPermit {
-            bulkhead: self.bulkhead.clone(),
-        };
+        let owned = OwnedPermit { bulkhead: self.bulkhead.clone() };
         // The permit lives on in `owned`.
         std::mem::forget(self);
         owned
@@ -280,9 +260,7 @@ impl Sealed for Bulkhead {}
 
 impl Part for Bulkhead {
     fn role(&self) -> Role {
-        Role::Bulkhead {
-            queues: self.queue().is_some(),
-        }
+        Role::Bulkhead { queues: self.queue().is_some() }
     }
 
     fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -293,6 +271,28 @@ impl Part for Bulkhead {
             }
             None => Ok(()),
         }
+    }
+
+    fn inspect(&self, show: &mut dyn FnMut(registry::Snapshot)) {
+        show(registry::Snapshot::Bulkhead(self.snapshot()));
+    }
+}
+
+impl Template for Config {
+    type Policy = Bulkhead;
+
+    fn build_for(&self, key: &dyn fmt::Display) -> Result<Bulkhead, ConfigError> {
+        self.clone().keyed(key).build()
+    }
+
+    /// The limit. The queue of a bulkhead stays as it was built.
+    fn apply_to(&self, policy: &Bulkhead) -> Result<(), ConfigError> {
+        policy.resize(self.limit())
+    }
+
+    /// Without calls in it or waiting for it.
+    fn at_rest(policy: &Bulkhead) -> bool {
+        policy.in_use() == 0 && policy.waiting() == 0
     }
 }
 

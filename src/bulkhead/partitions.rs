@@ -50,52 +50,32 @@ impl Partitions {
         shares: impl IntoIterator<Item = (N, usize)>,
     ) -> Result<Self, ConfigError> {
         check_limit(total)?;
-        let (names, shares): (Vec<Name>, Vec<usize>) = shares
-            .into_iter()
-            .map(|(name, share)| (name.into(), share))
-            .unzip();
-        ConfigError::unless(
-            !names.is_empty(),
-            "partitions.shares",
-            &names,
-            "one or more",
-        )?;
+        let (names, shares): (Vec<Name>, Vec<usize>) =
+            shares.into_iter().map(|(name, share)| (name.into(), share)).unzip();
+        ConfigError::unless(!names.is_empty(), "partitions.shares", &names, "one or more")?;
         for (at, name) in names.iter().enumerate() {
-            ConfigError::unless(
-                !names[..at].contains(name),
-                "partitions.name",
-                name,
-                "a name used once",
-            )?;
+            ConfigError::unless(!names[..at].contains(name), "partitions.name", name, "a name used once")?;
         }
-        let guaranteed = shares
-            .iter()
-            .try_fold(0_usize, |sum, &share| sum.checked_add(share))
-            .filter(|&sum| sum <= total);
+        let guaranteed =
+            shares.iter().try_fold(0_usize, |sum, &share| sum.checked_add(share)).filter(|&sum| sum <= total);
         let Some(guaranteed) = guaranteed else {
             let allowed = format!("shares that add up to {total} at most");
             return Err(ConfigError::setting("partitions.shares", shares, allowed));
         };
         let machine = Arc::new(Mutex::new(Shares::new(total, shares.iter().copied())));
-        let parts = names
-            .into_iter()
-            .zip(shares)
-            .enumerate()
-            .map(|(index, (name, share))| {
-                let mut id = Identity::new("bulkhead");
-                id.set_name(name);
-                Bulkhead(Arc::new(Inner {
-                    id,
-                    permits: Permits::Partition(Partition {
-                        shares: machine.clone(),
-                        index,
-                        limit: total - (guaranteed - share),
-                    }),
-                }))
-            });
-        Ok(Partitions {
-            parts: parts.collect(),
-        })
+        let parts = names.into_iter().zip(shares).enumerate().map(|(index, (name, share))| {
+            let mut id = Identity::new("bulkhead");
+            id.set_name(name);
+            Bulkhead(Arc::new(Inner {
+                id,
+                permits: Permits::Partition(Partition {
+                    shares: machine.clone(),
+                    index,
+                    limit: total - (guaranteed - share),
+                }),
+            }))
+        });
+        Ok(Partitions { parts: parts.collect() })
     }
 
     /// The partition `name`.

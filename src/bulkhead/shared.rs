@@ -83,16 +83,9 @@ impl Shared {
     pub(super) fn new(limit: usize, room: usize) -> Self {
         let pool = Pool::new(limit, room);
         Shared {
-            front: Padded(Front {
-                level: AtomicUsize::new(FREE),
-                cap: AtomicU64::new(cap(&pool)),
-            }),
+            front: Padded(Front { level: AtomicUsize::new(FREE), cap: AtomicU64::new(cap(&pool)) }),
             caches: Slots::new(),
-            locked: Padded(Mutex::new(Locked {
-                pool,
-                caching: true,
-                open: Vec::new(),
-            })),
+            locked: Padded(Mutex::new(Locked { pool, caching: true, open: Vec::new() })),
         }
     }
 
@@ -101,11 +94,7 @@ impl Shared {
     pub(super) fn take(&self) -> bool {
         if let Some((_, cache)) = self.caches.mine() {
             let word = cache.load(Relaxed);
-            if word > 1
-                && cache
-                    .compare_exchange(word, word - 1, Acquire, Relaxed)
-                    .is_ok()
-            {
+            if word > 1 && cache.compare_exchange(word, word - 1, Acquire, Relaxed).is_ok() {
                 return true;
             }
         }
@@ -125,9 +114,7 @@ impl Shared {
             let word = cache.load(Relaxed);
             // A shut cache wraps round to more than any cap.
             if word.wrapping_sub(1) < self.front.cap.load(Relaxed)
-                && cache
-                    .compare_exchange(word, word + 1, Release, Relaxed)
-                    .is_ok()
+                && cache.compare_exchange(word, word + 1, Release, Relaxed).is_ok()
             {
                 return;
             }
@@ -206,10 +193,7 @@ impl Shared {
         let locked = lock(&self.locked);
         // Each cache is shut for a moment: permits that move from one to another while they are counted one after
         // the other would be counted twice or not at all.
-        let held: Vec<_> = self
-            .open(&locked)
-            .map(|cache| (cache, cache.swap(SHUT, AcqRel)))
-            .collect();
+        let held: Vec<_> = self.open(&locked).map(|cache| (cache, cache.swap(SHUT, AcqRel))).collect();
         let cached: u64 = held.iter().map(|(_, word)| word - 1).sum();
         for (cache, word) in held {
             cache.store(word, Release);
@@ -251,20 +235,14 @@ impl Shared {
     }
 
     fn open<'a>(&'a self, locked: &'a Locked) -> impl Iterator<Item = &'a AtomicU64> {
-        locked
-            .open
-            .iter()
-            .filter_map(|&index| self.caches.get(index))
+        locked.open.iter().filter_map(|&index| self.caches.get(index))
     }
 
     fn shut_caches(&self, locked: &mut Locked) {
         if !locked.caching {
             return;
         }
-        let cached: u64 = self
-            .open(locked)
-            .map(|cache| cache.swap(SHUT, AcqRel) - 1)
-            .sum();
+        let cached: u64 = self.open(locked).map(|cache| cache.swap(SHUT, AcqRel) - 1).sum();
         locked.open.clear();
         locked.caching = false;
         locked.pool.collect(to_usize(cached));

@@ -113,10 +113,7 @@ mod tests {
                 }
                 let written = term / sum;
                 let computed = erlang_b(load, servers);
-                assert!(
-                    (written - computed).abs() < 1e-12,
-                    "{load} on {servers}: {written} {computed}"
-                );
+                assert!((written - computed).abs() < 1e-12, "{load} on {servers}: {written} {computed}");
             }
         }
     }
@@ -132,10 +129,7 @@ mod tests {
             assert!(for_blocking(load, 0.001).is_err(), "load {load}");
         }
         for probability in [0.0, -0.1, 1.1, f64::NAN] {
-            assert!(
-                for_blocking(10.0, probability).is_err(),
-                "probability {probability}"
-            );
+            assert!(for_blocking(10.0, probability).is_err(), "probability {probability}");
         }
         assert_eq!(for_blocking(0.0, 0.001), Ok(1));
         assert!(erlang_b(-1.0, 3).is_nan() && erlang_b(f64::NAN, 3).is_nan());

@@ -32,7 +32,8 @@ impl Observer for Metrics {
             }
             Event::Refused { refused, observed: false } => {
                 let policy = refused.full_name().base().to_owned();
-                counter!("mainstay_refused_total", "policy" => policy, "kind" => refused.kind().as_str()).increment(1);
+                counter!("mainstay_refused_total", "policy" => policy, "kind" => refused.kind().as_str())
+                    .increment(1);
             }
             Event::Refused { observed: true, .. } => {}
             Event::Retried { name, .. } => {
