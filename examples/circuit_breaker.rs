@@ -15,7 +15,13 @@ async fn main() -> Result<(), mainstay::ConfigError> {
         .open_wait(Duration::from_millis(200), 2.0, Duration::from_secs(1))
         .observe(|event: &Event<'_>| {
             if let Event::Transition { from, to, counts, .. } = event {
-                println!("  {} -> {}: {} of {} calls failed", from.as_str(), to.as_str(), counts.failures, counts.calls);
+                println!(
+                    "  {} -> {}: {} of {} calls failed",
+                    from.as_str(),
+                    to.as_str(),
+                    counts.failures,
+                    counts.calls
+                );
             }
         })
         .build()?;

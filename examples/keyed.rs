@@ -11,7 +11,10 @@ async fn main() -> Result<(), ConfigError> {
     // One of four shards is down. One breaker for all of them would have refused three healthy ones.
     for round in 0..10 {
         for shard in ["a", "b", "c", "d"] {
-            let answer = shards.get(shard).call(|| async move { if shard == "d" { Err("down") } else { Ok(round) } }).await;
+            let answer = shards
+                .get(shard)
+                .call(|| async move { if shard == "d" { Err("down") } else { Ok(round) } })
+                .await;
             if round == 9 {
                 println!("shard {shard}: {answer:?}");
             }

@@ -1,9 +1,6 @@
 //! A retry with a predicate, server hints and a budget: `cargo run --example retry`
 
-use std::{
-    cell::Cell,
-    time::Duration,
-};
+use std::{cell::Cell, time::Duration};
 
 use mainstay::{Error, Event, Retry, retry::Verdict};
 

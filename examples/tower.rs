@@ -17,12 +17,17 @@ enum PaymentError {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let payments = mainstay::stack("payments")
         .deadline(Duration::from_secs(1))
-        .circuit_breaker(CircuitBreaker::config().minimum_calls(3).classify_err(|error: &PaymentError| match error {
-            // The service works; the card does not.
-            PaymentError::Declined => mainstay::circuit_breaker::Class::Success,
-            PaymentError::Refused(_) => mainstay::circuit_breaker::Class::Ignored,
+        .circuit_breaker(CircuitBreaker::config().minimum_calls(3).classify_err(|error: &PaymentError| {
+            match error {
+                // The service works; the card does not.
+                PaymentError::Declined => mainstay::circuit_breaker::Class::Success,
+                PaymentError::Refused(_) => mainstay::circuit_breaker::Class::Ignored,
+            }
         }))
-        .retry(Retry::exponential(Duration::from_millis(20)).clone_request(|order: &u32| (*order < 100).then_some(*order)))
+        .retry(
+            Retry::exponential(Duration::from_millis(20))
+                .clone_request(|order: &u32| (*order < 100).then_some(*order)),
+        )
         .timeout(Duration::from_millis(50))
         .build()?;
 
