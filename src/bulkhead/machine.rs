@@ -246,3 +246,6 @@ impl Shares {
         self.parts[part].in_use
     }
 }
+
+#[cfg(all(test, not(mainstay_loom)))]
+mod tests;
