@@ -2,6 +2,8 @@
 
 mod config;
 mod future;
+#[cfg(all(test, mainstay_loom))]
+mod loom;
 mod machine;
 mod partitions;
 mod shared;
