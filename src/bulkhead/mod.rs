@@ -36,6 +36,8 @@ struct Inner {
 }
 
 /// Where the permits come from.
+// The large variant is the common one, and there is one of them behind each `Arc`.
+#[allow(clippy::large_enum_variant)]
 enum Permits {
     Own {
         shared: Shared,
