@@ -119,20 +119,27 @@ pub struct Identity {
 impl Identity {
     /// Nobody in particular: an instance of the pattern `pattern`.
     pub(crate) fn new(pattern: &'static str) -> Self {
-        Identity {
-            name: Name::new(pattern),
-            named: false,
-            observers: Vec::new(),
-        }
+        Identity { name: Name::new(pattern), named: false, observers: Vec::new() }
     }
 
     pub(crate) fn name(&self) -> &Name {
         &self.name
     }
 
+    /// The name, if it was given rather than being the pattern's own.
+    #[cfg(feature = "serde")]
+    pub(crate) fn given_name(&self) -> Option<&Name> {
+        self.named.then_some(&self.name)
+    }
+
     pub(crate) fn set_name(&mut self, name: Name) {
         self.name = name;
         self.named = true;
+    }
+
+    /// Becomes the policy of one key among those of this name.
+    pub(crate) fn set_key(&mut self, key: &dyn fmt::Display) {
+        self.set_name(Name::keyed(&self.name, key));
     }
 
     pub(crate) fn observe(&mut self, observer: Arc<dyn Observer>) {
@@ -156,12 +163,9 @@ impl Identity {
     }
 
     /// Tells the listeners that a call was refused.
-    #[cold]
+    #[inline]
     pub(crate) fn refuse(&self, refused: Refused) -> Refused {
-        self.emit(&Event::Refused {
-            refused: &refused,
-            observed: false,
-        });
+        self.emit(&Event::Refused { refused: &refused, observed: false });
         refused
     }
 }

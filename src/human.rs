@@ -11,19 +11,14 @@ use serde::{
 
 const NEVER: &str = "never";
 
-pub(crate) fn serialize<S: Serializer>(
-    duration: &Duration,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
+pub(crate) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     if *duration == Duration::MAX {
         return serializer.serialize_str(NEVER);
     }
     serializer.collect_str(&humantime::format_duration(*duration))
 }
 
-pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Duration, D::Error> {
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     deserializer.deserialize_str(Human)
 }
 
@@ -40,8 +35,7 @@ impl Visitor<'_> for Human {
         if text == NEVER {
             return Ok(Duration::MAX);
         }
-        humantime::parse_duration(text)
-            .map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
+        humantime::parse_duration(text).map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
     }
 }
 
@@ -87,10 +81,7 @@ pub(crate) mod option {
             Ok(None)
         }
 
-        fn visit_some<D: Deserializer<'de>>(
-            self,
-            deserializer: D,
-        ) -> Result<Self::Value, D::Error> {
+        fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
             super::deserialize(deserializer).map(Some)
         }
     }
@@ -110,10 +101,7 @@ mod tests {
 
     #[test]
     fn durations_are_written_as_a_person_writes_them_and_read_back() {
-        let both = Both {
-            wait: Duration::from_millis(1_250),
-            limit: Some(Duration::MAX),
-        };
+        let both = Both { wait: Duration::from_millis(1_250), limit: Some(Duration::MAX) };
         let text = serde_json::to_string(&both).unwrap();
         assert_eq!(text, r#"{"wait":"1s 250ms","limit":"never"}"#);
         assert_eq!(serde_json::from_str::<Both>(&text).unwrap(), both);

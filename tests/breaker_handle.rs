@@ -33,14 +33,8 @@ async fn modes_decide_over_the_rules() {
     let breaker = touchy().build().unwrap();
     breaker.force_open();
     let refused = breaker.try_acquire().unwrap_err();
-    assert_eq!(
-        (refused.kind(), refused.retry_after()),
-        (Kind::CircuitOpen, None)
-    );
-    assert_eq!(
-        (breaker.state(), breaker.retry_at()),
-        (State::ForcedOpen, None)
-    );
+    assert_eq!((refused.kind(), refused.retry_after()), (Kind::CircuitOpen, None));
+    assert_eq!((breaker.state(), breaker.retry_at()), (State::ForcedOpen, None));
 
     breaker.force_closed();
     for _ in 0..5 {
@@ -55,11 +49,7 @@ async fn modes_decide_over_the_rules() {
 
     breaker.normal();
     assert_eq!(breaker.state(), State::Closed);
-    assert_eq!(
-        breaker.snapshot().counts.calls,
-        0,
-        "a disabled breaker knows nothing recent"
-    );
+    assert_eq!(breaker.snapshot().counts.calls, 0, "a disabled breaker knows nothing recent");
     breaker.try_acquire().unwrap().failure();
     assert_eq!(breaker.state(), State::Open);
     breaker.reset();
@@ -75,11 +65,7 @@ async fn observe_only_reports_what_it_would_refuse_and_refuses_nothing() {
         .observe({
             let seen = observed.clone();
             move |event: &Event<'_>| {
-                if let Event::Refused {
-                    observed: true,
-                    refused,
-                } = event
-                {
+                if let Event::Refused { observed: true, refused } = event {
                     assert_eq!(refused.kind(), Kind::CircuitOpen);
                     seen.fetch_add(1, Relaxed);
                 }
@@ -97,11 +83,7 @@ async fn observe_only_reports_what_it_would_refuse_and_refuses_nothing() {
     let snapshot = breaker.snapshot();
     assert_eq!((snapshot.totals.refused, snapshot.totals.failed), (5, 1));
     breaker.normal();
-    assert_eq!(
-        breaker.state(),
-        State::Open,
-        "it goes on where it would have been"
-    );
+    assert_eq!(breaker.state(), State::Open, "it goes on where it would have been");
     assert!(breaker.try_acquire().is_err());
 }
 
@@ -123,11 +105,7 @@ async fn an_outcome_can_open_the_breaker_for_as_long_as_it_says_within_a_bound()
 #[tokio::test(start_paused = true)]
 async fn probes_can_be_judged_by_their_rate() {
     for (failures, state) in [(1, State::Closed), (2, State::Open)] {
-        let breaker = touchy()
-            .probes(4)
-            .probe_verdict(Verdict::Rate(0.5))
-            .build()
-            .unwrap();
+        let breaker = touchy().probes(4).probe_verdict(Verdict::Rate(0.5)).build().unwrap();
         breaker.try_acquire().unwrap().failure();
         advance(100 * MS).await;
         for probe in 0..4 {
@@ -143,19 +121,11 @@ async fn probes_can_be_judged_by_their_rate() {
 
 #[tokio::test(start_paused = true)]
 async fn other_rules_work_on_the_evidence_that_is_there() {
-    let breaker = CircuitBreaker::config()
-        .count_window(20)
-        .failure_rate(0.9)
-        .build()
-        .unwrap();
+    let breaker = CircuitBreaker::config().count_window(20).failure_rate(0.9).build().unwrap();
     let in_flight = breaker.try_acquire().unwrap();
     for call in 0..20 {
         let permit = breaker.try_acquire().unwrap();
-        if call < 12 {
-            permit.failure()
-        } else {
-            permit.success()
-        }
+        if call < 12 { permit.failure() } else { permit.success() }
     }
     assert_eq!(breaker.state(), State::Closed);
     let stricter = CircuitBreaker::config().count_window(40).minimum_calls(10);
@@ -163,15 +133,9 @@ async fn other_rules_work_on_the_evidence_that_is_there() {
     let counts = breaker.snapshot().counts;
     assert_eq!((counts.calls, counts.failures), (20, 12));
     in_flight.success();
-    assert_eq!(
-        breaker.state(),
-        State::Open,
-        "12 of 21 failed, and the call in flight was heard"
-    );
+    assert_eq!(breaker.state(), State::Open, "12 of 21 failed, and the call in flight was heard");
 
-    let error = breaker
-        .reconfigure(&stricter.clone().probes(0))
-        .unwrap_err();
+    let error = breaker.reconfigure(&stricter.clone().probes(0)).unwrap_err();
     assert!(error.to_string().contains("circuit_breaker.probes = 0"));
 }
 
@@ -201,19 +165,12 @@ async fn evidence_survives_a_change_between_the_kinds_of_window() {
     }
     breaker.reconfigure(&calm().count_window(30)).unwrap();
     let counts = breaker.snapshot().counts;
-    assert_eq!(
-        (counts.calls, counts.failures),
-        (30, 20),
-        "the latest may be the bad ones"
-    );
+    assert_eq!((counts.calls, counts.failures), (30, 20), "the latest may be the bad ones");
 }
 
 #[tokio::test(start_paused = true)]
 async fn more_successes_than_a_counter_holds_stay_in_their_bucket() {
-    let breaker = CircuitBreaker::config()
-        .time_window(10 * SEC, 10)
-        .build()
-        .unwrap();
+    let breaker = CircuitBreaker::config().time_window(10 * SEC, 10).build().unwrap();
     for _ in 0..200_000 {
         breaker.try_acquire().unwrap().success();
     }
@@ -226,11 +183,7 @@ async fn more_successes_than_a_counter_holds_stay_in_their_bucket() {
 
 #[tokio::test(start_paused = true)]
 async fn a_breaker_goes_on_after_a_restart_where_it_was() {
-    let config = || {
-        CircuitBreaker::config()
-            .open_wait(SEC, 2.0, 8 * SEC)
-            .seed(1)
-    };
+    let config = || CircuitBreaker::config().open_wait(SEC, 2.0, 8 * SEC).seed(1);
     let first = config().build().unwrap();
     for _ in 0..15 {
         first.try_acquire().unwrap().failure();
@@ -243,16 +196,10 @@ async fn a_breaker_goes_on_after_a_restart_where_it_was() {
     assert_eq!(second.state(), State::Open, "15 failures before, 5 after");
     let third = config().restore(&second.snapshot()).build().unwrap();
     assert_eq!(third.state(), State::Open);
-    assert_eq!(
-        third.snapshot().remaining_wait,
-        second.snapshot().remaining_wait
-    );
+    assert_eq!(third.snapshot().remaining_wait, second.snapshot().remaining_wait);
     advance(SEC).await;
     third.try_acquire().expect("a probe").failure();
-    assert!(
-        third.snapshot().remaining_wait.unwrap() >= SEC,
-        "the wait has grown"
-    );
+    assert!(third.snapshot().remaining_wait.unwrap() >= SEC, "the wait has grown");
     third.force_open();
     let fourth = config().restore(&third.snapshot()).build().unwrap();
     assert_eq!(fourth.snapshot().mode, Mode::ForcedOpen);
@@ -260,15 +207,8 @@ async fn a_breaker_goes_on_after_a_restart_where_it_was() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stack_says_that_it_is_shut_and_prints_the_rules() {
-    let breaker = CircuitBreaker::config()
-        .count_window(50)
-        .consecutive_failures(5)
-        .build()
-        .unwrap();
-    let stack = mainstay::stack("s")
-        .circuit_breaker(breaker)
-        .build()
-        .unwrap();
+    let breaker = CircuitBreaker::config().count_window(50).consecutive_failures(5).build().unwrap();
+    let stack = mainstay::stack("s").circuit_breaker(breaker).build().unwrap();
     assert_eq!(
         format!("{stack:?}"),
         "s\n└─ circuit breaker, opens at 50% failed of the last 50 calls or 5 failures in a row\n   └─ the operation"
@@ -298,19 +238,11 @@ mod files {
 
         for (text, problem) in [
             (r#"{"failure_rat": 0.5}"#, "unknown field `failure_rat`"),
-            (
-                r#"{"failure_rate": 1.5}"#,
-                "circuit_breaker.failure_rate = 1.5",
-            ),
+            (r#"{"failure_rate": 1.5}"#, "circuit_breaker.failure_rate = 1.5"),
             (r#"{"open_wait": "soon"}"#, "like \"250ms\""),
-            (
-                r#"{"window": {"count": 5}, "minimum_calls": 6}"#,
-                "allowed is 1 to 5",
-            ),
+            (r#"{"window": {"count": 5}, "minimum_calls": 6}"#, "allowed is 1 to 5"),
         ] {
-            let error = serde_json::from_str::<Config>(text)
-                .unwrap_err()
-                .to_string();
+            let error = serde_json::from_str::<Config>(text).unwrap_err().to_string();
             assert!(error.contains(problem), "{error}");
         }
     }

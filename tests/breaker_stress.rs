@@ -43,12 +43,7 @@ fn two_threads_and_every_call_is_accounted_for() {
         } else {
             CircuitBreaker::config().count_window(50)
         };
-        let breaker = config
-            .minimum_calls(5)
-            .open_wait(MS / 10, 2.0, MS)
-            .probes(2)
-            .build()
-            .unwrap();
+        let breaker = config.minimum_calls(5).open_wait(MS / 10, 2.0, MS).probes(2).build().unwrap();
         let (did, stop) = (Did::default(), AtomicBool::new(false));
         thread::scope(|scope| {
             for seed in [1u64, 2] {
@@ -60,11 +55,7 @@ fn two_threads_and_every_call_is_accounted_for() {
                         random ^= random >> 7;
                         random ^= random << 17;
                         // Good times and bad times.
-                        let bad = if random >> 40 & 0xff < 128 {
-                            0
-                        } else {
-                            random % 100
-                        };
+                        let bad = if random >> 40 & 0xff < 128 { 0 } else { random % 100 };
                         let Ok(permit) = breaker.try_acquire() else {
                             did.refused.fetch_add(1, Relaxed);
                             continue;
@@ -88,10 +79,7 @@ fn two_threads_and_every_call_is_accounted_for() {
         let snapshot = breaker.snapshot();
         let totals = snapshot.totals;
         let admitted = did.admitted.into_inner();
-        assert!(
-            totals.failed > 100 && totals.succeeded > 100 && totals.refused > 100,
-            "{totals:?}"
-        );
+        assert!(totals.failed > 100 && totals.succeeded > 100 && totals.refused > 100, "{totals:?}");
         assert_eq!(totals.admitted(), admitted);
         assert_eq!(totals.refused, did.refused.into_inner());
         assert!(totals.neutral <= did.neutral.into_inner());
@@ -109,11 +97,7 @@ fn two_threads_and_every_call_is_accounted_for() {
 
 #[test]
 fn no_success_is_lost_while_another_thread_fails() {
-    let breaker = CircuitBreaker::config()
-        .count_window(1_000_000_000)
-        .failure_rate(1.0)
-        .build()
-        .unwrap();
+    let breaker = CircuitBreaker::config().count_window(1_000_000_000).failure_rate(1.0).build().unwrap();
     const EACH: u64 = 300_000;
     thread::scope(|scope| {
         for failing in [false, true] {
@@ -146,9 +130,7 @@ fn touchy() -> mainstay::circuit_breaker::Config {
 }
 
 /// A half-open breaker must have its one place, and close by it.
-fn place_is_free<C: mainstay::circuit_breaker::Classify<(), &'static str>>(
-    breaker: &CircuitBreaker<C>,
-) {
+fn place_is_free<C: mainstay::circuit_breaker::Classify<(), &'static str>>(breaker: &CircuitBreaker<C>) {
     thread::sleep(MS);
     assert_eq!(breaker.state(), State::HalfOpen);
     breaker.try_acquire().expect("the place is free").success();
@@ -184,13 +166,9 @@ fn a_panic_at_any_point_of_a_call_is_one_failure() {
 
 #[test]
 fn a_classifier_that_panics_is_one_failure() {
-    let breaker = touchy()
-        .classify(|_: &Unit| panic!("classifier"))
-        .build()
-        .unwrap();
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        poll(std::pin::pin!(breaker.call(|| ready(Unit::Ok(())))))
-    }));
+    let breaker = touchy().classify(|_: &Unit| panic!("classifier")).build().unwrap();
+    let result =
+        catch_unwind(AssertUnwindSafe(|| poll(std::pin::pin!(breaker.call(|| ready(Unit::Ok(())))))));
     assert!(result.is_err());
     let totals = breaker.snapshot().totals;
     assert_eq!((totals.failed, totals.admitted()), (1, 1));
@@ -201,22 +179,12 @@ fn a_classifier_that_panics_is_one_failure() {
 fn a_listener_that_panics_finds_everything_settled() {
     let breaker = touchy()
         .observe(|event: &Event<'_>| {
-            assert!(
-                !matches!(
-                    event,
-                    Event::Transition {
-                        to: State::Open,
-                        ..
-                    }
-                ),
-                "listener"
-            );
+            assert!(!matches!(event, Event::Transition { to: State::Open, .. }), "listener");
         })
         .build()
         .unwrap();
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        poll(std::pin::pin!(breaker.call(|| ready(Unit::Err("down")))))
-    }));
+    let result =
+        catch_unwind(AssertUnwindSafe(|| poll(std::pin::pin!(breaker.call(|| ready(Unit::Err("down")))))));
     assert!(result.is_err());
     let totals = breaker.snapshot().totals;
     assert_eq!((totals.failed, totals.admitted()), (1, 1));
@@ -286,11 +254,7 @@ fn a_call_dropped_at_any_point_holds_nothing() {
         for _ in 0..polls {
             assert!(poll(call.as_mut()).is_pending());
         }
-        assert_eq!(
-            breaker.try_acquire().is_ok(),
-            polls == 0,
-            "the place is taken by the first poll"
-        );
+        assert_eq!(breaker.try_acquire().is_ok(), polls == 0, "the place is taken by the first poll");
         drop(call);
         place_is_free(&breaker);
     }

@@ -59,10 +59,7 @@ fn begin<F: Future>(call: std::pin::Pin<&mut F>) {
 
 #[tokio::test(start_paused = true)]
 async fn long_healthy_then_down_trips_after_the_windows_worth_of_calls() {
-    for config in [
-        CircuitBreaker::config().count_window(100),
-        CircuitBreaker::config(),
-    ] {
+    for config in [CircuitBreaker::config().count_window(100), CircuitBreaker::config()] {
         let breaker = config.build().unwrap();
         for call in 0..1_000_000 {
             assert!(ok(&breaker).await);
@@ -83,11 +80,7 @@ async fn long_healthy_then_down_trips_after_the_windows_worth_of_calls() {
 
 #[tokio::test(start_paused = true)]
 async fn a_minimum_below_the_window_is_honoured_alone() {
-    let breaker = CircuitBreaker::config()
-        .count_window(100)
-        .minimum_calls(5)
-        .build()
-        .unwrap();
+    let breaker = CircuitBreaker::config().count_window(100).minimum_calls(5).build().unwrap();
     for _ in 0..4 {
         fail(&breaker).await;
         assert_eq!(breaker.state(), State::Closed);
@@ -98,11 +91,7 @@ async fn a_minimum_below_the_window_is_honoured_alone() {
 
 #[test]
 fn a_minimum_above_the_window_is_refused_when_built() {
-    let error = CircuitBreaker::config()
-        .count_window(10)
-        .minimum_calls(11)
-        .build()
-        .unwrap_err();
+    let error = CircuitBreaker::config().count_window(10).minimum_calls(11).build().unwrap_err();
     assert_eq!(
         error.to_string(),
         "circuit_breaker.minimum_calls = 11 is not possible: allowed is 1 to 10, the size of the count window"
@@ -111,11 +100,7 @@ fn a_minimum_above_the_window_is_refused_when_built() {
 
 #[tokio::test(start_paused = true)]
 async fn calls_leave_a_time_window_bucket_by_bucket() {
-    let breaker = CircuitBreaker::config()
-        .time_window(10 * SEC, 10)
-        .minimum_calls(u32::MAX)
-        .build()
-        .unwrap();
+    let breaker = CircuitBreaker::config().time_window(10 * SEC, 10).minimum_calls(u32::MAX).build().unwrap();
     for second in 1..=25 {
         for _ in 0..1_000 {
             fail(&breaker).await;
@@ -130,10 +115,7 @@ async fn calls_leave_a_time_window_bucket_by_bucket() {
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_gap_of_a_window_empties_it() {
-    let breaker = CircuitBreaker::config()
-        .time_window(10 * SEC, 10)
-        .build()
-        .unwrap();
+    let breaker = CircuitBreaker::config().time_window(10 * SEC, 10).build().unwrap();
     for gap in [10 * SEC, 11 * SEC, 100_000_000 * SEC] {
         for _ in 0..19 {
             fail(&breaker).await;
@@ -172,11 +154,7 @@ async fn a_probe_that_hangs_loses_its_place_and_is_not_heard_later() {
     let mut second = Box::pin(breaker.call(|| sleep(20 * SEC).map(|()| Unit::Ok(()))));
     begin(second.as_mut());
     assert!(matches!(hung.await, Err(Error::Inner("late"))));
-    assert_eq!(
-        breaker.state(),
-        State::HalfOpen,
-        "the first probe has lost its say"
-    );
+    assert_eq!(breaker.state(), State::HalfOpen, "the first probe has lost its say");
     assert!(ok(&breaker).await, "the second lost its place too by now");
     assert_eq!(breaker.state(), State::Closed);
     assert!(second.await.is_ok());
@@ -199,11 +177,7 @@ async fn half_open_admits_its_probes_and_tells_the_others_when_to_come_back() {
             Some(result) => {
                 let refused = result.unwrap_err().refused().cloned().unwrap();
                 assert_eq!(refused.kind(), Kind::CircuitOpen);
-                assert!(
-                    refused
-                        .retry_after()
-                        .is_some_and(|after| after > Duration::ZERO)
-                );
+                assert!(refused.retry_after().is_some_and(|after| after > Duration::ZERO));
                 assert!(!refused.was_started());
             }
         }
@@ -226,19 +200,11 @@ async fn a_late_result_of_an_older_state_changes_nothing() {
     let mut probe = Box::pin(breaker.call(|| late(Unit::Ok(()))));
     begin(probe.as_mut());
     assert!(good.await.is_ok());
-    assert_eq!(
-        breaker.state(),
-        State::HalfOpen,
-        "closed by a call from before it opened"
-    );
+    assert_eq!(breaker.state(), State::HalfOpen, "closed by a call from before it opened");
     assert!(probe.await.is_ok());
     assert_eq!(breaker.state(), State::Closed);
     assert!(bad.await.is_err());
-    assert_eq!(
-        breaker.state(),
-        State::Closed,
-        "opened by a call from before it opened"
-    );
+    assert_eq!(breaker.state(), State::Closed, "opened by a call from before it opened");
     assert_eq!(breaker.snapshot().totals.late, 2);
 }
 
@@ -263,18 +229,12 @@ async fn a_hung_dependency_trips_the_breaker_inside_a_timeout_or_deadline() {
         let breaker = touchy().build().unwrap();
         let stack = mainstay::stack("s");
         let result = if by_deadline {
-            let stack = stack
-                .deadline(Deadline::new(SEC).unwrap())
-                .circuit_breaker(breaker.clone())
-                .build()
-                .unwrap();
+            let stack =
+                stack.deadline(Deadline::new(SEC).unwrap()).circuit_breaker(breaker.clone()).build().unwrap();
             stack.call(pending::<Unit>).await
         } else {
-            let stack = stack
-                .timeout(Timeout::new(SEC).unwrap())
-                .circuit_breaker(breaker.clone())
-                .build()
-                .unwrap();
+            let stack =
+                stack.timeout(Timeout::new(SEC).unwrap()).circuit_breaker(breaker.clone()).build().unwrap();
             stack.call(pending::<Unit>).await
         };
         assert!(result.is_err());
@@ -285,21 +245,14 @@ async fn a_hung_dependency_trips_the_breaker_inside_a_timeout_or_deadline() {
 #[tokio::test(start_paused = true)]
 async fn a_hung_dependency_trips_the_breaker_outside_a_timeout() {
     let breaker = touchy().build().unwrap();
-    let stack = mainstay::stack("s")
-        .circuit_breaker(breaker.clone())
-        .timeout(SEC)
-        .build()
-        .unwrap();
+    let stack = mainstay::stack("s").circuit_breaker(breaker.clone()).timeout(SEC).build().unwrap();
     assert!(stack.call(pending::<Unit>).await.is_err());
     assert_eq!(breaker.state(), State::Open);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_its_caller_drops_is_neutral_unless_it_is_said_to_be_a_failure() {
-    for (config, state) in [
-        (touchy(), State::Closed),
-        (touchy().count_cancelled_as_failure(), State::Open),
-    ] {
+    for (config, state) in [(touchy(), State::Closed), (touchy().count_cancelled_as_failure(), State::Open)] {
         let breaker = config.build().unwrap();
         let mut call = Box::pin(breaker.call(pending::<Unit>));
         begin(call.as_mut());
@@ -337,14 +290,9 @@ async fn calls_that_hang_trip_before_they_end() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_counted_as_slow_in_flight_is_counted_once_and_its_failure_too() {
-    let breaker = CircuitBreaker::config()
-        .slow_rate(1.0, SEC)
-        .build()
-        .unwrap();
+    let breaker = CircuitBreaker::config().slow_rate(1.0, SEC).build().unwrap();
     let _ = breaker.call(|| sleep(2 * SEC).map(|()| Unit::Ok(()))).await;
-    let _ = breaker
-        .call(|| sleep(2 * SEC).map(|()| Unit::Err("x")))
-        .await;
+    let _ = breaker.call(|| sleep(2 * SEC).map(|()| Unit::Err("x"))).await;
     let counts = breaker.snapshot().counts;
     assert_eq!((counts.calls, counts.slow, counts.failures), (2, 2, 1));
     let totals = breaker.snapshot().totals;
@@ -354,10 +302,7 @@ async fn a_call_counted_as_slow_in_flight_is_counted_once_and_its_failure_too() 
 
 #[tokio::test(start_paused = true)]
 async fn one_long_poll_counts_as_slow() {
-    let breaker = CircuitBreaker::config()
-        .slow_rate(1.0, 5 * MS)
-        .build()
-        .unwrap();
+    let breaker = CircuitBreaker::config().slow_rate(1.0, 5 * MS).build().unwrap();
     let blocking = || async {
         // The paused clock moves inside this one poll.
         advance_within_a_poll(10 * MS);
@@ -400,15 +345,11 @@ async fn a_panic_is_a_failure_and_returns_the_place() {
     let panics = || async { panic!("operation") };
     let breaker = touchy().build().unwrap();
     let call = AssertUnwindSafe(breaker.call(panics)).catch_unwind();
-    let _: Box<_> = call
-        .map(|result: Result<Result<(), Error<()>>, _>| result.unwrap_err())
-        .await;
+    let _: Box<_> = call.map(|result: Result<Result<(), Error<()>>, _>| result.unwrap_err()).await;
     assert_eq!(breaker.state(), State::Open);
     advance(100 * MS).await;
     let call = AssertUnwindSafe(breaker.call(panics)).catch_unwind();
-    let _: Box<_> = call
-        .map(|result: Result<Result<(), Error<()>>, _>| result.unwrap_err())
-        .await;
+    let _: Box<_> = call.map(|result: Result<Result<(), Error<()>>, _>| result.unwrap_err()).await;
     assert_eq!(breaker.state(), State::Open, "the probe failed");
     advance(100 * MS).await;
     assert!(ok(&breaker).await, "the probe's place came back");
@@ -443,11 +384,7 @@ async fn a_listener_may_call_back_into_the_breaker() {
 async fn state_belongs_to_the_breaker_and_not_to_the_stacks_it_is_in() {
     let breaker = CircuitBreaker::config().count_window(20).build().unwrap();
     for _ in 0..20 {
-        let stack = mainstay::stack("s")
-            .circuit_breaker(breaker.clone())
-            .timeout(SEC)
-            .build()
-            .unwrap();
+        let stack = mainstay::stack("s").circuit_breaker(breaker.clone()).timeout(SEC).build().unwrap();
         let _ = stack.call(|| ready(Unit::Err("down"))).await;
     }
     assert_eq!(breaker.state(), State::Open);
@@ -482,9 +419,7 @@ async fn transitions_form_one_chain_so_that_a_gauge_is_right() {
     breaker.disable();
     breaker.normal();
     use State::*;
-    let expected = [
-        Closed, Open, HalfOpen, Open, HalfOpen, Recovering, Closed, ForcedOpen, Disabled, Closed,
-    ];
+    let expected = [Closed, Open, HalfOpen, Open, HalfOpen, Recovering, Closed, ForcedOpen, Disabled, Closed];
     assert_eq!(*seen.lock().unwrap(), expected);
 }
 
@@ -512,30 +447,20 @@ async fn the_open_wait_grows_to_a_cap_with_jitter_within_it() {
     assert_ne!(one, waits(config(2)).await, "another seed");
     for (at, wait) in one.iter().enumerate() {
         let longest = (250 * MS * (1 << at.min(2))).min(SEC);
-        assert!(
-            *wait >= longest / 2 && *wait <= longest,
-            "wait {at}: {wait:?}"
-        );
+        assert!(*wait >= longest / 2 && *wait <= longest, "wait {at}: {wait:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_wait_is_the_first_again_only_after_the_breaker_was_closed() {
-    let breaker = touchy()
-        .open_wait(SEC, 100.0, 1_000 * SEC)
-        .ramp(1)
-        .build()
-        .unwrap();
+    let breaker = touchy().open_wait(SEC, 100.0, 1_000 * SEC).ramp(1).build().unwrap();
     fail(&breaker).await;
     assert!(breaker.snapshot().remaining_wait.unwrap() <= SEC);
     advance(SEC).await;
     assert!(ok(&breaker).await);
     assert_eq!(breaker.state(), State::Recovering);
     assert!(fail(&breaker).await);
-    assert!(
-        breaker.snapshot().remaining_wait.unwrap() >= 50 * SEC,
-        "it was not closed"
-    );
+    assert!(breaker.snapshot().remaining_wait.unwrap() >= 50 * SEC, "it was not closed");
     advance(100 * SEC).await;
     while breaker.state() != State::Closed {
         ok(&breaker).await;
@@ -556,23 +481,13 @@ async fn traffic_comes_back_as_a_ramp_and_in_well_under_two_seconds() {
             sleep(SEC / rate).await;
         }
         let took = since.elapsed();
-        assert!(
-            took < Duration::from_millis(1_300),
-            "{rate}/s took {took:?}"
-        );
+        assert!(took < Duration::from_millis(1_300), "{rate}/s took {took:?}");
         if rate == 1_000 {
             for step in [0.125, 0.25, 0.5] {
-                let calls: Vec<_> = admitted
-                    .iter()
-                    .filter(|(share, _)| *share == step)
-                    .collect();
+                let calls: Vec<_> = admitted.iter().filter(|(share, _)| *share == step).collect();
                 let passed = calls.iter().filter(|(_, passed)| *passed).count();
                 assert_eq!(passed, 3, "at a share of {step}");
-                assert!(
-                    calls.len() as f64 * step <= 4.0,
-                    "{} calls at {step}",
-                    calls.len()
-                );
+                assert!(calls.len() as f64 * step <= 4.0, "{} calls at {step}", calls.len());
             }
         }
     }
@@ -607,26 +522,17 @@ fn settings_that_would_wedge_are_refused_when_built() {
     let cases = [
         (config().probes(0), "probes"),
         (config().count_window(0), "window.count"),
-        (
-            config().time_window(Duration::ZERO, 10),
-            "window.time.length",
-        ),
+        (config().time_window(Duration::ZERO, 10), "window.time.length"),
         (config().time_window(SEC, 0), "window.time.buckets"),
         (config().time_window(SEC, 1_001), "window.time.buckets"),
-        (
-            config().time_window(Duration::from_nanos(9), 10),
-            "window.time.buckets",
-        ),
+        (config().time_window(Duration::from_nanos(9), 10), "window.time.buckets"),
         (config().minimum_calls(0), "minimum_calls"),
         (config().failure_rate(0.0), "failure_rate"),
         (config().failure_rate(f64::NAN), "failure_rate"),
         (config().failure_rate(1.01), "failure_rate"),
         (config().failure_rate(-0.5), "failure_rate"),
         (config().slow_rate(2.0, SEC), "slow_rate.rate"),
-        (
-            config().slow_rate(0.5, Duration::ZERO),
-            "slow_rate.threshold",
-        ),
+        (config().slow_rate(0.5, Duration::ZERO), "slow_rate.threshold"),
         (config().consecutive_failures(0), "consecutive_failures"),
         (config().failures_of_last(3, 2), "failures_of_last.failures"),
         (config().failures_of_last(0, 2), "failures_of_last.failures"),
@@ -635,10 +541,7 @@ fn settings_that_would_wedge_are_refused_when_built() {
         (config().probe_timeout(Duration::ZERO), "probe_timeout"),
         (config().open_wait(Duration::ZERO, 2.0, SEC), "open_wait"),
         (config().open_wait(SEC, 0.9, SEC), "open_wait_growth"),
-        (
-            config().open_wait(SEC, f64::INFINITY, SEC),
-            "open_wait_growth",
-        ),
+        (config().open_wait(SEC, f64::INFINITY, SEC), "open_wait_growth"),
         (config().open_wait(SEC, 2.0, SEC - MS), "open_wait_max"),
         (config().open_for_max(Duration::ZERO), "open_for_max"),
         (config().ramp(0), "ramp"),
@@ -658,17 +561,11 @@ async fn refusals_by_policies_inside_are_neutral() {
     let inner = touchy().name("inner").build().unwrap();
     fail(&inner).await;
     let outer = touchy().name("outer").build().unwrap();
-    let stack = mainstay::stack("s")
-        .circuit_breaker(outer.clone())
-        .circuit_breaker(inner.clone())
-        .build()
-        .unwrap();
+    let stack =
+        mainstay::stack("s").circuit_breaker(outer.clone()).circuit_breaker(inner.clone()).build().unwrap();
     for _ in 0..100 {
         let refused = stack.call(|| ready(Unit::Ok(()))).await.unwrap_err();
-        assert_eq!(
-            refused.refused().map(|refused| refused.name()),
-            Some("inner")
-        );
+        assert_eq!(refused.refused().map(|refused| refused.name()), Some("inner"));
     }
     assert_eq!(outer.state(), State::Closed);
     let snapshot = outer.snapshot();
@@ -688,10 +585,7 @@ async fn one_failed_call_does_not_open_by_default() {
 
 #[tokio::test(start_paused = true)]
 async fn the_success_that_completes_the_minimum_trips() {
-    for config in [
-        CircuitBreaker::config().count_window(100),
-        CircuitBreaker::config(),
-    ] {
+    for config in [CircuitBreaker::config().count_window(100), CircuitBreaker::config()] {
         let breaker = config.build().unwrap();
         for _ in 0..9 {
             ok(&breaker).await;
@@ -701,20 +595,13 @@ async fn the_success_that_completes_the_minimum_trips() {
         }
         assert_eq!(breaker.state(), State::Closed, "19 calls");
         ok(&breaker).await;
-        assert_eq!(
-            breaker.state(),
-            State::Open,
-            "20 calls, a half of them failed"
-        );
+        assert_eq!(breaker.state(), State::Open, "20 calls, a half of them failed");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_success_trips_when_older_successes_have_left_the_time_window() {
-    let breaker = CircuitBreaker::config()
-        .time_window(10 * SEC, 10)
-        .build()
-        .unwrap();
+    let breaker = CircuitBreaker::config().time_window(10 * SEC, 10).build().unwrap();
     for _ in 0..100 {
         ok(&breaker).await;
     }

@@ -33,11 +33,7 @@ pub enum Window {
 
 /// How the probes of a half-open breaker are judged.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(rename_all = "snake_case")
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Verdict {
     /// The first one that is bad opens the breaker again.
@@ -48,11 +44,7 @@ pub enum Verdict {
 
 /// The rule for slow calls.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(deny_unknown_fields)
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 struct SlowRate {
     rate: f64,
     #[cfg_attr(feature = "serde", serde(with = "crate::human"))]
@@ -61,11 +53,7 @@ struct SlowRate {
 
 /// The rule "k of the last n".
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(deny_unknown_fields)
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 struct OfLast {
     failures: u32,
     calls: u32,
@@ -110,10 +98,7 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             name: None,
-            window: Window::Time {
-                length: Duration::from_secs(10),
-                buckets: 10,
-            },
+            window: Window::Time { length: Duration::from_secs(10), buckets: 10 },
             minimum_calls: None,
             failure_rate: Some(0.5),
             slow_rate: None,
@@ -175,12 +160,7 @@ impl From<Settings> for Config {
         if let Some(name) = &settings.name {
             id.set_name(name.clone());
         }
-        Config {
-            id,
-            settings,
-            classify: (),
-            restore: None,
-        }
+        Config { id, settings, classify: (), restore: None }
     }
 }
 
@@ -358,10 +338,7 @@ impl Config {
     where
         F: Fn(&Result<T, E>) -> Class,
     {
-        self.with(Classifier {
-            of: classify,
-            result: PhantomData,
-        })
+        self.with(Classifier { of: classify, result: PhantomData })
     }
 
     /// Says what each error means to the breaker; every `Ok` is a success.
@@ -369,19 +346,11 @@ impl Config {
     where
         F: Fn(&E) -> Class,
     {
-        self.with(ErrorClassifier {
-            of: classify,
-            error: PhantomData,
-        })
+        self.with(ErrorClassifier { of: classify, error: PhantomData })
     }
 
     fn with<C>(self, classify: C) -> Config<C> {
-        Config {
-            id: self.id,
-            settings: self.settings,
-            classify,
-            restore: self.restore,
-        }
+        Config { id: self.id, settings: self.settings, classify, restore: self.restore }
     }
 }
 
@@ -434,11 +403,7 @@ impl Settings {
                 Window::Count(calls) => format!("1 to {calls}, the size of the count window"),
                 Window::Time { .. } => "1 or more".to_owned(),
             };
-            return Err(ConfigError::setting(
-                "circuit_breaker.minimum_calls",
-                minimum,
-                allowed,
-            ));
+            return Err(ConfigError::setting("circuit_breaker.minimum_calls", minimum, allowed));
         }
         if let Some(rate) = self.failure_rate {
             check_rate("circuit_breaker.failure_rate", rate)?;
@@ -534,12 +499,7 @@ impl Settings {
 }
 
 fn check_rate(field: &'static str, rate: f64) -> Result<(), ConfigError> {
-    ConfigError::unless(
-        rate > 0.0 && rate <= 1.0,
-        field,
-        rate,
-        "a number above 0.0 and up to 1.0",
-    )
+    ConfigError::unless(rate > 0.0 && rate <= 1.0, field, rate, "a number above 0.0 and up to 1.0")
 }
 
 fn at_least_one(field: &'static str, value: u32) -> Result<(), ConfigError> {
@@ -570,10 +530,7 @@ pub struct Classifier<F, T, E> {
 
 impl<F: Clone, T, E> Clone for Classifier<F, T, E> {
     fn clone(&self) -> Self {
-        Classifier {
-            of: self.of.clone(),
-            result: PhantomData,
-        }
+        Classifier { of: self.of.clone(), result: PhantomData }
     }
 }
 
@@ -598,10 +555,7 @@ pub struct ErrorClassifier<F, E> {
 
 impl<F: Clone, E> Clone for ErrorClassifier<F, E> {
     fn clone(&self) -> Self {
-        ErrorClassifier {
-            of: self.of.clone(),
-            error: PhantomData,
-        }
+        ErrorClassifier { of: self.of.clone(), error: PhantomData }
     }
 }
 

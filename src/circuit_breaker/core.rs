@@ -147,10 +147,7 @@ impl Core {
     fn nanos(&self, at: Instant) -> u64 {
         let since = at.saturating_duration_since(self.base);
         // 584 years fit.
-        since
-            .as_secs()
-            .wrapping_mul(1_000_000_000)
-            .wrapping_add(u64::from(since.subsec_nanos()))
+        since.as_secs().wrapping_mul(1_000_000_000).wrapping_add(u64::from(since.subsec_nanos()))
     }
 
     // === admission
@@ -201,10 +198,7 @@ impl Core {
             Admission::Refused(after) if observing => {
                 let refused = Refused::unstarted(Kind::CircuitOpen, self.id.name(), after);
                 bump(self.rest(), |rest| &rest.refused);
-                self.id.emit(&Event::Refused {
-                    refused: &refused,
-                    observed: true,
-                });
+                self.id.emit(&Event::Refused { refused: &refused, observed: true });
                 Ok(0)
             }
             Admission::Refused(after) => Err(self.refuse(after)),
@@ -216,10 +210,7 @@ impl Core {
         bump(self.rest(), |rest| &rest.refused);
         let refused = Refused::unstarted(Kind::CircuitOpen, self.id.name(), after);
         // Not through a function that takes and returns it: on this path the copies would cost as much as the rest.
-        self.id.emit(&Event::Refused {
-            refused: &refused,
-            observed: false,
-        });
+        self.id.emit(&Event::Refused { refused: &refused, observed: false });
         refused
     }
 
@@ -243,11 +234,7 @@ impl Core {
     }
 
     pub(crate) fn cancelled(&self) -> Class {
-        if self.cancelled_is_failure.load(Relaxed) {
-            Class::Failure
-        } else {
-            Class::Ignored
-        }
+        if self.cancelled_is_failure.load(Relaxed) { Class::Failure } else { Class::Ignored }
     }
 
     /// The call of `ticket` has ended; it began at `started`, if slow calls are of interest.
@@ -343,8 +330,7 @@ impl Core {
     }
 
     pub(crate) fn reconfigure(&self, rules: Rules, cancelled_is_failure: bool, now: Instant) {
-        self.cancelled_is_failure
-            .store(cancelled_is_failure, Relaxed);
+        self.cancelled_is_failure.store(cancelled_is_failure, Relaxed);
         self.change(now, |machine| {
             machine.reconfigure(rules, now);
             None
@@ -492,12 +478,7 @@ impl Core {
     /// Tells the listeners; call it with no lock held.
     fn tell(&self, transition: Option<Transition>) {
         if let Some(Transition { from, to, counts }) = transition {
-            self.id.emit(&Event::Transition {
-                name: self.id.name(),
-                from,
-                to,
-                counts,
-            });
+            self.id.emit(&Event::Transition { name: self.id.name(), from, to, counts });
         }
     }
 }

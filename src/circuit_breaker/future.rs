@@ -25,10 +25,7 @@ enum Held {
     #[default]
     Nothing,
     /// Admitted; `started` is known where slow calls are of interest.
-    Ticket {
-        ticket: u64,
-        started: Option<Instant>,
-    },
+    Ticket { ticket: u64, started: Option<Instant> },
     /// Still in flight, and counted as slow.
     Slow { ticket: u64, mark: Mark },
     /// Still in flight, and nothing that it does counts any more.
@@ -42,25 +39,17 @@ impl<C> CircuitBreaker<C> {
         match std::mem::take(held) {
             Held::Nothing | Held::Settled => {}
             // The cached present may lie before a long poll, which shall count.
-            Held::Ticket {
-                ticket,
-                started: started @ Some(_),
-            } => self.core.settle(ticket, class, started, time::now),
-            Held::Ticket {
-                ticket,
-                started: None,
-            } => self.core.settle(ticket, class, None, now),
+            Held::Ticket { ticket, started: started @ Some(_) } => {
+                self.core.settle(ticket, class, started, time::now)
+            }
+            Held::Ticket { ticket, started: None } => self.core.settle(ticket, class, None, now),
             Held::Slow { ticket, mark } => self.core.settle_slow(ticket, mark, class, now()),
         }
     }
 
     /// Counts a call as slow before it has ended.
     fn look_at_the_clock(&self, held: &mut Held, cx: &mut Cx<'_, '_>) {
-        let Held::Ticket {
-            ticket,
-            started: Some(started),
-        } = *held
-        else {
+        let Held::Ticket { ticket, started: Some(started) } = *held else {
             return;
         };
         let Some(after) = self.core.slow_after() else {
@@ -72,10 +61,7 @@ impl<C> CircuitBreaker<C> {
         // What a listener does must not find the ticket still unsettled.
         *held = Held::Settled;
         *held = match self.core.slow_in_flight(ticket, cx.now()) {
-            InFlight::Unknown => Held::Ticket {
-                ticket,
-                started: None,
-            },
+            InFlight::Unknown => Held::Ticket { ticket, started: None },
             InFlight::Counted(mark) => Held::Slow { ticket, mark },
             InFlight::Settled => Held::Settled,
         };
@@ -106,10 +92,7 @@ where
                 Ok(ticket) => ticket,
                 Err(refused) => return Poll::Ready(Err(refused)),
             };
-            *this.held = Held::Ticket {
-                ticket,
-                started: self.core.slow_after().map(|_| cx.now()),
-            };
+            *this.held = Held::Ticket { ticket, started: self.core.slow_after().map(|_| cx.now()) };
         }
         match inner.poll(this.inner, op, cx) {
             Poll::Ready(outcome) => {
@@ -131,11 +114,7 @@ where
         let this = state.project();
         let held = std::mem::take(this.held);
         // What the operation holds first; its own drop may panic, and the ticket is settled all the same.
-        let settle = SettleOnDrop {
-            breaker: self,
-            held,
-            how,
-        };
+        let settle = SettleOnDrop { breaker: self, held, how };
         inner.end(this.inner, op, how);
         drop(settle);
     }

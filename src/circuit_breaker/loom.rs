@@ -17,11 +17,7 @@ fn breaker(config: Config, base: Instant) -> Arc<Core> {
 }
 
 fn touchy() -> Config {
-    CircuitBreaker::config()
-        .count_window(4)
-        .consecutive_failures(1)
-        .open_wait(MS, 1.0, MS)
-        .immediate_close()
+    CircuitBreaker::config().count_window(4).consecutive_failures(1).open_wait(MS, 1.0, MS).immediate_close()
 }
 
 fn call(core: &Core, class: Class, at: Instant) -> bool {
@@ -54,10 +50,7 @@ fn loom_a_success_beside_a_transition_counts_in_its_own_generation_or_not_at_all
         other.join().unwrap();
         let snapshot = core.snapshot(base + MS);
         assert_eq!(snapshot.state, State::Closed);
-        assert_eq!(
-            snapshot.counts.calls, 0,
-            "the old call is in the new window"
-        );
+        assert_eq!(snapshot.counts.calls, 0, "the old call is in the new window");
         let totals = snapshot.totals;
         assert_eq!(totals.failed, 1);
         assert_eq!(totals.succeeded + totals.late, 3, "{totals:?}");
@@ -115,10 +108,7 @@ fn loom_no_success_is_lost_or_counted_twice_beside_an_evaluation() {
     model(|| {
         let base = Instant::now();
         // Two threads, one bad call each at most; it never opens.
-        let config = CircuitBreaker::config()
-            .count_window(100)
-            .failure_rate(1.0)
-            .minimum_calls(100);
+        let config = CircuitBreaker::config().count_window(100).failure_rate(1.0).minimum_calls(100);
         let core = breaker(config, base);
         assume(0);
         let other = {
@@ -144,10 +134,7 @@ fn loom_no_success_is_lost_or_counted_twice_beside_an_evaluation() {
 fn loom_a_success_that_happened_before_a_failure_is_seen_by_it() {
     model(|| {
         let base = Instant::now();
-        let config = CircuitBreaker::config()
-            .count_window(10)
-            .failure_rate(None)
-            .consecutive_failures(2);
+        let config = CircuitBreaker::config().count_window(10).failure_rate(None).consecutive_failures(2);
         let core = breaker(config, base);
         assume(0);
         assert!(call(&core, Class::Failure, base));
@@ -160,11 +147,7 @@ fn loom_a_success_that_happened_before_a_failure_is_seen_by_it() {
         };
         other.join().unwrap();
         assert!(call(&core, Class::Failure, base));
-        assert_eq!(
-            core.state(base),
-            State::Closed,
-            "a success lay between them"
-        );
+        assert_eq!(core.state(base), State::Closed, "a success lay between them");
     });
 }
 

@@ -57,10 +57,9 @@ impl fmt::Display for Rules {
         let percent = |rate: f64| (rate * 1e4).round() / 1e2;
         let window = match self.shape {
             Shape::Count(calls) => format!("of the last {calls} calls"),
-            Shape::Time { width, buckets } => format!(
-                "of the calls in {:?}",
-                Duration::from_nanos(width.saturating_mul(buckets))
-            ),
+            Shape::Time { width, buckets } => {
+                format!("of the calls in {:?}", Duration::from_nanos(width.saturating_mul(buckets)))
+            }
         };
         let mut trips = Vec::new();
         if let Some(rate) = self.failure_rate {
@@ -241,9 +240,7 @@ impl Machine {
     /// When the wait of an open breaker is over, as long as it is not half-open.
     pub(crate) fn open_until(&self) -> Option<Instant> {
         match self.phase {
-            Phase::Open { until } if matches!(self.mode, Mode::Normal | Mode::ObserveOnly) => {
-                Some(until)
-            }
+            Phase::Open { until } if matches!(self.mode, Mode::Normal | Mode::ObserveOnly) => Some(until),
             _ => None,
         }
     }
@@ -252,9 +249,7 @@ impl Machine {
     pub(crate) fn share(&self, now: Instant) -> f64 {
         match (self.state(now), &self.phase) {
             (State::Closed | State::ForcedClosed | State::Disabled, _) => 1.0,
-            (State::Recovering, Phase::Recovering { share, .. }) => {
-                f64::from(*share) / f64::from(WHOLE)
-            }
+            (State::Recovering, Phase::Recovering { share, .. }) => f64::from(*share) / f64::from(WHOLE),
             _ => 0.0,
         }
     }
@@ -272,12 +267,7 @@ impl Machine {
                 let first = given.iter().map(|lease| lease.until).min();
                 first.filter(|_| !free)?
             }
-            Phase::Recovering {
-                share,
-                credit,
-                last,
-                ..
-            } => {
+            Phase::Recovering { share, credit, last, .. } => {
                 if credit + share >= WHOLE {
                     return None;
                 }
@@ -306,10 +296,7 @@ impl Machine {
     /// Whether results are counted in the window: then good ones may be counted by the dozen.
     pub(crate) fn counts_successes(&self) -> bool {
         matches!(self.phase, Phase::Closed)
-            && matches!(
-                self.mode,
-                Mode::Normal | Mode::ObserveOnly | Mode::ForcedClosed
-            )
+            && matches!(self.mode, Mode::Normal | Mode::ObserveOnly | Mode::ForcedClosed)
     }
 
     /// Whether the next good call may trip the breaker, as far as the present bucket goes: it does when it completes the
@@ -320,10 +307,7 @@ impl Machine {
             return false;
         }
         let sums = self.window.sums();
-        let completed = Sums {
-            calls: self.rules.minimum,
-            ..sums
-        };
+        let completed = Sums { calls: self.rules.minimum, ..sums };
         (sums.calls < self.rules.minimum && self.rate_is_met(completed)) || self.is_met()
     }
 
@@ -353,15 +337,9 @@ impl Machine {
         let mut transition = None;
         if let Phase::Open { until } = self.phase {
             if now < until {
-                return (
-                    Admission::Refused(Some(until.saturating_duration_since(now))),
-                    None,
-                );
+                return (Admission::Refused(Some(until.saturating_duration_since(now))), None);
             }
-            let half_open = Phase::HalfOpen {
-                given: Vec::new(),
-                judged: Sums::default(),
-            };
+            let half_open = Phase::HalfOpen { given: Vec::new(), judged: Sums::default() };
             transition = Some(self.go(State::Open, half_open, now));
         }
         let admission = match &mut self.phase {
@@ -383,12 +361,7 @@ impl Machine {
                     Admission::Refused(lease.map(|lease| lease.min(self.rules.wait)))
                 }
             }
-            Phase::Recovering {
-                share,
-                credit,
-                last,
-                ..
-            } => {
+            Phase::Recovering { share, credit, last, .. } => {
                 *credit = (*credit + *share).min(WHOLE);
                 let since = now.saturating_duration_since(*last);
                 if *credit >= WHOLE || since >= TRICKLE {
@@ -440,10 +413,7 @@ impl Machine {
         if self.rules.slow_rate.is_none() {
             return (InFlight::Unknown, None);
         }
-        let slow = Report {
-            class: Class::Success,
-            slow: true,
-        };
+        let slow = Report { class: Class::Success, slow: true };
         let Some(bad) = self.take(ticket, slow) else {
             return (InFlight::Settled, None);
         };
@@ -533,8 +503,7 @@ impl Machine {
         let nanos = self.nanos(now);
         self.window.advance(self.rules.shape.epoch(nanos));
         if rules.shape != self.rules.shape {
-            self.window
-                .reshape(self.rules.shape, rules.shape, self.seq, nanos);
+            self.window.reshape(self.rules.shape, rules.shape, self.seq, nanos);
         }
         if let Phase::Closed = self.phase {
             // Tickets stay valid, but successes are no longer counted into old buckets unseen.
@@ -546,13 +515,7 @@ impl Machine {
 
     /// Takes over what an earlier breaker knew.
     pub(crate) fn restore(&mut self, snapshot: &Snapshot, now: Instant) {
-        let Snapshot {
-            mode,
-            state,
-            counts,
-            openings,
-            ..
-        } = *snapshot;
+        let Snapshot { mode, state, counts, openings, .. } = *snapshot;
         let wait = snapshot.remaining_wait.unwrap_or(Duration::ZERO);
         self.mode = mode;
         self.openings = openings;
@@ -561,11 +524,7 @@ impl Machine {
         self.consecutive = counts.consecutive_failures.min(calls);
         let mark = self.mark(self.epoch(now));
         self.window = Window::new(self.rules.shape, self.seq, mark.epoch);
-        let sums = Sums {
-            calls,
-            failed: counts.failures.min(calls),
-            slow: counts.slow.min(calls),
-        };
+        let sums = Sums { calls, failed: counts.failures.min(calls), slow: counts.slow.min(calls) };
         self.window.load(mark, sums);
         for back in (0..self.consecutive.min(self.recent_len())).rev() {
             self.recent.push_back(self.seq - back);
@@ -573,19 +532,14 @@ impl Machine {
         if matches!(state, State::Open | State::HalfOpen | State::Recovering) {
             let longest = self.rules.wait_max.max(self.rules.hint_max);
             self.generation += 1;
-            self.phase = Phase::Open {
-                until: time::later(now, wait.min(longest)),
-            };
+            self.phase = Phase::Open { until: time::later(now, wait.min(longest)) };
         }
     }
 
     // --- steps
 
     fn mark(&self, epoch: u64) -> Mark {
-        Mark {
-            seq: self.seq,
-            epoch,
-        }
+        Mark { seq: self.seq, epoch }
     }
 
     /// Checks the ticket of a result and adds it to the totals; `None` if it must change nothing.
@@ -623,11 +577,7 @@ impl Machine {
         };
         let slow = report.slow && self.rules.slow_rate.is_some();
         self.totals.slow += u64::from(slow);
-        Some(Sums {
-            calls: 1,
-            failed: failed.into(),
-            slow: slow.into(),
-        })
+        Some(Sums { calls: 1, failed: failed.into(), slow: slow.into() })
     }
 
     /// Keeps the runs of failures: the call `seq` has failed or not.
@@ -643,9 +593,7 @@ impl Machine {
     }
 
     fn recent_len(&self) -> u64 {
-        self.rules
-            .of_last
-            .map_or(0, |(failures, _)| failures.into())
+        self.rules.of_last.map_or(0, |(failures, _)| failures.into())
     }
 
     fn trim_recent(&mut self) {
@@ -666,13 +614,9 @@ impl Machine {
     fn is_met(&self) -> bool {
         let sums = self.window.sums();
         let by_rate = sums.calls >= self.rules.minimum && self.rate_is_met(sums);
-        let in_a_row = self
-            .rules
-            .consecutive
-            .is_some_and(|most| self.consecutive >= u64::from(most));
+        let in_a_row = self.rules.consecutive.is_some_and(|most| self.consecutive >= u64::from(most));
         let of_last = self.rules.of_last.is_some_and(|(failures, calls)| {
-            self.recent.len() as u64 >= u64::from(failures)
-                && self.recent[0] + u64::from(calls) > self.seq
+            self.recent.len() as u64 >= u64::from(failures) && self.recent[0] + u64::from(calls) > self.seq
         });
         by_rate || in_a_row || of_last
     }
@@ -721,9 +665,7 @@ impl Machine {
                 judged.slow += bad.slow;
                 // No later result can save a step that has this many failures.
                 let beyond = |rate: f64, bad: u64| bad as f64 / needed as f64 >= rate && bad > 0;
-                if beyond(rate, judged.failed)
-                    || slow_rate.is_some_and(|rate| beyond(rate, judged.slow))
-                {
+                if beyond(rate, judged.failed) || slow_rate.is_some_and(|rate| beyond(rate, judged.slow)) {
                     return Some(self.open(now, random));
                 }
                 if judged.calls < needed {
@@ -738,17 +680,12 @@ impl Machine {
 
     /// Opens for a while that grows with each time since it was closed.
     fn open(&mut self, now: Instant, random: u64) -> Transition {
-        let growth = self
-            .rules
-            .wait_growth
-            .powf(f64::from(self.openings.min(10_000)));
+        let growth = self.rules.wait_growth.powf(f64::from(self.openings.min(10_000)));
         let max = self.rules.wait_max.as_secs_f64();
         let longest = (self.rules.wait.as_secs_f64() * growth).min(max);
         // Breakers of many clients that opened together shall not probe together.
         let wait = longest * (0.5 + 0.5 * chance::fraction(random));
-        let wait = Duration::try_from_secs_f64(wait)
-            .unwrap_or(Duration::MAX)
-            .min(self.rules.wait_max);
+        let wait = Duration::try_from_secs_f64(wait).unwrap_or(Duration::MAX).min(self.rules.wait_max);
         self.openings = self.openings.saturating_add(1);
         self.open_for(wait, now)
     }

@@ -9,6 +9,8 @@ use std::{
 use crate::{
     call::Sealed,
     error::{ConfigError, Name, Refused},
+    keyed::Template,
+    registry,
     stack::{Part, Role, callable},
     time,
 };
@@ -30,11 +32,7 @@ use self::core::Core;
 
 /// What a breaker does with calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(rename_all = "snake_case")
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum State {
     /// Admits them, and looks at their results.
@@ -65,6 +63,16 @@ impl State {
         State::Disabled,
     ];
 
+    /// The state as the value of a gauge: 0 admits everything, 1 some, 2 only probes, 3 nothing.
+    pub fn level(self) -> u8 {
+        match self {
+            State::Closed | State::ForcedClosed | State::Disabled => 0,
+            State::Recovering => 1,
+            State::HalfOpen => 2,
+            State::Open | State::ForcedOpen => 3,
+        }
+    }
+
     /// The state as a short stable label, as used by metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -81,11 +89,7 @@ impl State {
 
 /// Who decides what a breaker does.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(rename_all = "snake_case")
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Mode {
     /// Its rules.
@@ -143,11 +147,7 @@ impl Counts {
 }
 
 fn rate(bad: u64, calls: u64) -> f64 {
-    if calls == 0 {
-        0.0
-    } else {
-        bad as f64 / calls as f64
-    }
+    if calls == 0 { 0.0 } else { bad as f64 / calls as f64 }
 }
 
 /// What became of all calls since a breaker was made.
@@ -230,10 +230,7 @@ impl<C> CircuitBreaker<C> {
             config.id,
             time::now(),
         );
-        Ok(CircuitBreaker {
-            core: Arc::new(core),
-            classify: Arc::new(config.classify),
-        })
+        Ok(CircuitBreaker { core: Arc::new(core), classify: Arc::new(config.classify) })
     }
 
     /// Its name.
@@ -248,9 +245,7 @@ impl<C> CircuitBreaker<C> {
     /// [`Refused`] of the kind [`CircuitOpen`](crate::Kind::CircuitOpen) when the breaker is open, or half-open with all probes
     /// given out, or recovering and this call is not in the share that it admits.
     pub fn try_acquire(&self) -> Result<Permit<'_>, Refused> {
-        self.core
-            .acquire(time::now)
-            .map(|ticket| Permit::new(Shared::Borrowed(&self.core), ticket))
+        self.core.acquire(time::now).map(|ticket| Permit::new(Shared::Borrowed(&self.core), ticket))
     }
 
     /// Like [`try_acquire`](Self::try_acquire), for a permit that outlives this handle.
@@ -259,9 +254,7 @@ impl<C> CircuitBreaker<C> {
     ///
     /// As [`try_acquire`](Self::try_acquire).
     pub fn try_acquire_owned(&self) -> Result<Permit<'static>, Refused> {
-        self.core
-            .acquire(time::now)
-            .map(|ticket| Permit::new(Shared::Owned(self.core.clone()), ticket))
+        self.core.acquire(time::now).map(|ticket| Permit::new(Shared::Owned(self.core.clone()), ticket))
     }
 
     /// What it does with calls now. An open breaker whose wait is over is half-open.
@@ -324,18 +317,14 @@ impl<C> CircuitBreaker<C> {
     /// As [`Config::build`]; then nothing has changed.
     pub fn reconfigure<D>(&self, config: &Config<D>) -> Result<(), ConfigError> {
         let rules = config.rules()?;
-        self.core
-            .reconfigure(rules, config.cancelled_is_failure(), time::now());
+        self.core.reconfigure(rules, config.cancelled_is_failure(), time::now());
         Ok(())
     }
 }
 
 impl<C> Clone for CircuitBreaker<C> {
     fn clone(&self) -> Self {
-        CircuitBreaker {
-            core: self.core.clone(),
-            classify: self.classify.clone(),
-        }
+        CircuitBreaker { core: self.core.clone(), classify: self.classify.clone() }
     }
 }
 
@@ -365,9 +354,33 @@ impl<C> Part for CircuitBreaker<C> {
     fn is_shut(&self) -> bool {
         self.core.is_shut(time::now)
     }
+
+    fn inspect(&self, show: &mut dyn FnMut(registry::Snapshot)) {
+        show(registry::Snapshot::CircuitBreaker(self.snapshot()));
+    }
 }
 
 callable!(CircuitBreaker<C>, [C]);
+
+impl<C: Clone> Template for Config<C> {
+    type Policy = CircuitBreaker<C>;
+
+    fn build_for(&self, key: &dyn fmt::Display) -> Result<CircuitBreaker<C>, ConfigError> {
+        let mut config = self.clone();
+        config.id.set_key(key);
+        config.build()
+    }
+
+    fn apply_to(&self, policy: &CircuitBreaker<C>) -> Result<(), ConfigError> {
+        policy.reconfigure(self)
+    }
+
+    /// Closed, and without failures in its window.
+    fn at_rest(policy: &CircuitBreaker<C>) -> bool {
+        let snapshot = policy.snapshot();
+        snapshot.state == State::Closed && snapshot.counts.failures == 0 && snapshot.counts.slow == 0
+    }
+}
 
 enum Shared<'a> {
     Borrowed(&'a Core),
@@ -387,11 +400,7 @@ pub struct Permit<'a> {
 
 impl<'a> Permit<'a> {
     fn new(core: Shared<'a>, ticket: u64) -> Self {
-        let mut permit = Permit {
-            core,
-            ticket,
-            started: None,
-        };
+        let mut permit = Permit { core, ticket, started: None };
         permit.started = permit.core().slow_after().map(|_| time::now());
         permit
     }
@@ -428,11 +437,7 @@ impl<'a> Permit<'a> {
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if self.ticket != 0 {
-            let class = if std::thread::panicking() {
-                Class::Failure
-            } else {
-                self.core().cancelled()
-            };
+            let class = if std::thread::panicking() { Class::Failure } else { self.core().cancelled() };
             self.settle(class);
         }
     }
@@ -440,8 +445,6 @@ impl Drop for Permit<'_> {
 
 impl fmt::Debug for Permit<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Permit")
-            .field("breaker", self.core().id().name())
-            .finish_non_exhaustive()
+        f.debug_struct("Permit").field("breaker", self.core().id().name()).finish_non_exhaustive()
     }
 }

@@ -30,27 +30,14 @@ fn holds<S: Strategy>(
     property: impl Fn(S::Value) -> Result<(), TestCaseError>,
 ) -> Result<(), String> {
     let cases = std::env::var("MAINSTAY_CASES").map_or(10_000, |cases| cases.parse().unwrap());
-    let settings = Settings {
-        cases,
-        failure_persistence: None,
-        ..Settings::default()
-    };
-    TestRunner::new(settings)
-        .run(&strategy, property)
-        .map_err(|error| error.to_string())
+    let settings = Settings { cases, failure_persistence: None, ..Settings::default() };
+    TestRunner::new(settings).run(&strategy, property).map_err(|error| error.to_string())
 }
 
 /// Runs `property`, which a mutant has a part in, until it fails.
-fn is_caught<S: Strategy>(
-    strategy: S,
-    property: impl Fn(S::Value) -> Result<(), TestCaseError>,
-) -> bool {
-    let settings = Settings {
-        cases: 50_000,
-        max_shrink_iters: 0,
-        failure_persistence: None,
-        ..Settings::default()
-    };
+fn is_caught<S: Strategy>(strategy: S, property: impl Fn(S::Value) -> Result<(), TestCaseError>) -> bool {
+    let settings =
+        Settings { cases: 50_000, max_shrink_iters: 0, failure_persistence: None, ..Settings::default() };
     TestRunner::new(settings).run(&strategy, property).is_err()
 }
 
@@ -116,10 +103,7 @@ fn window_agrees(shape: Shape, puts: Vec<Put>, mutant: WindowMutant) -> Result<(
             Put::Behind(by) => good(&mut all, 1, now.saturating_sub(by)),
             Put::One(failed, slow) => {
                 all.push((now, failed || (slow && mutant == SlowIsFailed), slow));
-                let mark = Mark {
-                    seq: all.len() as u64,
-                    epoch: now,
-                };
+                let mark = Mark { seq: all.len() as u64, epoch: now };
                 window.one(mark, failed, slow);
                 if slow && !failed {
                     slow_ones.push(mark);
@@ -180,27 +164,15 @@ fn window_agrees(shape: Shape, puts: Vec<Put>, mutant: WindowMutant) -> Result<(
 
 #[test]
 fn windows_agree_with_a_list_of_all_calls() {
-    holds((shapes(), puts()), |(shape, puts)| {
-        window_agrees(shape, puts, WindowMutant::None)
-    })
-    .unwrap();
+    holds((shapes(), puts()), |(shape, puts)| window_agrees(shape, puts, WindowMutant::None)).unwrap();
 }
 
 #[test]
 fn the_window_suite_catches_every_twin() {
     use WindowMutant::*;
-    for mutant in [
-        OneLonger,
-        OneShorter,
-        SurvivesAGap,
-        CountsExpired,
-        FailsTwice,
-        SlowIsFailed,
-    ] {
+    for mutant in [OneLonger, OneShorter, SurvivesAGap, CountsExpired, FailsTwice, SlowIsFailed] {
         assert!(
-            is_caught((shapes(), puts()), |(shape, puts)| window_agrees(
-                shape, puts, mutant
-            )),
+            is_caught((shapes(), puts()), |(shape, puts)| window_agrees(shape, puts, mutant)),
             "{mutant:?}"
         );
     }
@@ -313,10 +285,7 @@ fn configs() -> impl Strategy<Value = Config> {
         (1..12u32).prop_map(|calls| CircuitBreaker::config().count_window(calls)),
         (1..5u32).prop_map(|buckets| CircuitBreaker::config().time_window(MS * 400, buckets)),
     ];
-    let rates = prop_oneof![
-        Just(None),
-        (1..=10u8).prop_map(|tenths| Some(f64::from(tenths) / 10.0))
-    ];
+    let rates = prop_oneof![Just(None), (1..=10u8).prop_map(|tenths| Some(f64::from(tenths) / 10.0))];
     let rules = (
         window,
         1..8u32,
@@ -389,16 +358,8 @@ struct Token {
 enum Phase {
     Closed,
     Open(Duration),
-    HalfOpen {
-        given: Vec<(u64, Duration)>,
-        results: Vec<bool>,
-    },
-    Recovering {
-        share: f64,
-        results: Vec<(bool, bool)>,
-        credit: f64,
-        last: Duration,
-    },
+    HalfOpen { given: Vec<(u64, Duration)>, results: Vec<bool> },
+    Recovering { share: f64, results: Vec<(bool, bool)>, credit: f64, last: Duration },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -469,11 +430,7 @@ impl Model {
             Shape::Time { width, buckets } => {
                 let bucket = |at: Duration| at.as_nanos() as u64 / width;
                 let now = bucket(self.now);
-                self.calls
-                    .iter()
-                    .filter(|call| bucket(call.at) + buckets > now)
-                    .copied()
-                    .collect()
+                self.calls.iter().filter(|call| bucket(call.at) + buckets > now).copied().collect()
             }
         }
     }
@@ -509,12 +466,7 @@ impl Model {
     }
 
     fn begin(&mut self) -> Option<Token> {
-        let token = |round, probe| Token {
-            round,
-            probe,
-            started: self.now,
-            slow: None,
-        };
+        let token = |round, probe| Token { round, probe, started: self.now, slow: None };
         match self.mode {
             Mode::Disabled if self.mutant == Mutant::DisabledCounts => {
                 return Some(token(Some(self.round), 0));
@@ -531,10 +483,7 @@ impl Model {
                 if self.mutant == Mutant::WaitResetsWhenHalfOpen {
                     self.openings = 0;
                 }
-                self.go(Phase::HalfOpen {
-                    given: Vec::new(),
-                    results: Vec::new(),
-                });
+                self.go(Phase::HalfOpen { given: Vec::new(), results: Vec::new() });
             }
         }
         let now = self.now;
@@ -553,12 +502,7 @@ impl Model {
                 }
                 free
             }
-            Phase::Recovering {
-                share,
-                credit,
-                last,
-                ..
-            } => {
+            Phase::Recovering { share, credit, last, .. } => {
                 *credit = (*credit + *share).min(1.0);
                 let admitted = *credit >= 1.0 || now - *last >= MS * 100 || all;
                 if admitted {
@@ -569,12 +513,7 @@ impl Model {
             }
         };
         if admitted {
-            return Some(Token {
-                round: Some(self.round),
-                probe: self.probe,
-                started: now,
-                slow: None,
-            });
+            return Some(Token { round: Some(self.round), probe: self.probe, started: now, slow: None });
         }
         self.totals.refused += 1;
         (self.mode == Mode::ObserveOnly).then(|| Token {
@@ -592,9 +531,9 @@ impl Model {
             (_, Mode::ForcedOpen) | (Phase::Open(_), _) => false,
             (_, Mode::Disabled) => mutant == Mutant::DisabledCounts,
             (Phase::HalfOpen { given, .. }, _) => {
-                let at = given.iter().position(|lease| {
-                    lease.0 == token.probe || (mutant == Mutant::LateProbeCounts)
-                });
+                let at = given
+                    .iter()
+                    .position(|lease| lease.0 == token.probe || (mutant == Mutant::LateProbeCounts));
                 let keep = mutant == Mutant::CancelledProbeKeepsItsPlace && class == Class::Ignored;
                 if let Some(at) = at.filter(|_| token.round == Some(self.round) && !keep) {
                     given.remove(at);
@@ -637,11 +576,7 @@ impl Model {
             match known {
                 Some(at) => self.calls[at].failed |= failed,
                 None => {
-                    self.calls.push(Seen {
-                        at: self.now,
-                        failed,
-                        slow,
-                    });
+                    self.calls.push(Seen { at: self.now, failed, slow });
                     at = Some(self.calls.len() - 1);
                 }
             }
@@ -664,8 +599,7 @@ impl Model {
         match &mut self.phase {
             Phase::Open(_) => {}
             Phase::Closed => {
-                let shielded =
-                    self.mode == Mode::ForcedClosed && self.mutant != Mutant::ForcedClosedTrips;
+                let shielded = self.mode == Mode::ForcedClosed && self.mutant != Mutant::ForcedClosedTrips;
                 let passed_over = self.mutant == Mutant::SuccessNeverTrips && !failed && !slow;
                 if !shielded && !passed_over && self.is_bad() {
                     self.open();
@@ -698,10 +632,8 @@ impl Model {
                     results.iter().filter(|result| which(result)).count() as f64
                 };
                 let (failures, slows) = (of(|result| result.0), of(|result| result.1));
-                let by_failures =
-                    failures > 0.0 && failures / needed >= rules.failure_rate.unwrap_or(0.5);
-                let by_slows =
-                    slows > 0.0 && rules.slow_rate.is_some_and(|rate| slows / needed >= rate);
+                let by_failures = failures > 0.0 && failures / needed >= rules.failure_rate.unwrap_or(0.5);
+                let by_slows = slows > 0.0 && rules.slow_rate.is_some_and(|rate| slows / needed >= rate);
                 if by_failures || by_slows {
                     self.open();
                 } else if results.len() as f64 >= needed {
@@ -732,8 +664,7 @@ impl Model {
                 _ => share >= rate,
             })
         };
-        let enough =
-            inside.len() as u64 >= self.rules.minimum || self.mutant == Mutant::MinimumIgnored;
+        let enough = inside.len() as u64 >= self.rules.minimum || self.mutant == Mutant::MinimumIgnored;
         let by_rate = enough
             && (met(self.rules.failure_rate, |call| call.failed)
                 || met(self.rules.slow_rate, |call| call.slow));
@@ -742,12 +673,7 @@ impl Model {
             let failed = self.calls[skip..].iter().filter(|call| call.failed);
             failed.count() >= failures as usize
         });
-        by_rate
-            || of_last
-            || self
-                .rules
-                .consecutive
-                .is_some_and(|most| self.in_a_row() >= most as usize)
+        by_rate || of_last || self.rules.consecutive.is_some_and(|most| self.in_a_row() >= most as usize)
     }
 
     fn set_mode(&mut self, mode: Mode) {
@@ -828,12 +754,7 @@ fn breaker_agrees(
         let shared = core.clone();
         let ticket = crew.run(on, move || shared.acquire(|| at).ok());
         let token = model.begin();
-        prop_assert_eq!(
-            ticket.is_some(),
-            token.is_some(),
-            "admission in {:?}",
-            model.phase
-        );
+        prop_assert_eq!(ticket.is_some(), token.is_some(), "admission in {:?}", model.phase);
         Ok(ticket.zip(token).map(|(ticket, model)| Flying {
             ticket,
             started: core.slow_after().map(|_| at),
@@ -908,14 +829,8 @@ fn breaker_agrees(
                 let inside = model.inside();
                 let counts = snapshot.counts;
                 prop_assert_eq!(counts.calls, inside.len() as u64);
-                prop_assert_eq!(
-                    counts.failures,
-                    inside.iter().filter(|call| call.failed).count() as u64
-                );
-                prop_assert_eq!(
-                    counts.slow,
-                    inside.iter().filter(|call| call.slow).count() as u64
-                );
+                prop_assert_eq!(counts.failures, inside.iter().filter(|call| call.failed).count() as u64);
+                prop_assert_eq!(counts.slow, inside.iter().filter(|call| call.slow).count() as u64);
                 prop_assert_eq!(counts.consecutive_failures, model.in_a_row() as u64);
                 if let (Phase::Recovering { share, .. }, true) = (&model.phase, model.decides()) {
                     prop_assert_eq!(snapshot.share, *share);
@@ -936,10 +851,7 @@ fn adopt(core: &Core, model: &mut Model, base: Instant) -> Result<(), TestCaseEr
             prop_assert!(until.is_some(), "the breaker did not open");
             let until = until.unwrap() - base;
             let wait = until - model.now;
-            prop_assert!(
-                wait >= shortest && wait <= longest,
-                "{wait:?} of {longest:?}"
-            );
+            prop_assert!(wait >= shortest && wait <= longest, "{wait:?} of {longest:?}");
             model.phase = Phase::Open(until);
         }
     }
@@ -950,19 +862,16 @@ fn adopt(core: &Core, model: &mut Model, base: Instant) -> Result<(), TestCaseEr
 #[test]
 fn the_breaker_agrees_with_a_model_that_keeps_every_call() {
     let crew = Crew::new();
-    holds((configs(), steps()), |(config, steps)| {
-        breaker_agrees(&crew, &config, steps, Mutant::None)
-    })
-    .unwrap();
+    holds((configs(), steps()), |(config, steps)| breaker_agrees(&crew, &config, steps, Mutant::None))
+        .unwrap();
 }
 
 #[test]
 fn the_breaker_suite_catches_every_twin() {
     let crew = Crew::new();
     for mutant in MUTANTS {
-        let caught = is_caught((configs(), steps()), |(config, steps)| {
-            breaker_agrees(&crew, &config, steps, mutant)
-        });
+        let caught =
+            is_caught((configs(), steps()), |(config, steps)| breaker_agrees(&crew, &config, steps, mutant));
         assert!(caught, "{mutant:?}");
     }
 }

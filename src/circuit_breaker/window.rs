@@ -65,14 +65,9 @@ impl Window {
     /// Empty, at the bucket `epoch`, where the next call is number `seq + 1`.
     pub(crate) fn new(shape: Shape, seq: u64, epoch: u64) -> Self {
         match shape {
-            Shape::Count(size) => Window::Count(Count {
-                size,
-                seq,
-                since: seq,
-                bad: VecDeque::new(),
-                failed: 0,
-                slow: 0,
-            }),
+            Shape::Count(size) => {
+                Window::Count(Count { size, seq, since: seq, bad: VecDeque::new(), failed: 0, slow: 0 })
+            }
             Shape::Time { buckets, .. } => Window::Time(Time {
                 ring: vec![Sums::default(); usize::try_from(buckets).unwrap_or(usize::MAX)],
                 head: epoch,
@@ -90,26 +85,12 @@ impl Window {
 
     /// Counts `n` calls that were neither failed nor slow.
     pub(crate) fn good(&mut self, mark: Mark, n: u64) {
-        self.put(
-            mark,
-            Sums {
-                calls: n,
-                failed: 0,
-                slow: 0,
-            },
-        );
+        self.put(mark, Sums { calls: n, failed: 0, slow: 0 });
     }
 
     /// Counts one call, bad or good.
     pub(crate) fn one(&mut self, mark: Mark, failed: bool, slow: bool) {
-        self.put(
-            mark,
-            Sums {
-                calls: 1,
-                failed: failed.into(),
-                slow: slow.into(),
-            },
-        );
+        self.put(mark, Sums { calls: 1, failed: failed.into(), slow: slow.into() });
     }
 
     fn put(&mut self, mark: Mark, sums: Sums) {
@@ -130,24 +111,13 @@ impl Window {
                     }
                 }
             }
-            Window::Time(time) => time.put(
-                mark.epoch,
-                Sums {
-                    calls: 0,
-                    failed: 1,
-                    slow: 0,
-                },
-            ),
+            Window::Time(time) => time.put(mark.epoch, Sums { calls: 0, failed: 1, slow: 0 }),
         }
     }
 
     pub(crate) fn sums(&self) -> Sums {
         match self {
-            Window::Count(count) => Sums {
-                calls: count.len(),
-                failed: count.failed,
-                slow: count.slow,
-            },
+            Window::Count(count) => Sums { calls: count.len(), failed: count.failed, slow: count.slow },
             Window::Time(time) => time.sums,
         }
     }
@@ -168,10 +138,7 @@ impl Window {
                 for (old, sums) in time.oldest_first() {
                     // The end of the old bucket, so that nothing is forgotten too early.
                     let end = old.saturating_mul(width).saturating_add(width - 1);
-                    let at = Mark {
-                        seq,
-                        epoch: (end / wider).min(epoch),
-                    };
+                    let at = Mark { seq, epoch: (end / wider).min(epoch) };
                     new.put(at, sums);
                 }
                 *self = new;
@@ -203,11 +170,7 @@ impl Window {
                 count.seq = mark.seq;
                 let (failed, slow) = (sums.failed.min(calls), sums.slow.min(calls));
                 for back in (0..failed.max(slow)).rev() {
-                    count.push(Bad {
-                        seq: mark.seq - back,
-                        failed: back < failed,
-                        slow: back < slow,
-                    });
+                    count.push(Bad { seq: mark.seq - back, failed: back < failed, slow: back < slow });
                 }
             }
         }
@@ -247,11 +210,7 @@ impl Count {
     fn put(&mut self, seq: u64, sums: Sums) {
         self.seq = seq;
         if sums.failed + sums.slow > 0 {
-            self.push(Bad {
-                seq,
-                failed: sums.failed > 0,
-                slow: sums.slow > 0,
-            });
+            self.push(Bad { seq, failed: sums.failed > 0, slow: sums.slow > 0 });
         }
         self.evict();
     }
