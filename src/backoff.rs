@@ -40,11 +40,7 @@ pub const DEFAULT_CAP: Duration = Duration::from_secs(5);
 
 /// How delays are spread, so that callers that failed together do not come back together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(rename_all = "snake_case")
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Jitter {
     /// Anything from nothing to the whole wait: spreads most.
@@ -77,12 +73,7 @@ pub(crate) enum Shape {
 
 impl Schedule {
     fn new(shape: Shape) -> Self {
-        Schedule {
-            shape,
-            factor: 2.0,
-            cap: None,
-            jitter: Jitter::Full,
-        }
+        Schedule { shape, factor: 2.0, cap: None, jitter: Jitter::Full }
     }
 
     /// The same wait each time.
@@ -125,12 +116,7 @@ impl Schedule {
 
     /// The waits one after another, ending only for a sequence; the same ones for the same seed.
     pub fn delays(&self, seed: Option<u64>) -> Backoff {
-        Backoff {
-            schedule: self.clone(),
-            chance: Chance::new(seed),
-            step: 0,
-            previous: 0,
-        }
+        Backoff { schedule: self.clone(), chance: Chance::new(seed), step: 0, previous: 0 }
     }
 
     /// The longest wait that was given.
@@ -164,12 +150,7 @@ impl Schedule {
                 ConfigError::unless(!base.is_zero(), "retry.base", base, "a duration above zero")?;
             }
             Shape::Sequence(waits) => {
-                ConfigError::unless(
-                    !waits.is_empty(),
-                    "retry.sequence",
-                    waits,
-                    "at least one wait",
-                )?;
+                ConfigError::unless(!waits.is_empty(), "retry.sequence", waits, "at least one wait")?;
             }
         }
         ConfigError::unless(
@@ -182,10 +163,7 @@ impl Schedule {
             Some(cap) if cap < self.longest() => Err(ConfigError::setting(
                 "retry.cap",
                 cap,
-                format!(
-                    "at least the longest wait of the schedule, {:?}",
-                    self.longest()
-                ),
+                format!("at least the longest wait of the schedule, {:?}", self.longest()),
             )),
             _ => Ok(()),
         }
@@ -207,13 +185,7 @@ impl Schedule {
 
     /// The delay after failure number `step` (from 0), jittered by `random`. `previous` is what this function
     /// keeps between the failures of one call, 0 at first.
-    pub(crate) fn delay(
-        &self,
-        step: u32,
-        floor: Duration,
-        previous: &mut u64,
-        random: u64,
-    ) -> Option<u64> {
+    pub(crate) fn delay(&self, step: u32, floor: Duration, previous: &mut u64, random: u64) -> Option<u64> {
         let wait = self.wait(step, floor)?;
         let delay = match self.jitter {
             Jitter::Full => between(0, wait, random),
@@ -289,9 +261,7 @@ impl Iterator for Backoff {
 
     fn next(&mut self) -> Option<Duration> {
         let random = self.chance.next();
-        let delay = self
-            .schedule
-            .delay(self.step, Duration::ZERO, &mut self.previous, random)?;
+        let delay = self.schedule.delay(self.step, Duration::ZERO, &mut self.previous, random)?;
         self.step = self.step.saturating_add(1);
         Some(Duration::from_nanos(delay))
     }

@@ -24,10 +24,7 @@ impl<T: 'static, E: 'static> BoxedStack<T, E> {
         L: Run<(), T, E> + Send + Sync + 'static,
         L::State: Send + 'static,
     {
-        BoxedStack {
-            name,
-            list: Arc::new(Erased(list)),
-        }
+        BoxedStack { name, list: Arc::new(Erased(list)) }
     }
 
     /// The name that the stack was begun with.
@@ -71,18 +68,13 @@ impl<T: 'static, E: 'static> BoxedStack<T, E> {
 
 impl<T, E> Clone for BoxedStack<T, E> {
     fn clone(&self) -> Self {
-        BoxedStack {
-            name: self.name.clone(),
-            list: self.list.clone(),
-        }
+        BoxedStack { name: self.name.clone(), list: self.list.clone() }
     }
 }
 
 impl<T, E> fmt::Debug for BoxedStack<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BoxedStack")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
+        f.debug_struct("BoxedStack").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -172,10 +164,7 @@ where
     E: 'static,
 {
     fn begin(&self) -> Pin<Box<dyn ErasedCall<T, E>>> {
-        Box::pin(Live {
-            list: self.0.clone(),
-            state: L::State::default(),
-        })
+        Box::pin(Live { list: self.0.clone(), state: L::State::default() })
     }
 }
 

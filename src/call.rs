@@ -57,8 +57,7 @@ impl Attempt {
 
     /// The time that is left until the [deadline](Self::deadline); zero when it has passed. Reads the clock.
     pub fn remaining(&self) -> Option<Duration> {
-        self.deadline
-            .map(|at| at.saturating_duration_since(time::now()))
+        self.deadline.map(|at| at.saturating_duration_since(time::now()))
     }
 }
 
@@ -168,12 +167,7 @@ where
     type State = P::State;
 
     #[inline]
-    fn poll<O>(
-        &self,
-        state: Pin<&mut P::State>,
-        op: Pin<&mut O>,
-        cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>>
+    fn poll<O>(&self, state: Pin<&mut P::State>, op: Pin<&mut O>, cx: &mut Cx<'_, '_>) -> Poll<Outcome<T, E>>
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
@@ -262,11 +256,7 @@ impl<R, T, E> Run<R, T, E> for () {
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
         cx.started = true;
-        let attempt = Attempt {
-            number: cx.attempt,
-            last: cx.last,
-            deadline: cx.deadline,
-        };
+        let attempt = Attempt { number: cx.attempt, last: cx.last, deadline: cx.deadline };
         let _readable = cx.deadline.map(deadline::enter);
         op.poll_attempt(cx.task, attempt).map(Ok)
     }
@@ -316,9 +306,8 @@ impl<'w> Cx<'_, 'w> {
     /// While the call's timer is armed for an earlier instant and has not fired, the answer costs no
     /// clock read.
     pub(crate) fn reached(&mut self, at: Instant) -> bool {
-        let armed_before = self
-            .timer
-            .is_some_and(|timer| timer.deadline().into_std() <= at && !timer.is_elapsed());
+        let armed_before =
+            self.timer.is_some_and(|timer| timer.deadline().into_std() <= at && !timer.is_elapsed());
         if !armed_before && self.now() >= at {
             return true;
         }
@@ -334,14 +323,16 @@ impl<'w> Cx<'_, 'w> {
 
 impl fmt::Debug for Cx<'_, '_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cx")
-            .field("now", &self.now)
-            .field("deadline", &self.deadline)
-            .finish_non_exhaustive()
+        f.debug_struct("Cx").field("now", &self.now).field("deadline", &self.deadline).finish_non_exhaustive()
     }
 }
 
 /// Turns an outcome into what the caller of this form of call is given.
+#[diagnostic::on_unimplemented(
+    message = "a refusal cannot be turned into the service's error type `{E}`",
+    note = "implement `From<mainstay::Refused>` for your own error type",
+    note = "for an error type of somebody else use `stack.lift()` as the layer: the error becomes `mainstay::Error<{E}>`"
+)]
 pub trait Finish<T, E> {
     /// The output of the call's future.
     type Output;
@@ -476,9 +467,7 @@ where
                 started: *this.started,
                 degraded: false,
             };
-            let polled = this
-                .policies
-                .poll(this.state.as_mut(), this.op.as_mut(), &mut cx);
+            let polled = this.policies.poll(this.state.as_mut(), this.op.as_mut(), &mut cx);
             let (wake_at, degraded) = (cx.wake_at, cx.degraded);
             *this.started = cx.started;
             if let Poll::Ready(outcome) = polled {
@@ -506,10 +495,7 @@ fn arm(mut timer: Pin<&mut Option<Sleep>>, at: Instant, task: &mut Context<'_>) 
         // Firing early costs one wake-up, moving the timer costs more.
         Some(_) => {}
     }
-    let due = timer
-        .as_mut()
-        .as_pin_mut()
-        .is_some_and(|sleep| sleep.poll(task).is_ready());
+    let due = timer.as_mut().as_pin_mut().is_some_and(|sleep| sleep.poll(task).is_ready());
     if due {
         timer.set(None);
     }
@@ -540,9 +526,7 @@ where
     O: Operation,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Call")
-            .field("phase", &self.phase)
-            .finish_non_exhaustive()
+        f.debug_struct("Call").field("phase", &self.phase).finish_non_exhaustive()
     }
 }
 
@@ -557,18 +541,13 @@ pub struct Closure<F, Fut> {
 impl<F, Fut> Closure<F, Fut> {
     #[inline]
     pub(crate) fn new(start: F) -> Self {
-        Closure {
-            start,
-            running: None,
-        }
+        Closure { start, running: None }
     }
 }
 
 impl<F, Fut> fmt::Debug for Closure<F, Fut> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Closure")
-            .field("running", &self.running.is_some())
-            .finish_non_exhaustive()
+        f.debug_struct("Closure").field("running", &self.running.is_some()).finish_non_exhaustive()
     }
 }
 
@@ -586,20 +565,12 @@ where
     }
 
     #[inline]
-    fn poll_attempt(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        attempt: Attempt,
-    ) -> Poll<Result<T, E>> {
+    fn poll_attempt(self: Pin<&mut Self>, cx: &mut Context<'_>, attempt: Attempt) -> Poll<Result<T, E>> {
         let mut this = self.project();
         if this.running.is_none() {
             this.running.set(Some((this.start)(attempt)));
         }
-        let polled = this
-            .running
-            .as_mut()
-            .as_pin_mut()
-            .map_or(Poll::Pending, |running| running.poll(cx));
+        let polled = this.running.as_mut().as_pin_mut().map_or(Poll::Pending, |running| running.poll(cx));
         if polled.is_ready() {
             this.running.set(None);
         }

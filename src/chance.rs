@@ -16,9 +16,7 @@ pub(crate) struct Chance(AtomicU64);
 impl Chance {
     /// Seeded, or seeded by the operating system when there is no seed.
     pub(crate) fn new(seed: Option<u64>) -> Self {
-        Chance(AtomicU64::new(
-            seed.unwrap_or_else(|| RandomState::new().hash_one(0u8)),
-        ))
+        Chance(AtomicU64::new(seed.unwrap_or_else(|| RandomState::new().hash_one(0u8))))
     }
 
     /// The next 64 random bits.

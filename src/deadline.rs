@@ -113,10 +113,7 @@ where
 
 impl<L> Deadline<L> {
     fn with(limit: L) -> Self {
-        Deadline {
-            limit,
-            id: Arc::new(Identity::new("deadline")),
-        }
+        Deadline { limit, id: Arc::new(Identity::new("deadline")) }
     }
 
     /// The same limit under another name.
@@ -134,10 +131,7 @@ impl<L> Deadline<L> {
 
 impl<L: fmt::Debug> fmt::Debug for Deadline<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Deadline")
-            .field("name", self.id.name())
-            .field("limit", &self.limit)
-            .finish()
+        f.debug_struct("Deadline").field("name", self.id.name()).field("limit", &self.limit).finish()
     }
 }
 
@@ -223,11 +217,7 @@ where
         }
         *this.until = None;
         inner.end(this.inner, op, End::TimedOut);
-        Poll::Ready(Err(self.id.refuse(Refused::ended(
-            Kind::DeadlineExceeded,
-            self.id.name(),
-            cx.started,
-        ))))
+        Poll::Ready(Err(self.id.refuse(Refused::ended(Kind::DeadlineExceeded, self.id.name(), cx.started))))
     }
 
     fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)

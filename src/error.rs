@@ -98,22 +98,12 @@ pub struct Refused {
 impl Refused {
     /// A refusal before the operation was started.
     pub(crate) fn unstarted(kind: Kind, name: &Name, retry_after: Option<Duration>) -> Self {
-        Refused {
-            kind,
-            name: name.clone(),
-            retry_after,
-            started: false,
-        }
+        Refused { kind, name: name.clone(), retry_after, started: false }
     }
 
     /// A refusal that gives up on a call whose operation was started, or not.
     pub(crate) fn ended(kind: Kind, name: &Name, started: bool) -> Self {
-        Refused {
-            kind,
-            name: name.clone(),
-            retry_after: None,
-            started,
-        }
+        Refused { kind, name: name.clone(), retry_after: None, started }
     }
 
     /// The same refusal of a call whose operation may have begun in an earlier attempt.
@@ -129,6 +119,11 @@ impl Refused {
 
     /// The name of the policy, which is its stack's name unless it was given its own.
     pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The name with its parts, see [`Name::base`] and [`Name::key`].
+    pub fn full_name(&self) -> &Name {
         &self.name
     }
 
@@ -161,11 +156,7 @@ impl error::Error for Refused {}
 
 /// The rule by which a policy ended a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize),
-    serde(rename_all = "snake_case")
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Kind {
     /// A circuit breaker is open, or half-open with all its probes given out.
@@ -213,12 +204,35 @@ pub struct Name(Text);
 enum Text {
     Static(&'static str),
     Shared(Arc<str>),
+    /// `base[key]`, and where the base ends.
+    Keyed(Arc<str>, usize),
 }
 
 impl Name {
     /// A name from a literal.
     pub const fn new(name: &'static str) -> Self {
         Name(Text::Static(name))
+    }
+
+    /// The name of the policy for one key: `base[key]`.
+    pub(crate) fn keyed(base: &str, key: &dyn fmt::Display) -> Self {
+        Name(Text::Keyed(format!("{base}[{key}]").into(), base.len()))
+    }
+
+    /// The name without the key of a [`Keyed`](crate::Keyed) policy.
+    pub fn base(&self) -> &str {
+        match &self.0 {
+            Text::Keyed(name, end) => &name[..*end],
+            _ => self,
+        }
+    }
+
+    /// The key, for a policy out of a [`Keyed`](crate::Keyed).
+    pub fn key(&self) -> Option<&str> {
+        match &self.0 {
+            Text::Keyed(name, end) => name.get(end + 1..name.len() - 1),
+            _ => None,
+        }
     }
 }
 
@@ -228,7 +242,7 @@ impl Deref for Name {
     fn deref(&self) -> &str {
         match &self.0 {
             Text::Static(name) => name,
-            Text::Shared(name) => name,
+            Text::Shared(name) | Text::Keyed(name, _) => name,
         }
     }
 }
@@ -322,16 +336,8 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    pub(crate) fn setting(
-        field: &'static str,
-        value: impl fmt::Debug,
-        allowed: impl Into<String>,
-    ) -> Self {
-        ConfigError::Setting {
-            field,
-            value: format!("{value:?}"),
-            allowed: allowed.into(),
-        }
+    pub(crate) fn setting(field: &'static str, value: impl fmt::Debug, allowed: impl Into<String>) -> Self {
+        ConfigError::Setting { field, value: format!("{value:?}"), allowed: allowed.into() }
     }
 
     /// `Ok` if `holds`, else the error; so that a list of checks reads as a list.
@@ -341,29 +347,17 @@ impl ConfigError {
         value: impl fmt::Debug,
         allowed: &'static str,
     ) -> Result<(), Self> {
-        if holds {
-            Ok(())
-        } else {
-            Err(Self::setting(field, value, allowed))
-        }
+        if holds { Ok(()) } else { Err(Self::setting(field, value, allowed)) }
     }
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ConfigError::Setting {
-                field,
-                value,
-                allowed,
-            } => {
+            ConfigError::Setting { field, value, allowed } => {
                 write!(f, "{field} = {value} is not possible: allowed is {allowed}")
             }
-            ConfigError::Order {
-                stack,
-                problem,
-                fix,
-            } => write!(f, "stack {stack:?}: {problem}; {fix}"),
+            ConfigError::Order { stack, problem, fix } => write!(f, "stack {stack:?}: {problem}; {fix}"),
         }
     }
 }

@@ -119,11 +119,7 @@ pub struct Identity {
 impl Identity {
     /// Nobody in particular: an instance of the pattern `pattern`.
     pub(crate) fn new(pattern: &'static str) -> Self {
-        Identity {
-            name: Name::new(pattern),
-            named: false,
-            observers: Vec::new(),
-        }
+        Identity { name: Name::new(pattern), named: false, observers: Vec::new() }
     }
 
     pub(crate) fn name(&self) -> &Name {
@@ -139,6 +135,11 @@ impl Identity {
     pub(crate) fn set_name(&mut self, name: Name) {
         self.name = name;
         self.named = true;
+    }
+
+    /// Becomes the policy of one key among those of this name.
+    pub(crate) fn set_key(&mut self, key: &dyn fmt::Display) {
+        self.set_name(Name::keyed(&self.name, key));
     }
 
     pub(crate) fn observe(&mut self, observer: Arc<dyn Observer>) {
@@ -164,10 +165,7 @@ impl Identity {
     /// Tells the listeners that a call was refused.
     #[cold]
     pub(crate) fn refuse(&self, refused: Refused) -> Refused {
-        self.emit(&Event::Refused {
-            refused: &refused,
-            observed: false,
-        });
+        self.emit(&Event::Refused { refused: &refused, observed: false });
         refused
     }
 }

@@ -19,6 +19,11 @@ use crate::{
     event::{Event, Identity, Observer},
     stack::{IntoPolicy, Part, Role, callable},
 };
+#[cfg(feature = "tower")]
+use crate::{
+    repeat::{Cloning, CopyWith},
+    tower::Other,
+};
 
 /// How many answers of one fallback may be in the making at once, unless
 /// [set](Fallback::limit).
@@ -101,6 +106,28 @@ impl<T: Clone, E> Fallback<Value<T>, T, E> {
     }
 }
 
+#[cfg(feature = "tower")]
+impl<S, T, E> Fallback<Other<S, Cloning>, T, E> {
+    /// Answers with what `service` says to a copy of the request. For stacks around tower services.
+    ///
+    /// The copy is made before the first attempt, for every call.
+    pub fn service(service: S) -> Self {
+        Fallback::with(Other::new(service, Cloning))
+    }
+}
+
+#[cfg(feature = "tower")]
+impl<S, T, E, F, R> Fallback<Other<S, CopyWith<F, R>>, T, E> {
+    /// Like [`service`](Fallback::service) for requests that are not `Clone`; a call whose request `copy` answers
+    /// with `None` has no fallback.
+    pub fn service_with(service: S, copy: F) -> Self
+    where
+        F: Fn(&R) -> Option<R>,
+    {
+        Fallback::with(Other::new(service, CopyWith::new(copy)))
+    }
+}
+
 impl<H: Clone, T, E> Clone for Fallback<H, T, E> {
     /// Shares the limit and its count.
     fn clone(&self) -> Self {
@@ -150,8 +177,9 @@ pub trait Handle<R, T, E> {
     /// The answer in the making.
     type Future: Future<Output = Result<T, E>>;
 
-    /// Keeps what is needed of the request, before the operation consumes it.
-    fn keep(&self, request: Option<&R>) -> Self::Kept;
+    /// Keeps what is needed of the request, before the operation consumes it; `None` if it cannot be
+    /// kept, and then there is no fallback for this call.
+    fn keep(&self, request: Option<&R>) -> Option<Self::Kept>;
 
     /// Begins an answer.
     fn handle(&self, why: Error<E>, kept: Self::Kept) -> Self::Future;
@@ -166,7 +194,9 @@ where
     type Future = Fut;
 
     #[inline]
-    fn keep(&self, _: Option<&R>) {}
+    fn keep(&self, _: Option<&R>) -> Option<()> {
+        Some(())
+    }
 
     fn handle(&self, why: Error<E>, (): ()) -> Fut {
         self(why)
@@ -181,7 +211,9 @@ impl<R, T: Clone, E> Handle<R, T, E> for Value<T> {
     type Kept = ();
     type Future = Ready<Result<T, E>>;
 
-    fn keep(&self, _: Option<&R>) {}
+    fn keep(&self, _: Option<&R>) -> Option<()> {
+        Some(())
+    }
 
     fn handle(&self, _: Error<E>, (): ()) -> Self::Future {
         ready(Ok(self.0.clone()))
@@ -257,17 +289,10 @@ where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
         if let State::New = *state {
-            let kept = Some(self.handler.keep(op.request()));
-            state.set(State::Asking {
-                kept,
-                inner: Default::default(),
-            });
+            let kept = self.handler.keep(op.request());
+            state.set(State::Asking { kept, inner: Default::default() });
         }
-        if let StateProjection::Asking {
-            kept,
-            inner: inner_state,
-        } = state.as_mut().project()
-        {
+        if let StateProjection::Asking { kept, inner: inner_state } = state.as_mut().project() {
             let error = match inner.poll(inner_state, op.as_mut(), cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(Ok(value))) => {
@@ -309,10 +334,7 @@ where
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        if let StateProjection::Asking {
-            inner: inner_state, ..
-        } = state.as_mut().project()
-        {
+        if let StateProjection::Asking { inner: inner_state, .. } = state.as_mut().project() {
             inner.end(inner_state, op, how);
         }
         state.set(State::New);
@@ -338,10 +360,7 @@ impl<H, T, E> Fallback<H, T, E> {
         H: Handle<R, T, E>,
     {
         let instead_of = why.refused().map(|refused| refused.kind());
-        self.id.emit(&Event::FellBack {
-            name: self.id.name(),
-            instead_of,
-        });
+        self.id.emit(&Event::FellBack { name: self.id.name(), instead_of });
         self.handler.handle(why, kept)
     }
 }

@@ -1,4 +1,4 @@
-//! mainstay
+#![doc = include_str!("docs/crate.md")]
 #![forbid(unsafe_code)]
 
 pub mod backoff;
@@ -13,8 +13,11 @@ mod event;
 pub mod fallback;
 #[cfg(feature = "serde")]
 mod human;
+pub mod keyed;
 pub mod limit;
+pub mod observe;
 mod order;
+pub mod registry;
 pub mod repeat;
 pub mod retry;
 mod slots;
@@ -22,6 +25,8 @@ pub mod stack;
 mod sync;
 mod time;
 pub mod timeout;
+#[cfg(feature = "tower")]
+pub mod tower;
 
 pub use boxed::BoxedStack;
 pub use bulkhead::Bulkhead;
@@ -31,6 +36,13 @@ pub use deadline::Deadline;
 pub use error::{ConfigError, Error, Kind, Name, Refused};
 pub use event::{Event, GaveUp, Observer};
 pub use fallback::Fallback;
+pub use keyed::Keyed;
+pub use registry::Registry;
 pub use retry::Retry;
 pub use stack::{Stack, recommended, stack};
 pub use timeout::Timeout;
+
+/// The README's examples, compiled.
+#[cfg(all(doctest, feature = "tower"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

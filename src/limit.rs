@@ -29,10 +29,7 @@ pub struct PerRequest<F, R> {
 
 impl<F, R> PerRequest<F, R> {
     pub(crate) fn new(of: F) -> Self {
-        PerRequest {
-            of,
-            request: PhantomData,
-        }
+        PerRequest { of, request: PhantomData }
     }
 }
 

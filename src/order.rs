@@ -44,21 +44,14 @@ const RULES: &[Rule] = &[
     },
     Rule {
         forbids: |outer, inner| {
-            matches!(
-                outer,
-                Role::Retry {
-                    repeats_refusals: true,
-                    ..
-                }
-            ) && matches!(inner, Role::CircuitBreaker | Role::Bulkhead { .. })
+            matches!(outer, Role::Retry { repeats_refusals: true, .. })
+                && matches!(inner, Role::CircuitBreaker | Role::Bulkhead { .. })
         },
         problem: "a retry that repeats refusals spends its attempts and its budget on asking a policy that has just said no",
         fix: "leave .repeat_refusals() out; a bulkhead can queue instead",
     },
     Rule {
-        forbids: |outer, inner| {
-            outer == Role::Bulkhead { queues: true } && matches!(inner, Role::Deadline)
-        },
+        forbids: |outer, inner| outer == Role::Bulkhead { queues: true } && matches!(inner, Role::Deadline),
         problem: "calls wait in the bulkhead's queue before their deadline begins, so expired work is executed",
         fix: "put .deadline(..) before .bulkhead(..)",
     },
@@ -70,13 +63,7 @@ fn is_retry(role: Role) -> bool {
 
 /// `Err` if the roles, outermost first, break a rule.
 pub(crate) fn check(stack: &Name, roles: &[Role]) -> Result<(), ConfigError> {
-    let error = |problem, fix| {
-        Err(ConfigError::Order {
-            stack: stack.clone(),
-            problem,
-            fix,
-        })
-    };
+    let error = |problem, fix| Err(ConfigError::Order { stack: stack.clone(), problem, fix });
     for (at, &outer) in roles.iter().enumerate() {
         for &inner in &roles[at + 1..] {
             if let Some(rule) = RULES.iter().find(|rule| (rule.forbids)(outer, inner)) {
@@ -100,26 +87,17 @@ pub(crate) fn check(stack: &Name, roles: &[Role]) -> Result<(), ConfigError> {
 
 /// The product over all retries: each repeats what the ones inside it do.
 pub(crate) fn amplification(roles: &[Role]) -> Amplification {
-    let mut result = Amplification {
-        in_total_failure: 1.0,
-        at_worst: 1.0,
-        burst: 0.0,
-    };
+    let mut result = Amplification { in_total_failure: 1.0, at_worst: 1.0, burst: 0.0 };
     for role in roles {
-        let Role::Retry {
-            attempts, budget, ..
-        } = *role
-        else {
+        let Role::Retry { attempts, budget, .. } = *role else {
             continue;
         };
         let attempts = attempts.map_or(f64::INFINITY, f64::from);
         let (in_total_failure, at_worst, burst) = match budget {
             // Without successes nothing refills the budget; with them it pays for `ratio` retries each.
-            Some((ratio, saved)) => (
-                1.0,
-                attempts.min(1.0 + ratio),
-                if attempts > 1.0 { saved } else { 0.0 },
-            ),
+            Some((ratio, saved)) => {
+                (1.0, attempts.min(1.0 + ratio), if attempts > 1.0 { saved } else { 0.0 })
+            }
             None => (attempts, attempts, 0.0),
         };
         // The inner retry's burst is repeated by whatever the outer one starts.
@@ -134,33 +112,15 @@ pub(crate) fn amplification(roles: &[Role]) -> Amplification {
 mod tests {
     use super::*;
 
-    const RETRY: Role = Role::Retry {
-        attempts: Some(3),
-        budget: None,
-        repeats_refusals: false,
-    };
-    const REPEATING: Role = Role::Retry {
-        attempts: Some(3),
-        budget: None,
-        repeats_refusals: true,
-    };
-    const BUDGETED: Role = Role::Retry {
-        attempts: Some(3),
-        budget: Some((0.1, 100.0)),
-        repeats_refusals: false,
-    };
+    const RETRY: Role = Role::Retry { attempts: Some(3), budget: None, repeats_refusals: false };
+    const REPEATING: Role = Role::Retry { attempts: Some(3), budget: None, repeats_refusals: true };
+    const BUDGETED: Role =
+        Role::Retry { attempts: Some(3), budget: Some((0.1, 100.0)), repeats_refusals: false };
     const QUEUE: Role = Role::Bulkhead { queues: true };
 
     #[test]
     fn the_recommended_order_is_accepted() {
-        let roles = [
-            Role::Fallback,
-            Role::Deadline,
-            Role::CircuitBreaker,
-            BUDGETED,
-            QUEUE,
-            Role::Timeout,
-        ];
+        let roles = [Role::Fallback, Role::Deadline, Role::CircuitBreaker, BUDGETED, QUEUE, Role::Timeout];
         assert_eq!(check(&"s".into(), &roles), Ok(()));
     }
 
@@ -184,11 +144,7 @@ mod tests {
             .collect();
         problems.sort_unstable();
         problems.dedup();
-        assert_eq!(
-            problems.len(),
-            orders.len(),
-            "two orders were refused for the same reason"
-        );
+        assert_eq!(problems.len(), orders.len(), "two orders were refused for the same reason");
     }
 
     #[test]
@@ -198,15 +154,8 @@ mod tests {
         assert_eq!(of(&[RETRY]).in_total_failure, 3.0);
         assert_eq!(of(&[RETRY, RETRY]).in_total_failure, 9.0);
         let budgeted = of(&[BUDGETED]);
-        assert_eq!(
-            (budgeted.in_total_failure, budgeted.at_worst, budgeted.burst),
-            (1.0, 1.1, 100.0)
-        );
-        let unbounded = Role::Retry {
-            attempts: None,
-            budget: None,
-            repeats_refusals: false,
-        };
+        assert_eq!((budgeted.in_total_failure, budgeted.at_worst, budgeted.burst), (1.0, 1.1, 100.0));
+        let unbounded = Role::Retry { attempts: None, budget: None, repeats_refusals: false };
         assert_eq!(of(&[unbounded]).in_total_failure, f64::INFINITY);
     }
 }

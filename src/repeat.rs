@@ -10,6 +10,7 @@ use crate::{
     circuit_breaker::CircuitBreaker,
     deadline::Deadline,
     fallback::Fallback,
+    keyed::{By, Template},
     retry::Retry,
     stack::{List, Part},
     timeout::Timeout,
@@ -39,10 +40,7 @@ pub struct CopyWith<F, R> {
 
 impl<F, R> CopyWith<F, R> {
     pub(crate) fn new(copy: F) -> Self {
-        CopyWith {
-            copy,
-            request: PhantomData,
-        }
+        CopyWith { copy, request: PhantomData }
     }
 }
 
@@ -94,7 +92,7 @@ impl<W, C, I: List> Copying<I> for Retry<W, C> {
 /// Policies that start an operation once leave the question to what is inside them.
 macro_rules! copies_as_its_inside_does {
     ($($policy:ty, [$($generic:ident $(: $bound:path)?),*];)*) => {$(
-        impl<I: List, $($generic),*> Copying<I> for $policy
+        impl<I: List, $($generic $(: $bound)?),*> Copying<I> for $policy
         where
             Self: Part,
         {
@@ -112,4 +110,5 @@ copies_as_its_inside_does! {
     Deadline<L>, [L];
     Timeout<L>, [L];
     Fallback<H, T, E>, [H, T, E];
+    By<K, T, F>, [K, T: Template, F];
 }

@@ -78,11 +78,7 @@ mod index {
     fn assign() -> usize {
         // Registers the destructor; refused while the thread is being torn down.
         let index = match RETURN.try_with(|_| ()) {
-            Ok(()) => free()
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .pop()
-                .unwrap_or(NONE),
+            Ok(()) => free().lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or(NONE),
             Err(_) => NONE,
         };
         INDEX.set(index);
@@ -95,10 +91,7 @@ mod index {
         fn drop(&mut self) {
             let index = INDEX.replace(NONE);
             if index < NONE {
-                free()
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(index);
+                free().lock().unwrap_or_else(PoisonError::into_inner).push(index);
             }
         }
     }

@@ -10,8 +10,8 @@ use crate::{
     deadline::Deadline,
     error::{ConfigError, Error, Name},
     event::{Identity, Observer},
-    fallback::{Fallback, Handle},
-    order,
+    fallback::Fallback,
+    order, registry,
     repeat::{Copying, Never},
     retry::{self, Retry},
     timeout::Timeout,
@@ -42,11 +42,7 @@ use crate::{
 pub fn stack(name: impl Into<Name>) -> Builder<()> {
     let mut id = Identity::new("stack");
     id.set_name(name.into());
-    Builder {
-        id,
-        list: Ok(()),
-        any_order: false,
-    }
+    Builder { id, list: Ok(()), any_order: false }
 }
 
 /// A stack of policies: calls operations through them, and is a tower `Layer` that does.
@@ -61,10 +57,7 @@ pub struct Stack<L> {
 }
 
 /// The stack that [`recommended`] builds.
-pub type Recommended = Stack<(
-    Deadline,
-    (CircuitBreaker, (Retry, (Bulkhead, (Timeout, ())))),
-)>;
+pub type Recommended = Stack<(Deadline, (CircuitBreaker, (Retry, (Bulkhead, (Timeout, ())))))>;
 
 /// The recommended stack: a deadline for the whole call, a circuit breaker that counts calls, a retry with a
 /// success-funded budget, a bulkhead of `concurrency` attempts, and a timeout of `attempt` for each.
@@ -145,6 +138,34 @@ impl<L> Stack<L> {
         Call::new(&*self.list, Closure::new(move |_: Attempt| operation()))
     }
 
+    /// Like [`call`](Self::call) for an operation that can be started only once. For stacks without a retry.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let stack = mainstay::stack("upload").bulkhead(4).build()?;
+    /// let body = vec![1, 2, 3];
+    /// let sent = stack.call_once(|| async move { Ok::<_, std::io::Error>(body.into_iter().sum::<u8>()) }).await?;
+    /// assert_eq!(sent, 6);
+    /// # Ok(()) }
+    /// ```
+    pub fn call_once<F, Fut, T, E>(
+        &self,
+        operation: F,
+    ) -> Call<&L, impl Operation<Request = (), Output = T, Error = E> + use<F, Fut, T, E, L>, Flat>
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+        L: Run<(), T, E> + List<Copier = Never>,
+    {
+        let mut operation = Some(operation);
+        let start = move |_: Attempt| match operation.take() {
+            Some(operation) => operation(),
+            None => unreachable!("a stack without a retry starts an operation once"),
+        };
+        Call::new(&*self.list, Closure::new(start))
+    }
+
     /// The same stack as one plain type for all stacks around `Result<T, E>`, at one allocation per call.
     pub fn boxed<T, E>(self) -> BoxedStack<T, E>
     where
@@ -170,10 +191,7 @@ impl<L: List> Stack<L> {
 
 impl<L> Clone for Stack<L> {
     fn clone(&self) -> Self {
-        Stack {
-            name: self.name.clone(),
-            list: self.list.clone(),
-        }
+        Stack { name: self.name.clone(), list: self.list.clone() }
     }
 }
 
@@ -185,13 +203,7 @@ impl<L: List> fmt::Debug for Stack<L> {
         let mut result = Ok(());
         self.list.each(&mut |part| {
             if result.is_ok() {
-                result = write!(
-                    f,
-                    "\n{:indent$}└─ {}",
-                    "",
-                    Described(part),
-                    indent = depth * 3
-                );
+                result = write!(f, "\n{:indent$}└─ {}", "", Described(part), indent = depth * 3);
             }
             depth += 1;
         });
@@ -256,6 +268,11 @@ pub trait Part {
 
     /// One line for a person.
     fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
+
+    /// Shows what it looks like now, if it has a state worth showing.
+    fn inspect(&self, show: &mut dyn FnMut(registry::Snapshot)) {
+        let _ = show;
+    }
 
     /// Whether it would refuse a call now whatever becomes of the operation.
     fn is_shut(&self) -> bool {
@@ -370,11 +387,7 @@ impl<L> Builder<L> {
             (Err(first), _) => Err(first),
             (_, Err(error)) => Err(error),
         };
-        Builder {
-            id: self.id,
-            list,
-            any_order: self.any_order,
-        }
+        Builder { id: self.id, list, any_order: self.any_order }
     }
 
     /// Answers with what `handler` makes of the reason when the call is refused or fails.
@@ -388,9 +401,8 @@ impl<L> Builder<L> {
     }
 
     /// Adds a [`Fallback`] with settings of its own.
-    pub fn fallback_with<R, H, T, E>(self, fallback: Fallback<H, T, E>) -> Builder<L::Output>
+    pub fn fallback_with<H, T, E>(self, fallback: Fallback<H, T, E>) -> Builder<L::Output>
     where
-        H: Handle<R, T, E>,
         L: Append<Fallback<H, T, E>>,
     {
         self.policy(fallback)
@@ -405,10 +417,7 @@ impl<L> Builder<L> {
     }
 
     /// Stops calls to what fails: settings or a [`CircuitBreaker`] to share.
-    pub fn circuit_breaker<C>(
-        self,
-        breaker: impl IntoPolicy<CircuitBreaker<C>>,
-    ) -> Builder<L::Output>
+    pub fn circuit_breaker<C>(self, breaker: impl IntoPolicy<CircuitBreaker<C>>) -> Builder<L::Output>
     where
         L: Append<CircuitBreaker<C>>,
     {
@@ -459,10 +468,7 @@ impl<L> Builder<L> {
         if !self.any_order {
             order::check(self.id.name(), &order::roles(&list))?;
         }
-        Ok(Stack {
-            name: self.id.name().clone(),
-            list: Arc::new(list),
-        })
+        Ok(Stack { name: self.id.name().clone(), list: Arc::new(list) })
     }
 }
 
@@ -501,6 +507,30 @@ macro_rules! callable {
                 Self: $crate::call::Guard<(), Out, Err, ()>,
             {
                 $crate::call::Call::new((self, ()), $crate::call::Closure::new(operation))
+            }
+        }
+
+        #[cfg(feature = "tower")]
+        impl<$($generic,)* S> tower_layer::Layer<S> for $policy
+        where
+            Self: Clone,
+        {
+            type Service = $crate::tower::Guarded<S, (Self, ())>;
+
+            fn layer(&self, inner: S) -> Self::Service {
+                $crate::tower::Guarded::new(inner, std::sync::Arc::new((self.clone(), ())))
+            }
+        }
+
+        #[cfg(feature = "tower")]
+        impl<$($generic),*> $policy
+        where
+            Self: Clone,
+        {
+            /// This policy as a layer that makes the service's error [`Error<E>`](crate::Error), for error types that cannot
+            /// hold a refusal.
+            pub fn lift(&self) -> $crate::tower::Lifted<(Self, ())> {
+                $crate::tower::Lifted::new((self.clone(), ()))
             }
         }
     };

@@ -9,9 +9,7 @@ pub(crate) use std::sync::{Arc, Mutex, MutexGuard, atomic};
 
 /// Locks, ignoring poison: no user code runs under a lock, so a panic cannot leave one half done.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Keeps a value on cache lines of its own; 128 because x86 fetches lines in pairs.

@@ -16,8 +16,7 @@ pub(crate) fn later(at: Instant, by: Duration) -> Instant {
     // Thirty years: what tokio's timer uses for "far in the future", and what every platform's
     // `Instant` can hold.
     const FAR: Duration = Duration::from_secs(86_400 * 365 * 30);
-    at.checked_add(by.min(FAR))
-        .unwrap_or_else(|| at.checked_add(FAR).unwrap_or(at))
+    at.checked_add(by.min(FAR)).unwrap_or_else(|| at.checked_add(FAR).unwrap_or(at))
 }
 
 /// A duration as nanoseconds, saturating at 584 years.

@@ -50,10 +50,7 @@ where
 
 impl<L> Timeout<L> {
     fn with(limit: L) -> Self {
-        Timeout {
-            limit,
-            id: Arc::new(Identity::new("timeout")),
-        }
+        Timeout { limit, id: Arc::new(Identity::new("timeout")) }
     }
 
     /// The same limit under another name.
@@ -71,10 +68,7 @@ impl<L> Timeout<L> {
 
 impl<L: fmt::Debug> fmt::Debug for Timeout<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Timeout")
-            .field("name", self.id.name())
-            .field("limit", &self.limit)
-            .finish()
+        f.debug_struct("Timeout").field("name", self.id.name()).field("limit", &self.limit).finish()
     }
 }
 
@@ -163,11 +157,7 @@ where
         }
         *this.running = None;
         inner.end(this.inner, op, End::TimedOut);
-        Poll::Ready(Err(self.id.refuse(Refused::ended(
-            Kind::TimedOut,
-            self.id.name(),
-            cx.started,
-        ))))
+        Poll::Ready(Err(self.id.refuse(Refused::ended(Kind::TimedOut, self.id.name(), cx.started))))
     }
 
     fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)

@@ -47,12 +47,7 @@ pub struct BudgetConfig {
 
 impl Default for BudgetConfig {
     fn default() -> Self {
-        BudgetConfig {
-            ratio: 0.1,
-            window: Duration::from_secs(3),
-            min: 1,
-            max: 100,
-        }
+        BudgetConfig { ratio: 0.1, window: Duration::from_secs(3), min: 1, max: 100 }
     }
 }
 
@@ -112,12 +107,7 @@ impl BudgetConfig {
             self.window,
             "a duration above zero",
         )?;
-        ConfigError::unless(
-            self.max > 0,
-            "retry.budget.max",
-            self.max,
-            "a number from 1",
-        )?;
+        ConfigError::unless(self.max > 0, "retry.budget.max", self.max, "a number from 1")?;
         if self.min > self.max {
             return Err(ConfigError::setting(
                 "retry.budget.min",
@@ -178,10 +168,7 @@ impl Budget {
     /// Tokens per success and the largest capacity.
     pub(crate) fn bounds(&self) -> (f64, f64) {
         let config = &self.0.config;
-        (
-            thousandths(config.ratio) as f64 / ONE as f64,
-            f64::from(config.max),
-        )
+        (thousandths(config.ratio) as f64 / ONE as f64, f64::from(config.max))
     }
 
     #[cfg(feature = "serde")]
@@ -192,9 +179,7 @@ impl Budget {
 
 impl fmt::Debug for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Budget")
-            .field("config", &self.0.config)
-            .finish_non_exhaustive()
+        f.debug_struct("Budget").field("config", &self.0.config).finish_non_exhaustive()
     }
 }
 
@@ -252,9 +237,7 @@ impl Bucket {
 
     pub(crate) fn capacity(&self) -> u64 {
         let share = u128::from(self.traffic) * u128::from(self.ratio) / u128::from(ONE);
-        u64::try_from(share)
-            .unwrap_or(u64::MAX)
-            .clamp(self.min, self.max)
+        u64::try_from(share).unwrap_or(u64::MAX).clamp(self.min, self.max)
     }
 
     /// Up to date: `successes` happened since the last look, and `failures` calls failed just now.
@@ -264,13 +247,8 @@ impl Bucket {
         let kept = scaled(self.traffic, self.window.saturating_sub(gap), self.window);
         let calls = successes.saturating_mul(ONE);
         let new = scaled(calls, self.window, gap.max(self.window));
-        self.traffic = kept
-            .saturating_add(new)
-            .saturating_add(failures.saturating_mul(ONE));
-        self.tokens = self
-            .tokens
-            .saturating_add(successes.saturating_mul(self.ratio))
-            .min(self.capacity());
+        self.traffic = kept.saturating_add(new).saturating_add(failures.saturating_mul(ONE));
+        self.tokens = self.tokens.saturating_add(successes.saturating_mul(self.ratio)).min(self.capacity());
     }
 
     /// Takes a token if there is a whole one.
@@ -315,11 +293,7 @@ impl Shared {
         Shared {
             successes,
             overflow: AtomicU64::new(0),
-            ledger: Mutex::new(Ledger {
-                bucket: Bucket::new(&config, now),
-                seen,
-                seen_overflow: 0,
-            }),
+            ledger: Mutex::new(Ledger { bucket: Bucket::new(&config, now), seen, seen_overflow: 0 }),
             config,
         }
     }
@@ -371,11 +345,8 @@ impl Shared {
     /// Looks without leaving a trace.
     fn snapshot(&self, now: Instant) -> BudgetSnapshot {
         let ledger = lock(&self.ledger);
-        let mut copy = Ledger {
-            bucket: ledger.bucket,
-            seen: ledger.seen.clone(),
-            seen_overflow: ledger.seen_overflow,
-        };
+        let mut copy =
+            Ledger { bucket: ledger.bucket, seen: ledger.seen.clone(), seen_overflow: ledger.seen_overflow };
         let successes = self.collect(&mut copy);
         drop(ledger);
         copy.bucket.look(now, successes, 0);

@@ -102,12 +102,7 @@ impl<C> Config<(), C> {
         F: Fn(&Failure<'_, T, E>) -> V,
         V: Into<Verdict>,
     {
-        Config {
-            plain: self.plain,
-            judge: When::new(predicate),
-            copier: self.copier,
-            id: self.id,
-        }
+        Config { plain: self.plain, judge: When::new(predicate), copier: self.copier, id: self.id }
     }
 }
 
@@ -118,12 +113,7 @@ impl<W> Config<W, Cloning> {
     where
         F: Fn(&R) -> Option<R>,
     {
-        Config {
-            plain: self.plain,
-            judge: self.judge,
-            copier: CopyWith::new(copy),
-            id: self.id,
-        }
+        Config { plain: self.plain, judge: self.judge, copier: CopyWith::new(copy), id: self.id }
     }
 }
 
@@ -252,11 +242,9 @@ impl Plain {
     }
 
     pub(super) fn rules(&self) -> Rules {
-        let attempts = self.max_attempts.unwrap_or_else(|| {
-            self.schedule
-                .len()
-                .map_or(3, |waits| waits.saturating_add(1))
-        });
+        let attempts = self
+            .max_attempts
+            .unwrap_or_else(|| self.schedule.len().map_or(3, |waits| waits.saturating_add(1)));
         Rules {
             schedule: self.schedule.clone(),
             throttle_base: self.throttle_base,
@@ -270,9 +258,6 @@ impl Plain {
 
 impl<W, C> fmt::Debug for Config<W, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
-            .field("name", self.id.name())
-            .field("settings", &self.plain)
-            .finish()
+        f.debug_struct("Config").field("name", self.id.name()).field("settings", &self.plain).finish()
     }
 }

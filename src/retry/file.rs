@@ -82,9 +82,7 @@ impl<W, C> From<&Config<W, C>> for File {
                 Shape::Constant(wait) => Backoff::Constant(*wait),
                 Shape::Linear(step) => Backoff::Linear(*step),
                 Shape::Exponential(base) => Backoff::Exponential(*base),
-                Shape::Sequence(waits) => {
-                    Backoff::Sequence(waits.iter().copied().map(Wait).collect())
-                }
+                Shape::Sequence(waits) => Backoff::Sequence(waits.iter().copied().map(Wait).collect()),
             },
             factor: schedule.factor,
             cap: schedule.cap,

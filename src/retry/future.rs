@@ -147,12 +147,7 @@ where
 
 impl<W, C> Shared<W, C> {
     #[inline]
-    fn judge<T, E>(
-        &self,
-        attempt: u32,
-        started: Option<Instant>,
-        outcome: &Outcome<T, E>,
-    ) -> Verdict
+    fn judge<T, E>(&self, attempt: u32, started: Option<Instant>, outcome: &Outcome<T, E>) -> Verdict
     where
         W: Judge<T, E>,
     {
@@ -201,11 +196,7 @@ impl<W, C> Shared<W, C> {
                 // What failed is dropped before the wait, and before anybody is told.
                 drop(outcome);
                 self.counters.retries.fetch_add(1, Relaxed);
-                self.id.emit(&Event::Retried {
-                    name: self.id.name(),
-                    attempt,
-                    delay,
-                });
+                self.id.emit(&Event::Retried { name: self.id.name(), attempt, delay });
                 Next::At(time::later(now, delay))
             }
         }
@@ -213,11 +204,7 @@ impl<W, C> Shared<W, C> {
 
     fn give_up(&self, attempts: u32, why: GaveUp) {
         self.counters.gave_up(why);
-        self.id.emit(&Event::GaveUp {
-            name: self.id.name(),
-            attempts,
-            why,
-        });
+        self.id.emit(&Event::GaveUp { name: self.id.name(), attempts, why });
     }
 
     /// A refusal if the deadline passed during a backoff that was to end before it, because the wake-up came late.

@@ -22,11 +22,7 @@ pub struct Failure<'a, T, E> {
 
 impl<'a, T, E> Failure<'a, T, E> {
     pub(super) fn new(number: u32, started: Option<Instant>, outcome: &'a Outcome<T, E>) -> Self {
-        Failure {
-            number,
-            started,
-            outcome,
-        }
+        Failure { number, started, outcome }
     }
 
     /// The number of the attempt, from 1.
@@ -36,9 +32,7 @@ impl<'a, T, E> Failure<'a, T, E> {
 
     /// The time since the first attempt began. Reads the clock.
     pub fn elapsed(&self) -> Duration {
-        self.started.map_or(Duration::ZERO, |started| {
-            time::now().saturating_duration_since(started)
-        })
+        self.started.map_or(Duration::ZERO, |started| time::now().saturating_duration_since(started))
     }
 
     /// What came of it: the operation's own result, or the refusal of a policy inside.
@@ -107,10 +101,7 @@ pub struct When<F, T, E> {
 
 impl<F, T, E> When<F, T, E> {
     pub(super) fn new(judge: F) -> Self {
-        When {
-            judge,
-            outcome: PhantomData,
-        }
+        When { judge, outcome: PhantomData }
     }
 }
 

@@ -112,10 +112,7 @@ impl Rules {
         };
         let delay = Duration::from_nanos(delay);
         // At equality there is no time left to do anything in.
-        if self
-            .total_time
-            .is_some_and(|total| ended.elapsed.saturating_add(delay) >= total)
-        {
+        if self.total_time.is_some_and(|total| ended.elapsed.saturating_add(delay) >= total) {
             return Decision::GiveUp(GaveUp::TotalTime);
         }
         if ended.left.is_some_and(|left| delay >= left) {

@@ -30,8 +30,9 @@ use crate::{
     backoff::Schedule,
     call::Sealed,
     chance::Chance,
-    error::ConfigError,
+    error::{ConfigError, Name},
     event::{GaveUp, Identity},
+    registry,
     repeat::Cloning,
     stack::{IntoPolicy, Part, Role, callable},
 };
@@ -111,9 +112,7 @@ impl Retry {
         F: Fn(&Failure<'_, T, E>) -> V,
         V: Into<Verdict>,
     {
-        Config::new(Schedule::constant(Duration::ZERO))
-            .hint_window(Duration::MAX)
-            .when(predicate)
+        Config::new(Schedule::constant(Duration::ZERO)).hint_window(Duration::MAX).when(predicate)
     }
 }
 
@@ -149,7 +148,7 @@ impl<W, C> Retry<W, C> {
                 .map_or(0, |(_, count)| count.load(Relaxed))
         };
         Snapshot {
-            name: self.0.id.name().to_string(),
+            name: self.0.id.name().clone(),
             failures: counters.failures.load(Relaxed),
             retries: counters.retries.load(Relaxed),
             gave_up: GaveUpCounts {
@@ -179,7 +178,7 @@ impl<W, C> Retry<W, C> {
 #[non_exhaustive]
 pub struct Snapshot {
     /// The name of the retry.
-    pub name: String,
+    pub name: Name,
     /// Attempts that were judged worth repeating.
     pub failures: u64,
     /// How many of them were.
@@ -233,15 +232,15 @@ impl<W, C> Part for Retry<W, C> {
     }
 
     fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "retry, at most {} attempts, {}",
-            self.0.last_attempt, self.0.rules.schedule
-        )?;
+        write!(f, "retry, at most {} attempts, {}", self.0.last_attempt, self.0.rules.schedule)?;
         match self.0.budget.as_ref().map(Budget::bounds) {
             Some((ratio, most)) => write!(f, ", budget {ratio} per success, at most {most} saved"),
             None => f.write_str(", no budget"),
         }
+    }
+
+    fn inspect(&self, show: &mut dyn FnMut(registry::Snapshot)) {
+        show(registry::Snapshot::Retry(self.snapshot()));
     }
 }
 

@@ -1,0 +1,280 @@
+//! Waiting for a permit, and holding it as long as the call runs.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    future::Future,
+    marker::PhantomData,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use pin_project::pin_project;
+
+use super::{Bulkhead, Permit, machine::Asked, shared::Joined};
+use crate::{
+    call::{Attempt, Call, Cx, End, Finish, Guard, Operation, Outcome, Run, Sealed},
+    error::{Kind, Refused},
+    time,
+};
+
+/// What a bulkhead remembers of one call.
+#[pin_project]
+#[derive(Debug, Default)]
+pub struct State<S> {
+    seat: Seat,
+    #[pin]
+    inner: S,
+}
+
+/// What a call has of a bulkhead.
+#[derive(Debug, Clone, Copy, Default)]
+enum Seat {
+    #[default]
+    None,
+    Waiting {
+        ticket: u64,
+        until: Instant,
+    },
+    Holding,
+}
+
+impl Bulkhead {
+    /// Moves from any seat towards `Holding`.
+    #[inline]
+    fn sit(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> Poll<Result<(), Refused>> {
+        match *seat {
+            Seat::Holding => Poll::Ready(Ok(())),
+            Seat::None => {
+                // The policies outside have read the clock for it; if not, the deadline came from around the call.
+                if cx.deadline.is_some_and(|deadline| cx.now() >= deadline) {
+                    return self.no_seat(Kind::DeadlineExceeded, cx);
+                }
+                if self.take() {
+                    *seat = Seat::Holding;
+                    return Poll::Ready(Ok(()));
+                }
+                self.queue_up(seat, cx)
+            }
+            Seat::Waiting { ticket, until } => self.wait(seat, ticket, until, cx),
+        }
+    }
+
+    #[cold]
+    fn no_seat(&self, kind: Kind, cx: &Cx<'_, '_>) -> Poll<Result<(), Refused>> {
+        Poll::Ready(Err(self.refuse(kind, cx.started)))
+    }
+
+    #[cold]
+    fn queue_up(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> Poll<Result<(), Refused>> {
+        let Some((shared, queue)) = self.queue().filter(|(shared, _)| !shared.is_full()) else {
+            return self.no_seat(Kind::BulkheadFull, cx);
+        };
+        let end = time::later(cx.now(), queue.max_wait);
+        let until = cx.deadline.map_or(end, |deadline| deadline.min(end));
+        let waker = cx.task().waker().clone();
+        match shared.take_or_join(waker) {
+            Joined::Taken => {
+                *seat = Seat::Holding;
+                Poll::Ready(Ok(()))
+            }
+            Joined::Full => self.no_seat(Kind::BulkheadFull, cx),
+            Joined::Waiting(ticket) => {
+                *seat = Seat::Waiting { ticket, until };
+                // Not yet: `until` is after the present. Asked so that the call's timer is armed.
+                let _later = cx.reached(until);
+                Poll::Pending
+            }
+        }
+    }
+
+    #[cold]
+    fn wait(
+        &self,
+        seat: &mut Seat,
+        ticket: u64,
+        until: Instant,
+        cx: &mut Cx<'_, '_>,
+    ) -> Poll<Result<(), Refused>> {
+        let Some((shared, _)) = self.queue() else {
+            return Poll::Pending;
+        };
+        let expired = cx.reached(until);
+        let waker = cx.task().waker().clone();
+        match shared.ask(ticket, waker, expired) {
+            Asked::Waiting => Poll::Pending,
+            Asked::Expired => {
+                *seat = Seat::None;
+                let by_deadline = cx.deadline.is_some_and(|deadline| deadline <= until);
+                let kind = if by_deadline { Kind::DeadlineExceeded } else { Kind::QueueTimeout };
+                self.no_seat(kind, cx)
+            }
+            Asked::Granted => {
+                *seat = Seat::Holding;
+                // A permit that comes at the end of the wait is used, one that comes after the deadline is not.
+                if cx.deadline.is_some_and(|deadline| cx.now() >= deadline) {
+                    self.stand_up(seat);
+                    return self.no_seat(Kind::DeadlineExceeded, cx);
+                }
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+
+    /// Gives up whatever there is.
+    #[inline]
+    fn stand_up(&self, seat: &mut Seat) {
+        match std::mem::take(seat) {
+            Seat::None => {}
+            Seat::Holding => self.give_back(),
+            Seat::Waiting { ticket, .. } => {
+                if let Some((shared, _)) = self.queue() {
+                    shared.leave(ticket);
+                }
+            }
+        }
+    }
+}
+
+impl<R, T, E, I: Run<R, T, E>> Guard<R, T, E, I> for Bulkhead {
+    type State = State<I::State>;
+
+    #[inline]
+    fn poll<O>(
+        &self,
+        inner: &I,
+        state: Pin<&mut Self::State>,
+        op: Pin<&mut O>,
+        cx: &mut Cx<'_, '_>,
+    ) -> Poll<Outcome<T, E>>
+    where
+        O: Operation<Request = R, Output = T, Error = E> + ?Sized,
+    {
+        let this = state.project();
+        if let Err(refused) = std::task::ready!(self.sit(this.seat, cx)) {
+            return Poll::Ready(Err(refused));
+        }
+        let polled = inner.poll(this.inner, op, cx);
+        if polled.is_ready() {
+            self.stand_up(this.seat);
+        }
+        polled
+    }
+
+    fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
+    where
+        O: Operation<Request = R, Output = T, Error = E> + ?Sized,
+    {
+        let this = state.project();
+        // The attempt is dropped before its permit is free, and the permit also if that drop panics.
+        let _seat = StandUp(self, this.seat);
+        inner.end(this.inner, op, how);
+    }
+}
+
+struct StandUp<'a>(&'a Bulkhead, &'a mut Seat);
+
+impl Drop for StandUp<'_> {
+    fn drop(&mut self) {
+        self.0.stand_up(self.1);
+    }
+}
+
+/// The future of [`Bulkhead::acquire`].
+///
+/// # Panics
+///
+/// When polled after it was ready, and when it has to wait outside a tokio runtime with time enabled.
+#[pin_project]
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct Acquire<'a>(#[pin] Call<(Hand<'a>, ()), Nothing<'a>, Bare>);
+
+impl<'a> Acquire<'a> {
+    pub(super) fn new(bulkhead: &'a Bulkhead) -> Self {
+        Acquire(Call::new((Hand(bulkhead), ()), Nothing(PhantomData)))
+    }
+}
+
+impl<'a> Future for Acquire<'a> {
+    type Output = Result<Permit<'a>, Refused>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().0.poll(cx)
+    }
+}
+
+/// A bulkhead as a policy that answers with its permit in place of starting the operation.
+struct Hand<'a>(&'a Bulkhead);
+
+/// The operation that is never started.
+struct Nothing<'a>(PhantomData<fn() -> Permit<'a>>);
+
+/// The outcome without an operation's error, since there is none.
+struct Bare;
+
+impl Sealed for Hand<'_> {}
+
+impl<'a, R, E, I: Run<R, Permit<'a>, E>> Guard<R, Permit<'a>, E, I> for Hand<'a> {
+    type State = Seat;
+
+    fn poll<O>(
+        &self,
+        _: &I,
+        seat: Pin<&mut Seat>,
+        _: Pin<&mut O>,
+        cx: &mut Cx<'_, '_>,
+    ) -> Poll<Outcome<Permit<'a>, E>>
+    where
+        O: Operation<Request = R, Output = Permit<'a>, Error = E> + ?Sized,
+    {
+        let seat = seat.get_mut();
+        if let Err(refused) = std::task::ready!(self.0.sit(seat, cx)) {
+            return Poll::Ready(Err(refused));
+        }
+        *seat = Seat::None;
+        Poll::Ready(Ok(Ok(Permit { bulkhead: self.0 })))
+    }
+
+    fn end<O>(&self, _: &I, seat: Pin<&mut Seat>, _: Pin<&mut O>, _: End)
+    where
+        O: Operation<Request = R, Output = Permit<'a>, Error = E> + ?Sized,
+    {
+        self.0.stand_up(seat.get_mut());
+    }
+}
+
+impl<'a> Operation for Nothing<'a> {
+    type Request = ();
+    type Output = Permit<'a>;
+    type Error = Infallible;
+
+    fn request(&self) -> Option<&()> {
+        None
+    }
+
+    fn poll_attempt(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: Attempt,
+    ) -> Poll<Result<Permit<'a>, Infallible>> {
+        Poll::Pending
+    }
+
+    fn abandon(self: Pin<&mut Self>) {}
+}
+
+impl<T> Finish<T, Infallible> for Bare {
+    type Output = Result<T, Refused>;
+
+    fn finish(outcome: Outcome<T, Infallible>, _: bool) -> Self::Output {
+        outcome.map(|Ok(value)| value)
+    }
+}
+
+impl fmt::Debug for Hand<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

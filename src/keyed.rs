@@ -1,0 +1,329 @@
+//! One policy per host, tenant or shard, with the same settings for all of them.
+//!
+//! A circuit breaker shared by many hosts turns the failure of one into the failure of all. `Keyed` gives each its own:
+//!
+//! ```
+//! use mainstay::{CircuitBreaker, Keyed};
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+//! let breakers = Keyed::new(1_000, CircuitBreaker::config().name("search"))?;
+//!
+//! let breaker = breakers.get("shard-7");
+//! assert_eq!(breaker.call(|| async { Ok::<_, ()>("found") }).await, Ok("found"));
+//! assert_eq!(breaker.name(), "search[shard-7]");
+//! # Ok::<_, mainstay::ConfigError>(())
+//! # }).unwrap();
+//! ```
+//!
+//! # Semantics
+//!
+//! | question | answer |
+//! |---|---|
+//! | How many keys are kept? | At most the capacity. A new key beyond it takes the place of the one that was asked for longest ago, among those at rest if there are any. |
+//! | What is at rest? | A closed breaker without failures in its window, a bulkhead without calls. An open breaker is kept in preference to a closed one, so a flood of keys does not reset it. |
+//! | What happens to calls of a key that was evicted? | They finish with the policy they began with. The key's next call finds a new one. |
+//! | What does the name say? | `name[key]`; metrics use the part before the bracket, so their labels stay few. |
+//! | Reconfiguration | [`Keyed::reconfigure`] changes every key's policy and keeps its evidence, and applies to keys to come. |
+//!
+//! # Sharing
+//!
+//! Cloning shares the keys and their policies.
+//!
+//! # Cost
+//!
+//! [`Keyed::get`] takes a read lock and looks up a hash map; a new key takes the write lock, and at capacity looks at every
+//! key once. Keep the handle it returns where the key stays the same.
+
+use std::{
+    borrow::Borrow,
+    collections::HashMap,
+    fmt,
+    hash::Hash,
+    pin::Pin,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::Poll,
+};
+
+use pin_project::pin_project;
+
+use crate::{
+    call::{Cx, End, Guard, Operation, Outcome, Run, Sealed},
+    error::ConfigError,
+    event::Identity,
+    registry,
+    stack::{IntoPolicy, Part, Role},
+};
+
+/// Settings that make the policies of a [`Keyed`].
+pub trait Template: Clone {
+    /// The policy they make.
+    type Policy: Part + Clone;
+
+    /// The policy for one key, under `base[key]`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Setting`] for an impossible setting.
+    fn build_for(&self, key: &dyn fmt::Display) -> Result<Self::Policy, ConfigError>;
+
+    /// Changes a policy that exists to these settings, keeping its evidence.
+    fn apply_to(&self, policy: &Self::Policy) -> Result<(), ConfigError>;
+
+    /// Whether forgetting the policy loses nothing.
+    fn at_rest(policy: &Self::Policy) -> bool;
+}
+
+/// One policy per key; see the [module](self).
+pub struct Keyed<K, C: Template> {
+    shared: Arc<Shared<K, C>>,
+}
+
+struct Shared<K, C: Template> {
+    capacity: usize,
+    /// Counts look-ups; the largest is the most recent.
+    tick: AtomicU64,
+    keys: RwLock<Keys<K, C>>,
+}
+
+struct Keys<K, C: Template> {
+    config: C,
+    /// A policy without a key, which says what all of them are to a stack.
+    sample: C::Policy,
+    entries: HashMap<K, Entry<C::Policy>>,
+}
+
+struct Entry<P> {
+    policy: P,
+    last_asked: AtomicU64,
+}
+
+impl<K, C: Template> Keyed<K, C> {
+    /// How many keys have a policy.
+    pub fn len(&self) -> usize {
+        self.shared.keys.read().unwrap_or_else(PoisonError::into_inner).entries.len()
+    }
+
+    /// Whether no key has a policy.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All policies that there are now, in no order.
+    pub fn policies(&self) -> Vec<C::Policy> {
+        let keys = self.shared.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys.entries.values().map(|entry| entry.policy.clone()).collect()
+    }
+}
+
+impl<K, C> Keyed<K, C>
+where
+    K: Eq + Hash + fmt::Display,
+    C: Template,
+{
+    /// At most `capacity` policies made of `config`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Setting`] when `capacity` is zero or `config` is impossible.
+    pub fn new(capacity: usize, config: C) -> Result<Self, ConfigError> {
+        ConfigError::unless(capacity > 0, "keyed.capacity", capacity, "1 or more")?;
+        let sample = config.build_for(&"*")?;
+        let keys = Keys { config, sample, entries: HashMap::new() };
+        Ok(Keyed { shared: Arc::new(Shared { capacity, tick: AtomicU64::new(0), keys: RwLock::new(keys) }) })
+    }
+
+    /// The policy of `key`, made now if there is none.
+    pub fn get<Q>(&self, key: &Q) -> C::Policy
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ToOwned<Owned = K> + ?Sized,
+    {
+        let tick = self.shared.tick.fetch_add(1, Relaxed);
+        {
+            let keys = self.shared.keys.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(entry) = keys.entries.get(key) {
+                entry.last_asked.store(tick, Relaxed);
+                return entry.policy.clone();
+            }
+        }
+        self.insert(key.to_owned(), tick)
+    }
+
+    #[cold]
+    fn insert(&self, key: K, tick: u64) -> C::Policy {
+        let mut keys = self.shared.keys.write().unwrap_or_else(PoisonError::into_inner);
+        let keys = &mut *keys;
+        if !keys.entries.contains_key(&key) && keys.entries.len() >= self.shared.capacity {
+            keys.evict();
+        }
+        let make = || match keys.config.build_for(&key) {
+            Ok(policy) => policy,
+            // The settings were checked when they came in, and no check looks at the name.
+            Err(_) => keys.sample.clone(),
+        };
+        let policy = make();
+        let entry = keys.entries.entry(key).or_insert(Entry { policy, last_asked: AtomicU64::new(tick) });
+        entry.policy.clone()
+    }
+
+    /// Changes the settings of every policy, keeping the evidence of each, and of those to come.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Setting`] for an impossible setting; nothing is changed then.
+    pub fn reconfigure(&self, config: C) -> Result<(), ConfigError> {
+        let sample = config.build_for(&"*")?;
+        let mut keys = self.shared.keys.write().unwrap_or_else(PoisonError::into_inner);
+        for entry in keys.entries.values() {
+            config.apply_to(&entry.policy)?;
+        }
+        keys.config = config;
+        keys.sample = sample;
+        Ok(())
+    }
+
+    /// A policy for a stack around a tower service, which picks the key's own for each request.
+    ///
+    /// For the wrapper form, [`get`](Self::get) the policy and call through it.
+    pub fn by<R, F>(&self, key: F) -> By<K, C, F>
+    where
+        F: Fn(&R) -> K,
+    {
+        By { keyed: self.clone(), key }
+    }
+}
+
+impl<K: Hash + Eq, C: Template> Keys<K, C> {
+    fn evict(&mut self) {
+        let mut oldest: Option<(bool, u64)> = None;
+        for entry in self.entries.values() {
+            let rank = (!C::at_rest(&entry.policy), entry.last_asked.load(Relaxed));
+            oldest = Some(oldest.map_or(rank, |other| other.min(rank)));
+        }
+        // Ticks are unique, so this removes one entry.
+        if let Some((_, tick)) = oldest {
+            self.entries.retain(|_, entry| entry.last_asked.load(Relaxed) != tick);
+        }
+    }
+}
+
+impl<K, C: Template> Clone for Keyed<K, C> {
+    fn clone(&self) -> Self {
+        Keyed { shared: self.shared.clone() }
+    }
+}
+
+impl<K, C: Template> fmt::Debug for Keyed<K, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyed").field("capacity", &self.shared.capacity).finish_non_exhaustive()
+    }
+}
+
+/// The policy of each request's key; made by [`Keyed::by`].
+pub struct By<K, C: Template, F> {
+    keyed: Keyed<K, C>,
+    key: F,
+}
+
+impl<K, C: Template, F: Clone> Clone for By<K, C, F> {
+    fn clone(&self) -> Self {
+        By { keyed: self.keyed.clone(), key: self.key.clone() }
+    }
+}
+
+impl<K, C: Template, F> fmt::Debug for By<K, C, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("By").field("keyed", &self.keyed).finish_non_exhaustive()
+    }
+}
+
+impl<K, C: Template, F> Sealed for By<K, C, F> {}
+
+impl<K, C: Template, F> Part for By<K, C, F> {
+    fn role(&self) -> Role {
+        self.keyed.shared.keys.read().unwrap_or_else(PoisonError::into_inner).sample.role()
+    }
+
+    fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sample = self.keyed.shared.keys.read().unwrap_or_else(PoisonError::into_inner).sample.clone();
+        sample.describe(f)?;
+        write!(f, ", one per key, at most {}", self.keyed.shared.capacity)
+    }
+
+    fn inspect(&self, show: &mut dyn FnMut(registry::Snapshot)) {
+        self.keyed.policies().iter().for_each(|policy| Part::inspect(policy, show));
+    }
+}
+
+impl<K, C: Template, F> IntoPolicy<By<K, C, F>> for By<K, C, F> {
+    fn into_policy(self, _: &Identity) -> Result<Self, ConfigError> {
+        Ok(self)
+    }
+}
+
+/// What a keyed policy remembers of one call.
+#[pin_project]
+#[derive(Debug)]
+pub struct State<P, S> {
+    policy: Option<P>,
+    #[pin]
+    inner: S,
+}
+
+impl<P, S: Default> Default for State<P, S> {
+    fn default() -> Self {
+        State { policy: None, inner: S::default() }
+    }
+}
+
+impl<R, T, E, I, K, C, F> Guard<R, T, E, I> for By<K, C, F>
+where
+    I: Run<R, T, E>,
+    K: Eq + Hash + fmt::Display + Clone,
+    C: Template,
+    C::Policy: Guard<R, T, E, I>,
+    F: Fn(&R) -> K,
+{
+    type State = State<C::Policy, <C::Policy as Guard<R, T, E, I>>::State>;
+
+    fn poll<O>(
+        &self,
+        inner: &I,
+        state: Pin<&mut Self::State>,
+        op: Pin<&mut O>,
+        cx: &mut Cx<'_, '_>,
+    ) -> Poll<Outcome<T, E>>
+    where
+        O: Operation<Request = R, Output = T, Error = E> + ?Sized,
+    {
+        let this = state.project();
+        let policy = match this.policy {
+            Some(policy) => policy,
+            None => {
+                let Some(request) = op.request() else {
+                    unreachable!("policies are asked before the request is consumed");
+                };
+                let key = (self.key)(request);
+                this.policy.insert(self.keyed.get(&key))
+            }
+        };
+        let polled = policy.poll(inner, this.inner, op, cx);
+        if polled.is_ready() {
+            *this.policy = None;
+        }
+        polled
+    }
+
+    fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
+    where
+        O: Operation<Request = R, Output = T, Error = E> + ?Sized,
+    {
+        let this = state.project();
+        if let Some(policy) = this.policy.take() {
+            policy.end(inner, this.inner, op, how);
+        }
+    }
+}

@@ -1,0 +1,78 @@
+use tracing::{Level, event};
+
+use crate::{Event, Observer, circuit_breaker::State};
+
+/// Writes events as `tracing` records with the target `mainstay`.
+///
+/// | event | level | fields |
+/// |---|---|---|
+/// | transition to open | WARN | `policy`, `from`, `to`, `calls`, `failures`, `slow` |
+/// | other transition | INFO | the same |
+/// | gave up | WARN | `policy`, `attempts`, `why` |
+/// | fell back | INFO | `policy`, `instead_of` |
+/// | refused, retried | DEBUG | `policy`, `kind`, `observed` / `policy`, `attempt`, `delay_ms` |
+///
+/// ```
+/// let stack = mainstay::stack("payments").observe(mainstay::observe::Tracing).bulkhead(20).build()?;
+/// # Ok::<_, mainstay::ConfigError>(())
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tracing;
+
+impl Observer for Tracing {
+    fn on_event(&self, event: &Event<'_>) {
+        match *event {
+            Event::Transition { name, from, to, counts } => {
+                let fields = (counts.calls, counts.failures, counts.slow);
+                // The level of a record is a constant, hence two of them.
+                macro_rules! record {
+                    ($level:expr) => {
+                        event!(
+                            target: "mainstay",
+                            $level,
+                            policy = &**name,
+                            from = from.as_str(),
+                            to = to.as_str(),
+                            calls = fields.0,
+                            failures = fields.1,
+                            slow = fields.2,
+                            "circuit breaker changed its state"
+                        )
+                    };
+                }
+                if to == State::Open { record!(Level::WARN) } else { record!(Level::INFO) }
+            }
+            Event::Refused { refused, observed } => event!(
+                target: "mainstay",
+                Level::DEBUG,
+                policy = refused.name(),
+                kind = refused.kind().as_str(),
+                observed,
+                "refused"
+            ),
+            Event::Retried { name, attempt, delay } => event!(
+                target: "mainstay",
+                Level::DEBUG,
+                policy = &**name,
+                attempt,
+                delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+                "retrying"
+            ),
+            Event::GaveUp { name, attempts, why } => event!(
+                target: "mainstay",
+                Level::WARN,
+                policy = &**name,
+                attempts,
+                why = why.as_str(),
+                "gave up retrying"
+            ),
+            Event::FellBack { name, instead_of } => event!(
+                target: "mainstay",
+                Level::INFO,
+                policy = &**name,
+                instead_of = instead_of.map_or("failed", |kind| kind.as_str()),
+                "fell back"
+            ),
+        }
+    }
+}
