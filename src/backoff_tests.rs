@@ -18,11 +18,7 @@ fn waits_longer_than_floating_point_can_hold_are_exact() {
     let odd = Duration::from_nanos((1 << 60) + 1);
     let schedule = Schedule::exponential(odd).cap(Duration::MAX);
     assert_eq!(schedule.wait(0, Duration::ZERO), Some((1 << 60) + 1));
-    assert_eq!(
-        schedule.wait(100, Duration::ZERO),
-        Some(u64::MAX),
-        "saturates"
-    );
+    assert_eq!(schedule.wait(100, Duration::ZERO), Some(u64::MAX), "saturates");
 }
 
 #[test]
@@ -30,10 +26,7 @@ fn without_a_cap_the_longest_wait_given_is_allowed() {
     let minute = Duration::from_secs(60);
     assert_eq!(Schedule::constant(minute).limit(), time::nanos(minute));
     assert_eq!(Schedule::linear(NS).limit(), time::nanos(DEFAULT_CAP));
-    assert_eq!(
-        Schedule::sequence([NS, minute]).limit(),
-        time::nanos(minute)
-    );
+    assert_eq!(Schedule::sequence([NS, minute]).limit(), time::nanos(minute));
 }
 
 /// A schedule, what it is asked, and a second cap to compare with.
@@ -71,12 +64,8 @@ fn cases() -> impl Strategy<Value = Case> {
         duration.clone().prop_map(Shape::Exponential),
         prop::collection::vec(duration, 1..12).prop_map(|waits| Shape::Sequence(waits.into())),
     ];
-    let jitter = prop_oneof![
-        Just(Jitter::Full),
-        Just(Jitter::None),
-        Just(Jitter::Equal),
-        Just(Jitter::Decorrelated)
-    ];
+    let jitter =
+        prop_oneof![Just(Jitter::Full), Just(Jitter::None), Just(Jitter::Equal), Just(Jitter::Decorrelated)];
     let cap = prop_oneof![0..100u64, 0..20_000_000_000u64, Just(u64::MAX)];
     let random = prop_oneof![any::<u64>(), Just(0), Just(u64::MAX)];
     let floor = prop_oneof![3 => Just(0u64), 1 => 0..2_000_000_000u64];
@@ -108,10 +97,7 @@ fn model(case: &Case, step: usize) -> Option<(u64, bool)> {
         }
         Shape::Sequence(waits) => (given(waits.get(step)?), true),
     };
-    Some((
-        u64::try_from(wait.min(u128::from(case.cap))).unwrap(),
-        exact,
-    ))
+    Some((u64::try_from(wait.min(u128::from(case.cap))).unwrap(), exact))
 }
 
 /// Bugs that the property must notice.
@@ -154,8 +140,7 @@ fn delay(
     random: u64,
 ) -> Option<u64> {
     let mut schedule = schedule.clone();
-    let mut normal =
-        |schedule: &Schedule, step, floor, random| schedule.delay(step, floor, previous, random);
+    let mut normal = |schedule: &Schedule, step, floor, random| schedule.delay(step, floor, previous, random);
     match mutant {
         None => normal(&schedule, step, floor, random),
         Some(Mutant::JitterBeyondTheCap) => {
@@ -164,11 +149,7 @@ fn delay(
         }
         Some(Mutant::WholeSecondsOnly) => {
             let delay = normal(&schedule, step, floor, random)?;
-            Some(if delay > 1_000_000_000 {
-                delay / 1_000_000_000 * 1_000_000_000
-            } else {
-                delay
-            })
+            Some(if delay > 1_000_000_000 { delay / 1_000_000_000 * 1_000_000_000 } else { delay })
         }
         Some(Mutant::LosesItsUpperEnd) => {
             let delay = normal(&schedule, step, floor, random)?;
@@ -211,14 +192,7 @@ fn property(mutant: Option<Mutant>, case: &Case) -> Result<(), TestCaseError> {
     let (mut previous, mut other_previous, mut last_wait) = (0, 0, 0);
     for (step, &random) in case.randoms.iter().enumerate() {
         let before = previous;
-        let got = delay(
-            mutant,
-            &schedule,
-            step as u32,
-            case.floor(),
-            &mut previous,
-            random,
-        );
+        let got = delay(mutant, &schedule, step as u32, case.floor(), &mut previous, random);
         let Some((wait, exact)) = model(case, step) else {
             prop_assert_eq!(got, None, "a sequence ends after its last wait");
             return Ok(());
@@ -232,21 +206,13 @@ fn property(mutant: Option<Mutant>, case: &Case) -> Result<(), TestCaseError> {
             Jitter::None => (wait, wait),
             Jitter::Equal => (wait - wait / 2, wait),
             Jitter::Decorrelated => {
-                let low = if matches!(case.shape, Shape::Sequence(_)) {
-                    wait
-                } else {
-                    first
-                };
+                let low = if matches!(case.shape, Shape::Sequence(_)) { wait } else { first };
                 let from = if step == 0 { low } else { before };
                 (low, from.saturating_mul(3).min(case.cap).max(low))
             }
         };
         // What went through floating point may be off by its rounding, once per factor.
-        let off = if exact || case.jitter == Jitter::Decorrelated {
-            0
-        } else {
-            1 + (wait >> 48)
-        };
+        let off = if exact || case.jitter == Jitter::Decorrelated { 0 } else { 1 + (wait >> 48) };
         prop_assert!(got <= case.cap, "{} is beyond the cap {}", got, case.cap);
         prop_assert!(
             low.saturating_sub(off) <= got && got <= high.saturating_add(off),
@@ -256,40 +222,18 @@ fn property(mutant: Option<Mutant>, case: &Case) -> Result<(), TestCaseError> {
             high
         );
         if random == 0 {
-            prop_assert!(
-                got.abs_diff(low) <= off,
-                "{} and not the lowest, {}",
-                got,
-                low
-            );
+            prop_assert!(got.abs_diff(low) <= off, "{} and not the lowest, {}", got, low);
         }
         if random == u64::MAX {
-            prop_assert!(
-                got.abs_diff(high) <= off,
-                "{} and not the highest, {}",
-                got,
-                high
-            );
+            prop_assert!(got.abs_diff(high) <= off, "{} and not the highest, {}", got, high);
         }
 
-        let other = delay(
-            mutant,
-            &other,
-            step as u32,
-            case.floor(),
-            &mut other_previous,
-            random,
-        );
+        let other = delay(mutant, &other, step as u32, case.floor(), &mut other_previous, random);
         let in_order = match other {
             Some(other) => (got <= other) == (case.cap <= case.other_cap) || got == other,
             None => false,
         };
-        prop_assert!(
-            in_order,
-            "{} and {:?} for caps in the other order",
-            got,
-            other
-        );
+        prop_assert!(in_order, "{} and {:?} for caps in the other order", got, other);
 
         let now = schedule.wait(step as u32, case.floor());
         if !matches!(case.shape, Shape::Sequence(_)) {
@@ -307,35 +251,16 @@ fn every_delay_is_within_the_bounds_of_its_jitter_and_its_cap() {
 
 #[test]
 fn planted_bugs_in_the_backoff_are_noticed() {
-    catches(&MUTANTS, cases, |mutant, case| {
-        property(Some(mutant), &case)
-    });
+    catches(&MUTANTS, cases, |mutant, case| property(Some(mutant), &case));
 }
 
 #[test]
 fn nothing_overflows_whatever_the_settings() {
     let duration = || (any::<u64>(), 0..1_000_000_000u32).prop_map(|(s, n)| Duration::new(s, n));
-    let factor = prop_oneof![
-        1.0..1e300f64,
-        Just(f64::MAX),
-        Just(1.0),
-        Just(1.0 + f64::EPSILON)
-    ];
-    let all = (
-        duration(),
-        duration(),
-        factor,
-        any::<u64>(),
-        0..2_000u32,
-        0..4u8,
-    );
+    let factor = prop_oneof![1.0..1e300f64, Just(f64::MAX), Just(1.0), Just(1.0 + f64::EPSILON)];
+    let all = (duration(), duration(), factor, any::<u64>(), 0..2_000u32, 0..4u8);
     holds(all, |(base, cap, factor, random, step, jitter)| {
-        let jitter = [
-            Jitter::Full,
-            Jitter::None,
-            Jitter::Equal,
-            Jitter::Decorrelated,
-        ][usize::from(jitter)];
+        let jitter = [Jitter::Full, Jitter::None, Jitter::Equal, Jitter::Decorrelated][usize::from(jitter)];
         for schedule in [Schedule::linear(base), Schedule::exponential(base)] {
             let schedule = schedule.cap(cap).factor(factor).jitter(jitter);
             let mut previous = random;

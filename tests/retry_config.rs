@@ -42,24 +42,12 @@ fn every_setting_survives_a_round_trip() {
 
     let unlimited = Retry::linear(ms(5)).no_budget();
     let file = to_value(&unlimited).unwrap();
-    assert_eq!(
-        format!("{:?}", read(file).unwrap()),
-        format!("{unlimited:?}")
-    );
+    assert_eq!(format!("{:?}", read(file).unwrap()), format!("{unlimited:?}"));
 
     let file = json!({"backoff": {"constant": "5ms"}, "budget": {"ratio": 0.2, "window": "10s", "min": 2, "max": 9}});
     let budget = read(file).unwrap().build().unwrap();
-    let expected = Budget::config()
-        .ratio(0.2)
-        .window(ms(10_000))
-        .min(2)
-        .max(9)
-        .build()
-        .unwrap();
-    assert_eq!(
-        format!("{:?}", budget.budget().unwrap()),
-        format!("{expected:?}")
-    );
+    let expected = Budget::config().ratio(0.2).window(ms(10_000)).min(2).max(9).build().unwrap();
+    assert_eq!(format!("{:?}", budget.budget().unwrap()), format!("{expected:?}"));
 }
 
 #[test]
@@ -68,14 +56,8 @@ fn a_file_is_checked_like_code_and_says_what_is_wrong() {
         (json!({"max_attempts": 0}), "retry.max_attempts = 0"),
         (json!({"factor": 0.5}), "retry.factor = 0.5"),
         (json!({"backoff": {"sequence": []}}), "retry.sequence = []"),
-        (
-            json!({"backoff": {"exponential": "1s"}, "cap": "1ms"}),
-            "retry.cap = 1ms",
-        ),
-        (
-            json!({"budget": {"ratio": 1.5}}),
-            "retry.budget.ratio = 1.5",
-        ),
+        (json!({"backoff": {"exponential": "1s"}, "cap": "1ms"}), "retry.cap = 1ms"),
+        (json!({"budget": {"ratio": 1.5}}), "retry.budget.ratio = 1.5"),
         (json!({"budget": {}, "no_budget": true}), "retry.no_budget"),
         (json!({"total_time": "0s"}), "retry.total_time = 0ns"),
         (json!({"total_time": "soon"}), "soon"),
@@ -89,10 +71,7 @@ fn a_file_is_checked_like_code_and_says_what_is_wrong() {
 
 #[test]
 fn a_snapshot_can_be_written() {
-    let retry = Retry::constant(Duration::ZERO)
-        .named("payments")
-        .build()
-        .unwrap();
+    let retry = Retry::constant(Duration::ZERO).named("payments").build().unwrap();
     let snapshot = to_value(retry.snapshot()).unwrap();
     assert_eq!(snapshot["name"], "payments");
     assert_eq!(snapshot["gave_up"]["budget"], 0);

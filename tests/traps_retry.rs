@@ -95,36 +95,20 @@ fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
 
 #[tokio::test(start_paused = true)]
 async fn jitter_stays_within_the_cap() {
-    for jitter in [
-        Jitter::Full,
-        Jitter::Equal,
-        Jitter::Decorrelated,
-        Jitter::None,
-    ] {
-        let config = Retry::exponential(80 * MS)
-            .cap(100 * MS)
-            .jitter(jitter)
-            .max_attempts(200);
+    for jitter in [Jitter::Full, Jitter::Equal, Jitter::Decorrelated, Jitter::None] {
+        let config = Retry::exponential(80 * MS).cap(100 * MS).jitter(jitter).max_attempts(200);
         let waits = delays(config).await;
         assert_eq!(waits.len(), 199);
-        assert!(
-            waits.iter().all(|wait| *wait <= 100 * MS),
-            "{jitter:?}: {waits:?}"
-        );
+        assert!(waits.iter().all(|wait| *wait <= 100 * MS), "{jitter:?}: {waits:?}");
         let longest = *waits.iter().max().unwrap();
-        assert!(
-            longest > 90 * MS,
-            "{jitter:?} never comes near the cap: {longest:?}"
-        );
+        assert!(longest > 90 * MS, "{jitter:?} never comes near the cap: {longest:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn jitter_is_not_truncated_at_whole_seconds() {
     let waits = delays(Retry::constant(SECOND).max_attempts(100)).await;
-    let fractions = waits
-        .iter()
-        .filter(|wait| wait.subsec_nanos() % 1_000_000 != 0);
+    let fractions = waits.iter().filter(|wait| wait.subsec_nanos() % 1_000_000 != 0);
     assert!(fractions.count() > 90, "{waits:?}");
     assert!(waits.iter().any(|wait| *wait < SECOND / 4));
     assert!(waits.iter().any(|wait| *wait > SECOND * 3 / 4));
@@ -133,11 +117,7 @@ async fn jitter_is_not_truncated_at_whole_seconds() {
 #[tokio::test(start_paused = true)]
 async fn a_budget_pays_for_whole_retries_only() {
     let budget = Budget::config().ratio(0.6).min(5).max(5).build().unwrap();
-    let retry = Retry::constant(MS)
-        .budget(budget.clone())
-        .max_attempts(2)
-        .build()
-        .unwrap();
+    let retry = Retry::constant(MS).budget(budget.clone()).max_attempts(2).build().unwrap();
     let fail = async || {
         let attempts = Cell::new(0);
         let _ = retry.call(failing(&attempts)).await;
@@ -145,11 +125,7 @@ async fn a_budget_pays_for_whole_retries_only() {
     };
     let succeed = async || retry.call(|| ready(Ok::<_, &str>(()))).await.unwrap();
 
-    assert_eq!(
-        [fail().await, fail().await, fail().await],
-        [2, 2, 2],
-        "what it started with"
-    );
+    assert_eq!([fail().await, fail().await, fail().await], [2, 2, 2], "what it started with");
     assert_eq!(budget.available(), 0.0);
     succeed().await;
     assert_eq!(fail().await, 1, "0.6 of a token does not buy a retry");
@@ -161,10 +137,7 @@ async fn a_budget_pays_for_whole_retries_only() {
 
 #[tokio::test(start_paused = true)]
 async fn retries_are_a_tenth_of_own_successes_not_one_for_each() {
-    let retry = Retry::constant(Duration::ZERO)
-        .max_attempts(2)
-        .build()
-        .unwrap();
+    let retry = Retry::constant(Duration::ZERO).max_attempts(2).build().unwrap();
     let mut retries = 0;
     for call in 0..1_000 {
         let attempts = Cell::new(0);
@@ -199,23 +172,14 @@ async fn a_small_client_cannot_save_up_a_burst_and_a_large_one_only_in_proportio
         advance(10 * MS).await;
     }
     let snapshot = budget.snapshot();
-    assert!(
-        (29.0..=31.0).contains(&snapshot.available),
-        "a tenth of 3 s: {snapshot:?}"
-    );
+    assert!((29.0..=31.0).contains(&snapshot.available), "a tenth of 3 s: {snapshot:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_empty_budget_never_waits_and_the_last_error_is_returned_unchanged() {
     let (listen, heard) = listener();
-    let retry = Retry::exponential(50 * MS)
-        .max_attempts(10)
-        .observe(listen)
-        .build()
-        .unwrap();
-    let _ = retry
-        .call(|| ready(Err::<(), _>("spends what there is")))
-        .await;
+    let retry = Retry::exponential(50 * MS).max_attempts(10).observe(listen).build().unwrap();
+    let _ = retry.call(|| ready(Err::<(), _>("spends what there is"))).await;
     let answer = retry.call(|| ready(Err::<(), _>("down"))).now_or_never();
     assert_eq!(answer, Some(Err(Error::Inner("down"))));
     assert_eq!(last(&heard), Some(Report::GaveUp(1, GaveUp::Budget)));
@@ -225,15 +189,8 @@ async fn an_empty_budget_never_waits_and_the_last_error_is_returned_unchanged() 
 async fn refusals_of_our_own_are_not_repeated_and_cost_no_budget() {
     let budget = Budget::new();
     let (listen, heard) = listener();
-    let config = Retry::constant(MS)
-        .idempotent()
-        .budget(budget.clone())
-        .observe(listen);
-    let stack = mainstay::stack("s")
-        .retry(config)
-        .deadline(5 * MS)
-        .build()
-        .unwrap();
+    let config = Retry::constant(MS).idempotent().budget(budget.clone()).observe(listen);
+    let stack = mainstay::stack("s").retry(config).deadline(5 * MS).build().unwrap();
     let attempts = Cell::new(0);
     let before = budget.available();
     let error = stack.call(hanging(&attempts)).await.unwrap_err();
@@ -246,17 +203,12 @@ async fn refusals_of_our_own_are_not_repeated_and_cost_no_budget() {
 #[tokio::test(start_paused = true)]
 async fn a_predicate_that_says_yes_to_everything_does_not_repeat_refusals_either() {
     let asked = Cell::new(0);
-    let config = Retry::constant(MS).no_budget().idempotent().when(
-        |attempt: &Failure<'_, (), Infallible>| {
+    let config =
+        Retry::constant(MS).no_budget().idempotent().when(|attempt: &Failure<'_, (), Infallible>| {
             asked.set(asked.get() + 1);
             attempt.value().is_none()
-        },
-    );
-    let stack = mainstay::stack("s")
-        .retry(config)
-        .deadline(5 * MS)
-        .build()
-        .unwrap();
+        });
+    let stack = mainstay::stack("s").retry(config).deadline(5 * MS).build().unwrap();
     let attempts = Cell::new(0);
     assert!(stack.call(hanging(&attempts)).await.is_err());
     assert_eq!((attempts.get(), asked.get()), (1, 0));
@@ -264,25 +216,14 @@ async fn a_predicate_that_says_yes_to_everything_does_not_repeat_refusals_either
 
 #[tokio::test(start_paused = true)]
 async fn refusals_are_repeated_where_that_is_asked_for() {
-    let config = Retry::constant(MS)
-        .no_budget()
-        .idempotent()
-        .repeat_refusals();
-    let stack = mainstay::stack("s")
-        .retry(config)
-        .deadline(5 * MS)
-        .build()
-        .unwrap();
+    let config = Retry::constant(MS).no_budget().idempotent().repeat_refusals();
+    let stack = mainstay::stack("s").retry(config).deadline(5 * MS).build().unwrap();
     let attempts = Cell::new(0);
     assert!(stack.call(hanging(&attempts)).await.is_err());
     assert_eq!(attempts.get(), 3);
     // Unless the operation had begun and must not run twice.
     let config = Retry::constant(MS).no_budget().repeat_refusals();
-    let stack = mainstay::stack("s")
-        .retry(config)
-        .deadline(5 * MS)
-        .build()
-        .unwrap();
+    let stack = mainstay::stack("s").retry(config).deadline(5 * MS).build().unwrap();
     attempts.set(0);
     assert!(stack.call(hanging(&attempts)).await.is_err());
     assert_eq!(attempts.get(), 1);
@@ -316,23 +257,16 @@ async fn the_operation_is_told_which_attempt_is_the_last_so_that_it_copies_nothi
         let retry = config.no_budget().build().unwrap();
         let _ = retry
             .call_with(|attempt| {
-                told.borrow_mut()
-                    .push((attempt.number(), attempt.is_last()));
+                told.borrow_mut().push((attempt.number(), attempt.is_last()));
                 ready(Err::<(), _>("down"))
             })
             .await;
         told.into_inner()
     }
-    assert_eq!(
-        told(Retry::constant(MS)).await,
-        [(1, false), (2, false), (3, true)]
-    );
+    assert_eq!(told(Retry::constant(MS)).await, [(1, false), (2, false), (3, true)]);
     assert_eq!(told(Retry::constant(MS).max_attempts(1)).await, [(1, true)]);
     assert_eq!(told(Retry::sequence([MS])).await, [(1, false), (2, true)]);
-    assert_eq!(
-        told(Retry::sequence([MS]).max_attempts(9)).await,
-        [(1, false), (2, true)]
-    );
+    assert_eq!(told(Retry::sequence([MS]).max_attempts(9)).await, [(1, false), (2, true)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -361,10 +295,7 @@ async fn an_unknown_outcome_is_repeated_only_if_the_operation_is_idempotent() {
         if idempotent {
             config = config.idempotent();
         }
-        let retry = config
-            .when(move |_: &Failure<'_, (), &str>| verdict)
-            .build()
-            .unwrap();
+        let retry = config.when(move |_: &Failure<'_, (), &str>| verdict).build().unwrap();
         let attempts = Cell::new(0);
         let _ = retry.call(failing(&attempts)).await;
         (attempts.get(), last(&heard))
@@ -380,11 +311,7 @@ async fn an_unknown_outcome_is_repeated_only_if_the_operation_is_idempotent() {
 #[tokio::test(start_paused = true)]
 async fn a_timed_out_attempt_is_repeated_only_if_the_operation_is_idempotent() {
     async fn attempts<W: Judge<(), Infallible>>(config: Config<W>) -> u32 {
-        let stack = mainstay::stack("s")
-            .retry(config)
-            .timeout(10 * MS)
-            .build()
-            .unwrap();
+        let stack = mainstay::stack("s").retry(config).timeout(10 * MS).build().unwrap();
         let attempts = Cell::new(0);
         let error = stack.call(hanging(&attempts)).await.unwrap_err();
         assert_eq!(error.refused().unwrap().kind(), Kind::TimedOut);
@@ -394,28 +321,9 @@ async fn a_timed_out_attempt_is_repeated_only_if_the_operation_is_idempotent() {
     assert_eq!(attempts(retry()).await, 1);
     assert_eq!(attempts(retry().idempotent()).await, 3);
     // A predicate cannot know either what became of it.
-    assert_eq!(
-        attempts(retry().when(|_: &Failure<'_, (), Infallible>| true)).await,
-        1
-    );
-    assert_eq!(
-        attempts(
-            retry()
-                .idempotent()
-                .when(|_: &Failure<'_, (), Infallible>| true)
-        )
-        .await,
-        3
-    );
-    assert_eq!(
-        attempts(
-            retry()
-                .idempotent()
-                .when(|_: &Failure<'_, (), Infallible>| false)
-        )
-        .await,
-        1
-    );
+    assert_eq!(attempts(retry().when(|_: &Failure<'_, (), Infallible>| true)).await, 1);
+    assert_eq!(attempts(retry().idempotent().when(|_: &Failure<'_, (), Infallible>| true)).await, 3);
+    assert_eq!(attempts(retry().idempotent().when(|_: &Failure<'_, (), Infallible>| false)).await, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -426,15 +334,10 @@ async fn an_ok_that_is_a_failure_can_be_repeated() {
         .build()
         .unwrap();
     let answers = RefCell::new(vec![200, 503, 503]);
-    let answer = retry
-        .call(|| ready(Ok::<u16, Infallible>(answers.borrow_mut().pop().unwrap())))
-        .await;
+    let answer = retry.call(|| ready(Ok::<u16, Infallible>(answers.borrow_mut().pop().unwrap()))).await;
     assert_eq!(answer, Ok(200));
     // And the last one is returned as it is when attempts run out.
-    assert_eq!(
-        retry.call(|| ready(Ok::<u16, Infallible>(503))).await,
-        Ok(503)
-    );
+    assert_eq!(retry.call(|| ready(Ok::<u16, Infallible>(503))).await, Ok(503));
 }
 
 #[tokio::test(start_paused = true)]
@@ -445,8 +348,7 @@ async fn the_predicate_sees_the_attempt_the_elapsed_time_and_the_outcome() {
         .no_budget()
         .when(|attempt: &Failure<'_, (), u32>| {
             let error = attempt.error().copied();
-            seen.borrow_mut()
-                .push((attempt.number(), attempt.elapsed(), error));
+            seen.borrow_mut().push((attempt.number(), attempt.elapsed(), error));
             attempt.elapsed() < 20 * MS
         })
         .max_attempts(10)
@@ -459,20 +361,13 @@ async fn the_predicate_sees_the_attempt_the_elapsed_time_and_the_outcome() {
         })
         .await;
     assert_eq!(answer, Err(Error::Inner(2)));
-    assert_eq!(
-        *seen.borrow(),
-        [(1, 5 * MS, Some(1)), (2, 20 * MS, Some(2))]
-    );
+    assert_eq!(*seen.borrow(), [(1, 5 * MS, Some(1)), (2, 20 * MS, Some(2))]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn only_accepted_answers_fund_the_budget() {
     let budget = Budget::config().min(3).build().unwrap();
-    let spend = Retry::constant(MS)
-        .budget(budget.clone())
-        .max_attempts(2)
-        .build()
-        .unwrap();
+    let spend = Retry::constant(MS).budget(budget.clone()).max_attempts(2).build().unwrap();
     let _ = spend.call(|| ready(Err::<(), _>("down"))).await;
     assert_eq!(budget.available(), 2.0);
     let retry = Retry::constant(MS)
@@ -491,19 +386,12 @@ async fn only_accepted_answers_fund_the_budget() {
 #[tokio::test(start_paused = true)]
 async fn a_servers_hint_is_honoured_within_its_window() {
     let hinted = |hint: Duration| {
-        let config = Retry::constant(100 * MS)
-            .jitter(Jitter::None)
-            .hint_window(SECOND)
-            .max_attempts(2);
+        let config = Retry::constant(100 * MS).jitter(Jitter::None).hint_window(SECOND).max_attempts(2);
         delays(config.when(move |_: &Failure<'_, (), &str>| Verdict::After(hint)))
     };
     assert_eq!(hinted(500 * MS).await, [500 * MS]);
     assert_eq!(hinted(MS).await, [100 * MS], "not before the backoff");
-    assert_eq!(
-        hinted(Duration::MAX).await,
-        [1100 * MS],
-        "not later than the window"
-    );
+    assert_eq!(hinted(Duration::MAX).await, [1100 * MS], "not later than the window");
 }
 
 #[tokio::test(start_paused = true)]
@@ -511,37 +399,26 @@ async fn hints_do_not_make_a_herd() {
     let mut waits = Vec::new();
     for _ in 0..100 {
         let config = Retry::exponential(50 * MS).max_attempts(2);
-        waits.extend(
-            delays(config.when(|_: &Failure<'_, (), &str>| Verdict::After(2 * SECOND))).await,
-        );
+        waits.extend(delays(config.when(|_: &Failure<'_, (), &str>| Verdict::After(2 * SECOND))).await);
     }
-    assert!(
-        waits
-            .iter()
-            .all(|wait| (2 * SECOND..=2200 * MS).contains(wait)),
-        "{waits:?}"
-    );
+    assert!(waits.iter().all(|wait| (2 * SECOND..=2200 * MS).contains(wait)), "{waits:?}");
     let (least, most) = (waits.iter().min().unwrap(), waits.iter().max().unwrap());
     assert!(*most - *least > 150 * MS, "{least:?}..{most:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_overloaded_server_is_given_a_second_at_least() {
-    let config = Retry::exponential(50 * MS)
-        .jitter(Jitter::None)
-        .max_attempts(4);
+    let config = Retry::exponential(50 * MS).jitter(Jitter::None).max_attempts(4);
     let waits = delays(config.when(|_: &Failure<'_, (), &str>| Verdict::Throttled(None))).await;
     assert_eq!(waits, [SECOND, 2 * SECOND, 4 * SECOND]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn delays_can_come_from_the_outcome_alone() {
-    let retry = Retry::from_outcome(
-        |attempt: &Failure<'_, (), Duration>| match attempt.error() {
-            Some(wait) => Verdict::After(*wait),
-            None => Verdict::Stop,
-        },
-    )
+    let retry = Retry::from_outcome(|attempt: &Failure<'_, (), Duration>| match attempt.error() {
+        Some(wait) => Verdict::After(*wait),
+        None => Verdict::Stop,
+    })
     .jitter(Jitter::None)
     .no_budget()
     .build()
@@ -592,12 +469,7 @@ async fn durations_of_any_size_neither_overflow_nor_panic() {
         Retry::sequence([Duration::MAX]),
         Retry::exponential(MS).cap(Duration::MAX).factor(f64::MAX),
     ] {
-        for jitter in [
-            Jitter::None,
-            Jitter::Full,
-            Jitter::Equal,
-            Jitter::Decorrelated,
-        ] {
+        for jitter in [Jitter::None, Jitter::Full, Jitter::Equal, Jitter::Decorrelated] {
             let retry = config
                 .clone()
                 .jitter(jitter)
@@ -617,20 +489,10 @@ async fn durations_of_any_size_neither_overflow_nor_panic() {
 #[tokio::test(start_paused = true)]
 async fn waits_are_base_times_factor_to_the_n_and_attempts_are_limited_by_default() {
     let exact = |config: Config| delays(config.jitter(Jitter::None));
-    assert_eq!(
-        exact(Retry::exponential(50 * MS)).await,
-        [50 * MS, 100 * MS]
-    );
+    assert_eq!(exact(Retry::exponential(50 * MS)).await, [50 * MS, 100 * MS]);
     assert_eq!(
         exact(Retry::exponential(50 * MS).factor(3.0).max_attempts(7)).await,
-        [
-            50 * MS,
-            150 * MS,
-            450 * MS,
-            1350 * MS,
-            4050 * MS,
-            5 * SECOND
-        ]
+        [50 * MS, 150 * MS, 450 * MS, 1350 * MS, 4050 * MS, 5 * SECOND]
     );
     let linear = Retry::linear(50 * MS).max_attempts(4);
     assert_eq!(exact(linear).await, [50 * MS, 100 * MS, 150 * MS]);
@@ -640,11 +502,7 @@ async fn waits_are_base_times_factor_to_the_n_and_attempts_are_limited_by_defaul
 
 #[tokio::test(start_paused = true)]
 async fn dropping_the_call_ends_its_backoff_at_once() {
-    let retry = Retry::constant(SECOND)
-        .jitter(Jitter::None)
-        .no_budget()
-        .build()
-        .unwrap();
+    let retry = Retry::constant(SECOND).jitter(Jitter::None).no_budget().build().unwrap();
     let attempts = Cell::new(0);
     {
         let mut call = pin!(retry.call(failing(&attempts)));
@@ -660,20 +518,12 @@ async fn dropping_the_call_ends_its_backoff_at_once() {
 async fn each_attempt_passes_through_the_inner_policies_afresh() {
     // Each attempt has a timeout of its own, begun with it: three of 80 ms fit into 100 ms each.
     let config = Retry::constant(SECOND).jitter(Jitter::None).no_budget();
-    let stack = mainstay::stack("s")
-        .retry(config)
-        .timeout(100 * MS)
-        .build()
-        .unwrap();
+    let stack = mainstay::stack("s").retry(config).timeout(100 * MS).build().unwrap();
     let before = Instant::now();
     let answer = stack
         .call_with(|attempt| async move {
             sleep(80 * MS).await;
-            if attempt.is_last() {
-                Ok(attempt.number())
-            } else {
-                Err("down")
-            }
+            if attempt.is_last() { Ok(attempt.number()) } else { Err("down") }
         })
         .await;
     assert_eq!(answer, Ok(3));
@@ -685,40 +535,19 @@ async fn each_attempt_passes_through_the_inner_policies_afresh() {
 #[tokio::test(start_paused = true)]
 async fn no_backoff_is_begun_that_the_deadline_leaves_no_time_for() {
     let (listen, heard) = listener();
-    let config = Retry::constant(60 * MS)
-        .jitter(Jitter::None)
-        .no_budget()
-        .observe(listen);
-    let stack = mainstay::stack("s")
-        .deadline(100 * MS)
-        .retry(config)
-        .timeout(SECOND)
-        .build()
-        .unwrap();
+    let config = Retry::constant(60 * MS).jitter(Jitter::None).no_budget().observe(listen);
+    let stack = mainstay::stack("s").deadline(100 * MS).retry(config).timeout(SECOND).build().unwrap();
     let before = Instant::now();
     let answer = stack.call(|| async { Err::<(), _>("down") }).await;
-    assert_eq!(
-        answer,
-        Err(Error::Inner("down")),
-        "the last outcome, not a refusal"
-    );
-    assert_eq!(
-        before.elapsed(),
-        60 * MS,
-        "given up when the second attempt failed"
-    );
+    assert_eq!(answer, Err(Error::Inner("down")), "the last outcome, not a refusal");
+    assert_eq!(before.elapsed(), 60 * MS, "given up when the second attempt failed");
     assert_eq!(last(&heard), Some(Report::GaveUp(2, GaveUp::Deadline)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_attempt_is_begun_after_the_deadline_even_if_the_wake_up_came_late() {
     let config = Retry::constant(60 * MS).jitter(Jitter::None).no_budget();
-    let stack = mainstay::stack("s")
-        .deadline(100 * MS)
-        .retry(config)
-        .timeout(SECOND)
-        .build()
-        .unwrap();
+    let stack = mainstay::stack("s").deadline(100 * MS).retry(config).timeout(SECOND).build().unwrap();
     let attempts = Cell::new(0);
     let mut call = pin!(stack.call(failing(&attempts)));
     assert!(poll_once(call.as_mut()).is_pending());
@@ -752,59 +581,27 @@ async fn a_refusal_of_a_later_attempt_does_not_claim_that_nothing_began() {
 fn impossible_settings_are_refused_when_built_and_name_field_value_and_range() {
     let budget = || Budget::config();
     let refused = [
-        (
-            Retry::constant(MS).max_attempts(0).build().err(),
-            "retry.max_attempts",
-        ),
-        (
-            Retry::constant(MS).total_time(Duration::ZERO).build().err(),
-            "retry.total_time",
-        ),
-        (
-            Retry::exponential(MS).factor(0.99).build().err(),
-            "retry.factor",
-        ),
-        (
-            Retry::exponential(MS).factor(f64::NAN).build().err(),
-            "retry.factor",
-        ),
-        (
-            Retry::exponential(MS).factor(f64::INFINITY).build().err(),
-            "retry.factor",
-        ),
-        (
-            Retry::exponential(Duration::ZERO).build().err(),
-            "retry.base",
-        ),
+        (Retry::constant(MS).max_attempts(0).build().err(), "retry.max_attempts"),
+        (Retry::constant(MS).total_time(Duration::ZERO).build().err(), "retry.total_time"),
+        (Retry::exponential(MS).factor(0.99).build().err(), "retry.factor"),
+        (Retry::exponential(MS).factor(f64::NAN).build().err(), "retry.factor"),
+        (Retry::exponential(MS).factor(f64::INFINITY).build().err(), "retry.factor"),
+        (Retry::exponential(Duration::ZERO).build().err(), "retry.base"),
         (Retry::linear(Duration::ZERO).build().err(), "retry.step"),
-        (
-            Retry::exponential(2 * MS).cap(MS).build().err(),
-            "retry.cap",
-        ),
-        (
-            Retry::sequence([MS, 3 * MS]).cap(2 * MS).build().err(),
-            "retry.cap",
-        ),
+        (Retry::exponential(2 * MS).cap(MS).build().err(), "retry.cap"),
+        (Retry::sequence([MS, 3 * MS]).cap(2 * MS).build().err(), "retry.cap"),
         (Retry::sequence([]).build().err(), "retry.sequence"),
         (budget().ratio(1.01).build().err(), "retry.budget.ratio"),
         (budget().ratio(-0.1).build().err(), "retry.budget.ratio"),
         (budget().ratio(f64::NAN).build().err(), "retry.budget.ratio"),
         (budget().ratio(0.0001).build().err(), "retry.budget.ratio"),
-        (
-            budget().window(Duration::ZERO).build().err(),
-            "retry.budget.window",
-        ),
+        (budget().window(Duration::ZERO).build().err(), "retry.budget.window"),
         (budget().max(0).min(0).build().err(), "retry.budget.max"),
         (budget().min(101).build().err(), "retry.budget.min"),
     ];
     for (error, expected) in refused {
         match error {
-            Some(mainstay::ConfigError::Setting {
-                field,
-                value,
-                allowed,
-                ..
-            }) => {
+            Some(mainstay::ConfigError::Setting { field, value, allowed, .. }) => {
                 assert_eq!(field, expected);
                 assert!(!value.is_empty() && !allowed.is_empty());
             }
@@ -814,12 +611,7 @@ fn impossible_settings_are_refused_when_built_and_name_field_value_and_range() {
     // And nothing that is possible.
     Retry::constant(10 * SECOND).build().unwrap();
     Retry::constant(Duration::ZERO).build().unwrap();
-    Retry::exponential(MS)
-        .cap(MS)
-        .factor(1.0)
-        .max_attempts(1)
-        .build()
-        .unwrap();
+    Retry::exponential(MS).cap(MS).factor(1.0).max_attempts(1).build().unwrap();
     budget().ratio(0.0).min(0).max(1).build().unwrap();
     budget().ratio(1.0).min(100).build().unwrap();
     mainstay::stack("s").retry(0).build().unwrap_err();
@@ -858,11 +650,7 @@ async fn dropped_at_every_await_point_a_call_leaves_nothing_behind() {
     const PENDING: usize = 8;
     for polls in 0..=PENDING + 1 {
         let budget = Budget::config().min(100).build().unwrap();
-        let retry = Retry::constant(10 * MS)
-            .jitter(Jitter::None)
-            .budget(budget.clone())
-            .build()
-            .unwrap();
+        let retry = Retry::constant(10 * MS).jitter(Jitter::None).budget(budget.clone()).build().unwrap();
         let alive = Alive::default();
         let mut answer = Poll::Pending;
         {
@@ -879,22 +667,14 @@ async fn dropped_at_every_await_point_a_call_leaves_nothing_behind() {
                 assert!(answer.is_pending());
                 answer = poll_once(call.as_mut());
                 let backing_off = poll % 3 == 0 && poll < PENDING;
-                assert_eq!(
-                    alive.count(),
-                    u32::from(!backing_off && answer.is_pending()),
-                    "{poll}"
-                );
+                assert_eq!(alive.count(), u32::from(!backing_off && answer.is_pending()), "{poll}");
                 if backing_off {
                     advance(10 * MS).await;
                 }
             }
         }
         assert_eq!(answer.is_ready(), polls == PENDING + 1);
-        assert_eq!(
-            alive.count(),
-            0,
-            "after {polls} polls an attempt is still alive"
-        );
+        assert_eq!(alive.count(), 0, "after {polls} polls an attempt is still alive");
         // What was begun is paid for, nothing else.
         let retries = retry.snapshot().retries;
         assert_eq!(retries, (polls as u64 / 3).min(2));
@@ -907,11 +687,7 @@ async fn dropped_at_every_await_point_a_call_leaves_nothing_behind() {
 #[tokio::test(start_paused = true)]
 async fn what_failed_is_dropped_before_the_wait() {
     let alive = Alive::default();
-    let retry = Retry::constant(SECOND)
-        .jitter(Jitter::None)
-        .no_budget()
-        .build()
-        .unwrap();
+    let retry = Retry::constant(SECOND).jitter(Jitter::None).no_budget().build().unwrap();
     let mut call = pin!(retry.call(|| ready(Err::<(), _>(alive.one()))));
     assert!(poll_once(call.as_mut()).is_pending());
     assert_eq!(alive.count(), 0);
@@ -921,12 +697,7 @@ async fn what_failed_is_dropped_before_the_wait() {
 async fn an_outer_timeout_during_a_backoff_or_an_attempt_leaves_the_retry_as_new() {
     let stack = mainstay::stack("s")
         .timeout(15 * MS)
-        .retry(
-            Retry::constant(10 * MS)
-                .jitter(Jitter::None)
-                .no_budget()
-                .max_attempts(9),
-        )
+        .retry(Retry::constant(10 * MS).jitter(Jitter::None).no_budget().max_attempts(9))
         .timeout(SECOND)
         .build()
         .unwrap();
@@ -991,11 +762,7 @@ async fn a_panic_in_the_predicate_unwinds_and_costs_nothing() {
 async fn a_panic_in_a_listener_unwinds_after_everything_is_settled() {
     let budget = Budget::config().min(3).build().unwrap();
     let boom = |_: &Event<'_>| panic!("boom");
-    let retry = Retry::constant(MS)
-        .budget(budget.clone())
-        .observe(boom)
-        .build()
-        .unwrap();
+    let retry = Retry::constant(MS).budget(budget.clone()).observe(boom).build().unwrap();
     let alive = Alive::default();
     let call = retry.call(|| ready(Err::<(), _>(alive.one())));
     assert!(AssertUnwindSafe(call).catch_unwind().await.is_err());
@@ -1012,22 +779,14 @@ async fn a_listener_may_ask_the_retry_that_reports_to_it() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let notes = seen.clone();
     let listen = move |_: &Event<'_>| notes.lock().unwrap().push(asked.available());
-    let retry = Retry::constant(MS)
-        .budget(budget)
-        .observe(listen)
-        .build()
-        .unwrap();
+    let retry = Retry::constant(MS).budget(budget).observe(listen).build().unwrap();
     let _ = retry.call(|| ready(Err::<(), _>("down"))).await;
     assert_eq!(*seen.lock().unwrap(), [2.0, 1.0, 1.0]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn many_attempts_that_never_wait_let_other_tasks_run() {
-    let retry = Retry::constant(Duration::ZERO)
-        .max_attempts(1_000)
-        .no_budget()
-        .build()
-        .unwrap();
+    let retry = Retry::constant(Duration::ZERO).max_attempts(1_000).no_budget().build().unwrap();
     let mut polls = 0;
     let mut call = pin!(retry.call(|| ready(Err::<(), _>("down"))));
     let answer = poll_fn(|cx| {
@@ -1052,17 +811,8 @@ async fn a_seed_repeats_the_same_delays() {
 #[test]
 fn two_threads_on_one_budget_neither_lose_nor_make_a_token() {
     // A capacity that is never reached, so that every deposit can be accounted for.
-    let budget = Budget::config()
-        .ratio(0.5)
-        .min(1_000_000)
-        .max(1_000_000)
-        .build()
-        .unwrap();
-    let retry = Retry::constant(Duration::ZERO)
-        .budget(budget.clone())
-        .max_attempts(2)
-        .build()
-        .unwrap();
+    let budget = Budget::config().ratio(0.5).min(1_000_000).max(1_000_000).build().unwrap();
+    let retry = Retry::constant(Duration::ZERO).budget(budget.clone()).max_attempts(2).build().unwrap();
     const CALLS: u32 = 50_000;
     let spent: u32 = std::thread::scope(|scope| {
         let work = || {
@@ -1081,23 +831,11 @@ fn two_threads_on_one_budget_neither_lose_nor_make_a_token() {
             retries
         };
         let threads = [scope.spawn(work), scope.spawn(work)];
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap())
-            .sum()
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
-    assert_eq!(
-        budget.available(),
-        3.0 + 0.5 * f64::from(CALLS) - f64::from(spent)
-    );
+    assert_eq!(budget.available(), 3.0 + 0.5 * f64::from(CALLS) - f64::from(spent));
     let snapshot = retry.snapshot();
     assert_eq!(snapshot.retries, u64::from(spent));
-    assert!(
-        snapshot.gave_up.budget > 0,
-        "the budget was never the limit: {snapshot:?}"
-    );
-    assert_eq!(
-        snapshot.failures,
-        snapshot.retries + snapshot.gave_up.attempts + snapshot.gave_up.budget
-    );
+    assert!(snapshot.gave_up.budget > 0, "the budget was never the limit: {snapshot:?}");
+    assert_eq!(snapshot.failures, snapshot.retries + snapshot.gave_up.attempts + snapshot.gave_up.budget);
 }

@@ -1,18 +1,13 @@
 //! Every interleaving of what shares a budget.
 
-use loom::thread;
+use ::loom::{model, thread};
 
 use super::*;
 use crate::slots::index::assume;
 
 fn budget(tokens: u32) -> Budget {
     // A start of three tokens or the capacity, and a success for each of the deposits.
-    Budget::config()
-        .ratio(1.0)
-        .min(tokens)
-        .max(tokens)
-        .build()
-        .unwrap()
+    Budget::config().ratio(1.0).min(tokens).max(tokens).build().unwrap()
 }
 
 fn withdraw(budget: &Budget) -> u32 {
@@ -21,7 +16,7 @@ fn withdraw(budget: &Budget) -> u32 {
 
 #[test]
 fn of_two_withdrawals_for_one_token_one_is_paid() {
-    loom::model(|| {
+    model(|| {
         let budget = budget(1);
         let other = {
             let budget = budget.clone();
@@ -39,7 +34,7 @@ fn of_two_withdrawals_for_one_token_one_is_paid() {
 
 #[test]
 fn a_deposit_that_meets_a_withdrawal_is_neither_lost_nor_counted_twice() {
-    loom::model(|| {
+    model(|| {
         let budget = budget(10);
         let depositing = {
             let budget = budget.clone();
@@ -61,7 +56,7 @@ fn a_deposit_that_meets_a_withdrawal_is_neither_lost_nor_counted_twice() {
 
 #[test]
 fn a_withdrawal_sees_the_deposits_that_happened_before_it() {
-    loom::model(|| {
+    model(|| {
         let budget = budget(1);
         assume(0);
         assert_eq!(withdraw(&budget), 1);

@@ -18,12 +18,7 @@ fn succeed(shared: &Shared, index: usize, count: u64) {
 
 #[test]
 fn a_new_budget_holds_three_tokens_or_its_capacity() {
-    let start = |min| {
-        shared(Budget::config().min(min))
-            .0
-            .snapshot(time::now())
-            .available
-    };
+    let start = |min| shared(Budget::config().min(min)).0.snapshot(time::now()).available;
     assert_eq!(start(0), 0.0);
     assert_eq!(start(1), 1.0);
     assert_eq!(start(3), 3.0);
@@ -44,10 +39,7 @@ fn steady_traffic_is_estimated_right_however_often_one_looks() {
             }
         }
         let traffic = shared.snapshot(at).traffic;
-        assert!(
-            (2_985.0..=3_001.0).contains(&traffic),
-            "{look_every}: {traffic}"
-        );
+        assert!((2_985.0..=3_001.0).contains(&traffic), "{look_every}: {traffic}");
     }
 }
 
@@ -163,14 +155,12 @@ fn cases() -> impl Strategy<Value = Case> {
     ];
     let ratio = prop_oneof![Just(100), Just(600), 0..=1_000u64];
     let events = prop::collection::vec(event, 1..24);
-    (ratio, 1..20u64, 0..5u32, 0..20u32, events).prop_map(|(ratio, window, min, more, events)| {
-        Case {
-            ratio,
-            window,
-            min,
-            max: (min + more).max(1),
-            events,
-        }
+    (ratio, 1..20u64, 0..5u32, 0..20u32, events).prop_map(|(ratio, window, min, more, events)| Case {
+        ratio,
+        window,
+        min,
+        max: (min + more).max(1),
+        events,
     })
 }
 
@@ -243,19 +233,13 @@ fn model(case: &Case, events: &[Event]) -> Expected {
             Event::Drain | Event::Retry { first: false } => 0,
             Event::Retry { first: true } => 1,
         };
-        let (left, share) = if gap < case.window {
-            (case.window - gap, (1, 1))
-        } else {
-            (0, (case.window, gap.max(1)))
-        };
+        let (left, share) =
+            if gap < case.window { (case.window - gap, (1, 1)) } else { (0, (case.window, gap.max(1))) };
         let new = thousand(waiting).times(share.0, share.1);
         let before = Fraction::new(seen.traffic, 1).times(left, case.window);
         seen.traffic = before.floor() + new.floor() + thousand(failed_calls).floor();
-        seen.exact_traffic = seen
-            .exact_traffic
-            .times(left, case.window)
-            .plus(new)
-            .plus(thousand(failed_calls));
+        seen.exact_traffic =
+            seen.exact_traffic.times(left, case.window).plus(new).plus(thousand(failed_calls));
         seen.roundings += 2;
         // One success after another.
         for _ in 0..waiting {
@@ -316,9 +300,7 @@ impl Subject {
         let at = time::now();
         let shared = Shared::new(config, at);
         let subject = Subject { shared, at, mutant };
-        subject.spoil(Mutant::StartsFull, |bucket| {
-            bucket.tokens = bucket.capacity()
-        });
+        subject.spoil(Mutant::StartsFull, |bucket| bucket.tokens = bucket.capacity());
         subject.spoil(Mutant::CapacityForgetsTheMinimum, |bucket| bucket.min = 0);
         subject
     }
@@ -350,9 +332,7 @@ impl Subject {
             }
         }
         let paid = look();
-        self.spoil(Mutant::FractionsAreLost, |bucket| {
-            bucket.tokens -= bucket.tokens % ONE
-        });
+        self.spoil(Mutant::FractionsAreLost, |bucket| bucket.tokens -= bucket.tokens % ONE);
         if self.mutant == Some(Mutant::SuccessesCountTwice) {
             let mut ledger = lock(&self.shared.ledger);
             ledger.seen[0] = ledger.seen[0].saturating_sub(1);
@@ -406,18 +386,8 @@ fn property(mutant: Option<Mutant>, case: &Case) -> Result<(), TestCaseError> {
         let expected = model(case, &case.events[..=index]);
         prop_assert_eq!(paid, expected.paid, "event {}", index);
         let bucket = lock(&subject.shared.ledger).bucket;
-        prop_assert_eq!(
-            i128::from(bucket.tokens),
-            expected.tokens,
-            "tokens, event {}",
-            index
-        );
-        prop_assert_eq!(
-            i128::from(bucket.traffic),
-            expected.traffic,
-            "traffic, event {}",
-            index
-        );
+        prop_assert_eq!(i128::from(bucket.tokens), expected.tokens, "tokens, event {}", index);
+        prop_assert_eq!(i128::from(bucket.traffic), expected.traffic, "traffic, event {}", index);
         let exact = expected.exact_traffic.floor();
         let estimate = i128::from(bucket.traffic);
         prop_assert!(
@@ -437,7 +407,5 @@ fn the_budget_is_exactly_what_a_replay_of_every_event_says() {
 
 #[test]
 fn planted_bugs_in_the_budget_are_noticed() {
-    catches(&MUTANTS, cases, |mutant, case| {
-        property(Some(mutant), &case)
-    });
+    catches(&MUTANTS, cases, |mutant, case| property(Some(mutant), &case));
 }

@@ -29,6 +29,13 @@ const ATTEMPTS_PER_POLL: u32 = 16;
 #[pin_project]
 #[derive(Debug, Default)]
 pub struct State<S> {
+    progress: Progress,
+    #[pin]
+    inner: S,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
     /// The number of the attempt in progress, or of the one that the backoff follows; 0 before the first.
     attempt: u32,
     /// Whether this attempt has started the operation.
@@ -39,14 +46,6 @@ pub struct State<S> {
     until: Option<Instant>,
     /// Kept for the schedule.
     previous: u64,
-    #[pin]
-    inner: S,
-}
-
-/// What to do after an attempt has ended.
-enum Next<T, E> {
-    Answer(Outcome<T, E>),
-    At(Instant),
 }
 
 impl<R, T, E, I, W, C> Guard<R, T, E, I> for Retry<W, C>
@@ -69,66 +68,67 @@ where
     {
         let shared = &*self.0;
         let mut this = state.project();
-        if *this.attempt == 0 {
-            *this.attempt = 1;
+        let progress = this.progress;
+        if progress.attempt == 0 {
+            progress.attempt = 1;
             if W::ASKS_FOR_TIME || shared.rules.total_time.is_some() {
-                *this.started = Some(cx.now());
+                progress.started = Some(cx.now());
             }
         }
         let mut polled = 0;
-        let outcome = loop {
-            if let Some(until) = *this.until {
+        loop {
+            if let Some(until) = progress.until {
                 if !cx.reached(until) {
                     return Poll::Pending;
                 }
-                *this.until = None;
-                if let Some(refused) = shared.too_late(*this.attempt, cx) {
-                    break Err(refused);
+                if let Some(refused) = shared.too_late(progress.attempt, cx) {
+                    *progress = Progress::default();
+                    return Poll::Ready(Err(refused));
                 }
-                *this.attempt += 1;
                 if polled == ATTEMPTS_PER_POLL {
-                    // Marked as an attempt that is about to begin: there is no backoff any more.
                     cx.task().waker().wake_by_ref();
                     return Poll::Pending;
                 }
+                progress.until = None;
+                progress.attempt += 1;
             }
             polled += 1;
 
             // What the inner list is told of this attempt is put back afterwards, for the policies around.
             let (attempt, last, started) = (cx.attempt, cx.last, cx.started);
-            cx.attempt = *this.attempt;
-            cx.last = last && *this.attempt >= shared.last_attempt;
-            cx.started = *this.begun;
-            let poll = inner.poll(this.inner.as_mut(), op.as_mut(), cx);
-            *this.begun = cx.started;
+            cx.attempt = progress.attempt;
+            cx.last = last && progress.attempt >= shared.last_attempt;
+            cx.started = progress.begun;
+            let polled = inner.poll(this.inner.as_mut(), op.as_mut(), cx);
+            progress.begun = cx.started;
             (cx.attempt, cx.last, cx.started) = (attempt, last, started | cx.started);
 
-            let Poll::Ready(outcome) = poll else {
+            // The outcome stays where it is: moving one in and out of enums cost more than all the rest.
+            let Poll::Ready(outcome) = &polled else {
                 return Poll::Pending;
             };
-            let verdict = shared.judge(*this.attempt, *this.started, &outcome);
+            let verdict = shared.judge(progress, outcome);
             if verdict == Verdict::Stop {
-                if let (Ok(Ok(_)), Some(budget)) = (&outcome, &shared.budget) {
+                if let (Ok(Ok(_)), Some(budget)) = (outcome, &shared.budget) {
                     budget.deposit();
                 }
-                break outcome;
+            } else if let Some((until, delay)) =
+                shared.settle(progress, verdict, op.can_repeat(), outcome, cx)
+            {
+                // What failed is dropped before the wait, and before anybody is told.
+                drop(polled);
+                shared.tell_of_retry(progress.attempt, delay);
+                progress.until = Some(until);
+                progress.begun = false;
+                continue;
             }
-            let repeatable = op.can_repeat();
-            let ended = (*this.attempt, *this.started, verdict, repeatable);
-            match shared.settle(outcome, ended, this.previous, cx) {
-                Next::Answer(outcome) => break outcome,
-                Next::At(until) => {
-                    *this.until = Some(until);
-                    *this.begun = false;
-                }
-            }
-        };
-        *this.attempt = 0;
-        *this.begun = false;
-        *this.started = None;
-        *this.previous = 0;
-        // An earlier attempt may have begun what the refusal of a later one promises not to have.
-        Poll::Ready(outcome.map_err(|refused| refused.of_started(cx.started)))
+            *progress = Progress::default();
+            return match polled {
+                // An earlier attempt may have begun what the refusal of a later one promises not to have.
+                Poll::Ready(Err(refused)) => Poll::Ready(Err(refused.of_started(cx.started))),
+                answer => answer,
+            };
+        }
     }
 
     fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
@@ -136,18 +136,14 @@ where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
         let this = state.project();
-        *this.attempt = 0;
-        *this.begun = false;
-        *this.started = None;
-        *this.until = None;
-        *this.previous = 0;
+        *this.progress = Progress::default();
         inner.end(this.inner, op, how);
     }
 }
 
 impl<W, C> Shared<W, C> {
     #[inline]
-    fn judge<T, E>(&self, attempt: u32, started: Option<Instant>, outcome: &Outcome<T, E>) -> Verdict
+    fn judge<T, E>(&self, progress: &Progress, outcome: &Outcome<T, E>) -> Verdict
     where
         W: Judge<T, E>,
     {
@@ -156,30 +152,33 @@ impl<W, C> Shared<W, C> {
                 return Verdict::Stop;
             }
         }
-        self.judge.judge(&Failure::new(attempt, started, outcome))
+        let attempt = Failure::new(progress.attempt, progress.started, outcome);
+        self.judge.judge(&attempt)
     }
 
-    /// Lets the machine decide, pays, counts and tells.
+    /// Lets the machine decide, pays and counts; when and after what delay the next attempt begins, if one does.
     #[cold]
     fn settle<T, E>(
         &self,
-        outcome: Outcome<T, E>,
-        (attempt, started, verdict, repeatable): (u32, Option<Instant>, Verdict, bool),
-        previous: &mut u64,
+        progress: &mut Progress,
+        verdict: Verdict,
+        repeatable: bool,
+        outcome: &Outcome<T, E>,
         cx: &mut Cx<'_, '_>,
-    ) -> Next<T, E> {
+    ) -> Option<(Instant, Duration)> {
         let now = cx.now();
         let since = |started| now.saturating_duration_since(started);
+        let attempt = progress.attempt;
         let ended = Ended {
             attempt,
             verdict,
             unanswered: outcome.as_ref().is_err_and(unanswered),
             repeatable,
-            elapsed: started.map_or(Duration::ZERO, since),
+            elapsed: progress.started.map_or(Duration::ZERO, since),
             left: cx.deadline.map(|at| at.saturating_duration_since(now)),
             random: [self.chance.next(), self.chance.next()],
         };
-        let mut decision = self.rules.decide(ended, previous);
+        let mut decision = self.rules.decide(ended, &mut progress.previous);
         if let (Decision::After(_), Some(budget)) = (decision, &self.budget) {
             if !budget.withdraw(now, attempt == 1) {
                 decision = Decision::GiveUp(GaveUp::Budget);
@@ -187,27 +186,31 @@ impl<W, C> Shared<W, C> {
         }
         self.counters.failures.fetch_add(1, Relaxed);
         match decision {
-            Decision::Done => Next::Answer(outcome),
+            Decision::Done => None,
             Decision::GiveUp(why) => {
                 self.give_up(attempt, why);
-                Next::Answer(outcome)
+                None
             }
             Decision::After(delay) => {
-                // What failed is dropped before the wait, and before anybody is told.
-                drop(outcome);
                 self.counters.retries.fetch_add(1, Relaxed);
-                self.id.emit(&Event::Retried { name: self.id.name(), attempt, delay });
-                Next::At(time::later(now, delay))
+                Some((time::later(now, delay), delay))
             }
         }
     }
 
+    #[cold]
+    fn tell_of_retry(&self, attempt: u32, delay: Duration) {
+        self.id.emit(&Event::Retried { name: self.id.name(), attempt, delay });
+    }
+
+    #[cold]
     fn give_up(&self, attempts: u32, why: GaveUp) {
         self.counters.gave_up(why);
         self.id.emit(&Event::GaveUp { name: self.id.name(), attempts, why });
     }
 
     /// A refusal if the deadline passed during a backoff that was to end before it, because the wake-up came late.
+    #[cold]
     fn too_late(&self, attempts: u32, cx: &mut Cx<'_, '_>) -> Option<Refused> {
         let deadline = cx.deadline?;
         if cx.now() < deadline {

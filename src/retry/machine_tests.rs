@@ -49,85 +49,37 @@ fn a_sequence_ends_with_its_last_wait() {
     let mut rules = rules();
     rules.schedule = Schedule::sequence([MS]).jitter(Jitter::None);
     assert_eq!(rules.last_attempt(), 2);
-    assert_eq!(
-        decide(&rules, ended(1, Verdict::Again)),
-        Decision::After(MS)
-    );
-    assert_eq!(
-        decide(&rules, ended(2, Verdict::Again)),
-        Decision::GiveUp(GaveUp::Backoff)
-    );
+    assert_eq!(decide(&rules, ended(1, Verdict::Again)), Decision::After(MS));
+    assert_eq!(decide(&rules, ended(2, Verdict::Again)), Decision::GiveUp(GaveUp::Backoff));
 }
 
 #[test]
 fn what_cannot_be_started_again_is_not() {
-    let consumed = Ended {
-        repeatable: false,
-        ..ended(1, Verdict::Again)
-    };
-    assert_eq!(
-        decide(&rules(), consumed),
-        Decision::GiveUp(GaveUp::NotRepeatable)
-    );
+    let consumed = Ended { repeatable: false, ..ended(1, Verdict::Again) };
+    assert_eq!(decide(&rules(), consumed), Decision::GiveUp(GaveUp::NotRepeatable));
 }
 
 #[test]
 fn an_attempt_without_an_answer_is_unknown_whatever_the_verdict() {
-    for verdict in [
-        Verdict::Again,
-        Verdict::Unknown,
-        Verdict::After(MS),
-        Verdict::Throttled(None),
-    ] {
-        let hung = Ended {
-            unanswered: true,
-            ..ended(1, verdict)
-        };
-        assert_eq!(
-            decide(&rules(), hung),
-            Decision::GiveUp(GaveUp::NotIdempotent)
-        );
-        let safe = Rules {
-            idempotent: true,
-            ..rules()
-        };
+    for verdict in [Verdict::Again, Verdict::Unknown, Verdict::After(MS), Verdict::Throttled(None)] {
+        let hung = Ended { unanswered: true, ..ended(1, verdict) };
+        assert_eq!(decide(&rules(), hung), Decision::GiveUp(GaveUp::NotIdempotent));
+        let safe = Rules { idempotent: true, ..rules() };
         assert!(matches!(decide(&safe, hung), Decision::After(_)));
     }
 }
 
 #[test]
 fn at_the_very_deadline_it_is_too_late() {
-    let left = |left| {
-        decide(
-            &rules(),
-            Ended {
-                left: Some(left),
-                ..ended(1, Verdict::Again)
-            },
-        )
-    };
+    let left = |left| decide(&rules(), Ended { left: Some(left), ..ended(1, Verdict::Again) });
     assert_eq!(left(10 * MS), Decision::GiveUp(GaveUp::Deadline));
-    assert_eq!(
-        left(10 * MS + Duration::from_nanos(1)),
-        Decision::After(10 * MS)
-    );
+    assert_eq!(left(10 * MS + Duration::from_nanos(1)), Decision::After(10 * MS));
 }
 
 #[test]
 fn work_and_wait_together_stay_below_the_total_time() {
-    let rules = Rules {
-        total_time: Some(100 * MS),
-        ..rules()
-    };
-    let after = |elapsed| {
-        decide(
-            &rules,
-            Ended {
-                elapsed,
-                ..ended(1, Verdict::Again)
-            },
-        )
-    };
+    let rules = Rules { total_time: Some(100 * MS), ..rules() };
+    let after = |elapsed| decide(&rules, Ended { elapsed, ..ended(1, Verdict::Again) });
     assert_eq!(after(89 * MS), Decision::After(10 * MS));
     assert_eq!(after(90 * MS), Decision::GiveUp(GaveUp::TotalTime));
     assert_eq!(after(Duration::MAX), Decision::GiveUp(GaveUp::TotalTime));
@@ -180,10 +132,7 @@ const MUTANTS: [Mutant; 15] = [
 /// The real thing, or one with a bug.
 fn subject(mutant: Option<Mutant>, rules: &Rules, ended: Ended, previous: &mut u64) -> Decision {
     let (mut rules, mut ended) = (rules.clone(), ended);
-    let hinted = matches!(
-        ended.verdict,
-        Verdict::After(_) | Verdict::Throttled(Some(_))
-    );
+    let hinted = matches!(ended.verdict, Verdict::After(_) | Verdict::Throttled(Some(_)));
     let nanosecond = Duration::from_nanos(1);
     match mutant {
         Some(Mutant::OneAttemptMore) => rules.attempts += 1,
@@ -230,37 +179,24 @@ struct Case {
 fn cases() -> impl Strategy<Value = Case> {
     // Few different durations, so that equality happens.
     let ms = |max: u32| (0..=max).prop_map(|ms| ms * MS);
-    let jitter = prop_oneof![
-        Just(Jitter::None),
-        Just(Jitter::Full),
-        Just(Jitter::Equal),
-        Just(Jitter::Decorrelated)
-    ];
+    let jitter =
+        prop_oneof![Just(Jitter::None), Just(Jitter::Full), Just(Jitter::Equal), Just(Jitter::Decorrelated)];
     let schedule = prop_oneof![
         ms(8).prop_map(Schedule::constant),
         ms(8).prop_map(Schedule::linear),
         prop::collection::vec(ms(8), 1..4).prop_map(Schedule::sequence),
     ];
-    let rules = (
-        (schedule, jitter),
-        ms(6),
-        ms(8),
-        1..6u32,
-        prop::option::of(ms(20)),
-        any::<bool>(),
-    )
-        .prop_map(
-            |((schedule, jitter), throttle_base, hint_window, attempts, total_time, idempotent)| {
-                Rules {
-                    schedule: schedule.jitter(jitter),
-                    throttle_base,
-                    hint_window,
-                    attempts,
-                    total_time,
-                    idempotent,
-                }
-            },
-        );
+    let rules = ((schedule, jitter), ms(6), ms(8), 1..6u32, prop::option::of(ms(20)), any::<bool>())
+        .prop_map(|((schedule, jitter), throttle_base, hint_window, attempts, total_time, idempotent)| {
+            Rules {
+                schedule: schedule.jitter(jitter),
+                throttle_base,
+                hint_window,
+                attempts,
+                total_time,
+                idempotent,
+            }
+        });
     let verdict = prop_oneof![
         1 => Just(Verdict::Stop),
         2 => Just(Verdict::Again),
@@ -278,17 +214,15 @@ fn cases() -> impl Strategy<Value = Case> {
         prop::option::of(ms(20)),
         [random(), random()],
     )
-        .prop_map(
-            |(attempt, verdict, unanswered, repeatable, elapsed, left, random)| Ended {
-                attempt,
-                verdict,
-                unanswered,
-                repeatable,
-                elapsed,
-                left,
-                random,
-            },
-        );
+        .prop_map(|(attempt, verdict, unanswered, repeatable, elapsed, left, random)| Ended {
+            attempt,
+            verdict,
+            unanswered,
+            repeatable,
+            elapsed,
+            left,
+            random,
+        });
     (rules, ended).prop_map(|(rules, ended)| Case { rules, ended })
 }
 
@@ -306,30 +240,21 @@ fn property(mutant: Option<Mutant>, case: &Case) -> Result<(), TestCaseError> {
         _ => (Duration::ZERO, None),
     };
     // What the schedule says is another property's business; here it is taken as given.
-    let backoff = rules
-        .schedule
-        .delay(ended.attempt - 1, floor, &mut 0, ended.random[0])
-        .map(Duration::from_nanos);
+    let backoff =
+        rules.schedule.delay(ended.attempt - 1, floor, &mut 0, ended.random[0]).map(Duration::from_nanos);
     // The range of delays that are allowed.
     let range = backoff.map(|backoff| match hint {
         None => (backoff, backoff),
         Some(hint) => {
             let lid = backoff + rules.hint_window;
             let from = hint.max(backoff).min(lid);
-            let jitter = if rules.schedule.jitter == Jitter::None {
-                Duration::ZERO
-            } else {
-                from / 10
-            };
+            let jitter = if rules.schedule.jitter == Jitter::None { Duration::ZERO } else { from / 10 };
             (from, (from + jitter).min(lid))
         }
     });
-    let unsafe_to_repeat =
-        (ended.verdict == Verdict::Unknown || ended.unanswered) && !rules.idempotent;
+    let unsafe_to_repeat = (ended.verdict == Verdict::Unknown || ended.unanswered) && !rules.idempotent;
     let past = |delay: Duration| {
-        let total = rules
-            .total_time
-            .is_some_and(|total| ended.elapsed + delay >= total);
+        let total = rules.total_time.is_some_and(|total| ended.elapsed + delay >= total);
         (total, ended.left.is_some_and(|left| delay >= left))
     };
     match decision {
@@ -340,13 +265,7 @@ fn property(mutant: Option<Mutant>, case: &Case) -> Result<(), TestCaseError> {
             let Some((from, to)) = range else {
                 return Err(TestCaseError::fail("the sequence has ended"));
             };
-            prop_assert!(
-                from <= delay && delay <= to,
-                "{:?} not in {:?}..={:?}",
-                delay,
-                from,
-                to
-            );
+            prop_assert!(from <= delay && delay <= to, "{:?} not in {:?}..={:?}", delay, from, to);
             prop_assert_eq!(past(delay), (false, false));
         }
         Decision::GiveUp(why) => {
@@ -372,7 +291,5 @@ fn it_goes_on_exactly_if_nothing_forbids_it() {
 
 #[test]
 fn planted_bugs_in_the_decision_are_noticed() {
-    catches(&MUTANTS, cases, |mutant, case| {
-        property(Some(mutant), &case)
-    });
+    catches(&MUTANTS, cases, |mutant, case| property(Some(mutant), &case));
 }

@@ -7,9 +7,7 @@ use proptest::{
 
 /// The number of cases: `MAINSTAY_CASES`, or 10,000.
 fn cases() -> u32 {
-    std::env::var("MAINSTAY_CASES").map_or(10_000, |cases| {
-        cases.parse().expect("MAINSTAY_CASES is a number")
-    })
+    std::env::var("MAINSTAY_CASES").map_or(10_000, |cases| cases.parse().expect("MAINSTAY_CASES is a number"))
 }
 
 fn run<S: Strategy>(
@@ -17,20 +15,13 @@ fn run<S: Strategy>(
     shrink: u32,
     property: impl Fn(S::Value) -> Result<(), TestCaseError>,
 ) -> Result<(), TestError<S::Value>> {
-    let config = Config {
-        cases: cases(),
-        max_shrink_iters: shrink,
-        failure_persistence: None,
-        ..Config::default()
-    };
+    let config =
+        Config { cases: cases(), max_shrink_iters: shrink, failure_persistence: None, ..Config::default() };
     TestRunner::new(config).run(&strategy, property)
 }
 
 /// The property holds for every case.
-pub(crate) fn holds<S: Strategy>(
-    strategy: S,
-    property: impl Fn(S::Value) -> Result<(), TestCaseError>,
-) {
+pub(crate) fn holds<S: Strategy>(strategy: S, property: impl Fn(S::Value) -> Result<(), TestCaseError>) {
     if let Err(error) = run(strategy, 10_000, property) {
         panic!("{error}");
     }
