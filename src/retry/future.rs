@@ -103,31 +103,35 @@ where
             progress.begun = cx.started;
             (cx.attempt, cx.last, cx.started) = (attempt, last, started | cx.started);
 
-            // The outcome stays where it is: moving one in and out of enums cost more than all the rest.
-            let Poll::Ready(outcome) = &polled else {
-                return Poll::Pending;
+            // The common answer is taken apart and put together again, so that nothing but the value is copied: copying
+            // a whole outcome costs more than all the rest.
+            let outcome = match polled {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(Ok(value))) if W::TAKES_EVERY_OK => {
+                    shared.deposit();
+                    *progress = Progress::default();
+                    return Poll::Ready(Ok(Ok(value)));
+                }
+                Poll::Ready(outcome) => outcome,
             };
-            let verdict = shared.judge(progress, outcome);
+            let verdict = shared.judge(progress, &outcome);
             if verdict == Verdict::Stop {
-                if let (Ok(Ok(_)), Some(budget)) = (outcome, &shared.budget) {
-                    budget.deposit();
+                if let Ok(Ok(_)) = &outcome {
+                    shared.deposit();
                 }
             } else if let Some((until, delay)) =
-                shared.settle(progress, verdict, op.can_repeat(), outcome, cx)
+                shared.settle(progress, verdict, op.can_repeat(), &outcome, cx)
             {
                 // What failed is dropped before the wait, and before anybody is told.
-                drop(polled);
+                drop(outcome);
                 shared.tell_of_retry(progress.attempt, delay);
                 progress.until = Some(until);
                 progress.begun = false;
                 continue;
             }
             *progress = Progress::default();
-            return match polled {
-                // An earlier attempt may have begun what the refusal of a later one promises not to have.
-                Poll::Ready(Err(refused)) => Poll::Ready(Err(refused.of_started(cx.started))),
-                answer => answer,
-            };
+            // An earlier attempt may have begun what the refusal of a later one promises not to have.
+            return Poll::Ready(outcome.map_err(|refused| refused.of_started(cx.started)));
         }
     }
 
@@ -154,6 +158,13 @@ impl<W, C> Shared<W, C> {
         }
         let attempt = Failure::new(progress.attempt, progress.started, outcome);
         self.judge.judge(&attempt)
+    }
+
+    #[inline]
+    fn deposit(&self) {
+        if let Some(budget) = &self.budget {
+            budget.deposit();
+        }
     }
 
     /// Lets the machine decide, pays and counts; when and after what delay the next attempt begins, if one does.
