@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     sync::atomic::Ordering::Relaxed,
-    task::Poll,
+    task::{Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -66,73 +66,30 @@ where
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let shared = &*self.0;
         let mut this = state.project();
         let progress = this.progress;
-        if progress.attempt == 0 {
-            progress.attempt = 1;
-            if W::ASKS_FOR_TIME || shared.rules.total_time.is_some() {
-                progress.started = Some(cx.now());
+        if progress.until.is_none() {
+            if progress.attempt == 0 {
+                self.0.begin::<T, E>(progress, cx);
             }
-        }
-        let mut polled = 0;
-        loop {
-            if let Some(until) = progress.until {
-                if !cx.reached(until) {
-                    return Poll::Pending;
-                }
-                if let Some(refused) = shared.too_late(progress.attempt, cx) {
-                    *progress = Progress::default();
-                    return Poll::Ready(Err(refused));
-                }
-                if polled == ATTEMPTS_PER_POLL {
-                    cx.task().waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-                progress.until = None;
-                progress.attempt += 1;
-            }
-            polled += 1;
-
-            // What the inner list is told of this attempt is put back afterwards, for the policies around.
-            let (attempt, last, started) = (cx.attempt, cx.last, cx.started);
-            cx.attempt = progress.attempt;
-            cx.last = last && progress.attempt >= shared.last_attempt;
-            cx.started = progress.begun;
-            let polled = inner.poll(this.inner.as_mut(), op.as_mut(), cx);
-            progress.begun = cx.started;
-            (cx.attempt, cx.last, cx.started) = (attempt, last, started | cx.started);
-
-            // The common answer is taken apart and put together again, so that nothing but the value is copied: copying
-            // a whole outcome costs more than all the rest.
-            let outcome = match polled {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(Ok(value))) if W::TAKES_EVERY_OK => {
-                    shared.deposit();
+            let outcome = self.attempt(inner, progress, this.inner.as_mut(), op.as_mut(), cx);
+            let outcome = ready!(outcome);
+            let verdict = self.0.judge(progress, &outcome);
+            let outcome = match outcome {
+                // The common answer is taken apart and put together again, so that nothing but the value is copied,
+                // and leaves by the shortest way.
+                Ok(Ok(value)) if verdict == Verdict::Stop => {
+                    self.0.deposit();
                     *progress = Progress::default();
                     return Poll::Ready(Ok(Ok(value)));
                 }
-                Poll::Ready(outcome) => outcome,
+                outcome => self.0.follow(progress, verdict, op.can_repeat(), outcome, cx),
             };
-            let verdict = shared.judge(progress, &outcome);
-            if verdict == Verdict::Stop {
-                if let Ok(Ok(_)) = &outcome {
-                    shared.deposit();
-                }
-            } else if let Some((until, delay)) =
-                shared.settle(progress, verdict, op.can_repeat(), &outcome, cx)
-            {
-                // What failed is dropped before the wait, and before anybody is told.
-                drop(outcome);
-                shared.tell_of_retry(progress.attempt, delay);
-                progress.until = Some(until);
-                progress.begun = false;
-                continue;
+            if let Some(outcome) = outcome {
+                return Poll::Ready(outcome);
             }
-            *progress = Progress::default();
-            // An earlier attempt may have begun what the refusal of a later one promises not to have.
-            return Poll::Ready(outcome.map_err(|refused| refused.of_started(cx.started)));
         }
+        self.back_off(inner, progress, this.inner, op, cx)
     }
 
     fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
@@ -145,7 +102,115 @@ where
     }
 }
 
+impl<W, C> Retry<W, C> {
+    /// Moves the attempt in progress on, or begins it.
+    #[inline]
+    fn attempt<R, T, E, I, O>(
+        &self,
+        inner: &I,
+        progress: &mut Progress,
+        state: Pin<&mut I::State>,
+        op: Pin<&mut O>,
+        cx: &mut Cx<'_, '_>,
+    ) -> Poll<Outcome<T, E>>
+    where
+        I: Run<R, T, E>,
+        O: Operation<Request = R, Output = T, Error = E> + ?Sized,
+    {
+        // What the inner list is told of this attempt is put back afterwards, for the policies around.
+        let (attempt, last, started) = (cx.attempt, cx.last, cx.started);
+        cx.attempt = progress.attempt;
+        cx.last = last && progress.attempt >= self.0.last_attempt;
+        cx.started = progress.begun;
+        let polled = inner.poll(state, op, cx);
+        progress.begun = cx.started;
+        (cx.attempt, cx.last, cx.started) = (attempt, last, started | cx.started);
+        polled
+    }
+
+    /// Waits for the backoff to end and makes the attempts after it.
+    #[cold]
+    #[inline(never)]
+    fn back_off<R, T, E, I, O>(
+        &self,
+        inner: &I,
+        progress: &mut Progress,
+        mut state: Pin<&mut I::State>,
+        mut op: Pin<&mut O>,
+        cx: &mut Cx<'_, '_>,
+    ) -> Poll<Outcome<T, E>>
+    where
+        I: Run<R, T, E>,
+        W: Judge<T, E>,
+        O: Operation<Request = R, Output = T, Error = E> + ?Sized,
+    {
+        let shared = &*self.0;
+        for _ in 0..ATTEMPTS_PER_POLL {
+            if let Some(until) = progress.until {
+                if !cx.reached(until) {
+                    return Poll::Pending;
+                }
+                if let Some(refused) = shared.too_late(progress.attempt, cx) {
+                    *progress = Progress::default();
+                    return Poll::Ready(Err(refused));
+                }
+                progress.until = None;
+                progress.attempt += 1;
+            }
+            let outcome = ready!(self.attempt(inner, progress, state.as_mut(), op.as_mut(), cx));
+            let verdict = shared.judge(progress, &outcome);
+            if let (Verdict::Stop, Ok(Ok(_))) = (verdict, &outcome) {
+                shared.deposit();
+            }
+            let outcome = shared.follow(progress, verdict, op.can_repeat(), outcome, cx);
+            if let Some(outcome) = outcome {
+                return Poll::Ready(outcome);
+            }
+        }
+        cx.task().waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
 impl<W, C> Shared<W, C> {
+    #[inline]
+    fn begin<T, E>(&self, progress: &mut Progress, cx: &mut Cx<'_, '_>)
+    where
+        W: Judge<T, E>,
+    {
+        progress.attempt = 1;
+        if W::ASKS_FOR_TIME || self.rules.total_time.is_some() {
+            progress.started = Some(cx.now());
+        }
+    }
+
+    /// The answer of the call, or `None` if another attempt is to follow.
+    #[cold]
+    fn follow<T, E>(
+        &self,
+        progress: &mut Progress,
+        verdict: Verdict,
+        repeatable: bool,
+        outcome: Outcome<T, E>,
+        cx: &mut Cx<'_, '_>,
+    ) -> Option<Outcome<T, E>> {
+        let next = match verdict {
+            Verdict::Stop => None,
+            _ => self.settle(progress, verdict, repeatable, &outcome, cx),
+        };
+        if let Some((until, delay)) = next {
+            // What failed is dropped before the wait, and before anybody is told.
+            drop(outcome);
+            self.tell_of_retry(progress.attempt, delay);
+            progress.until = Some(until);
+            progress.begun = false;
+            return None;
+        }
+        *progress = Progress::default();
+        // An earlier attempt may have begun what the refusal of a later one promises not to have.
+        Some(outcome.map_err(|refused| refused.of_started(cx.started)))
+    }
+
     #[inline]
     fn judge<T, E>(&self, progress: &Progress, outcome: &Outcome<T, E>) -> Verdict
     where

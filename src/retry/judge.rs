@@ -61,16 +61,12 @@ pub trait Judge<T, E> {
     /// Whether it may ask for the elapsed time, so that the clock has to be read when a call begins.
     const ASKS_FOR_TIME: bool;
 
-    /// Whether every `Ok` is the answer, so that there is no need to ask.
-    const TAKES_EVERY_OK: bool;
-
     /// What the attempt means for the next one.
     fn judge(&self, attempt: &Failure<'_, T, E>) -> Verdict;
 }
 
 impl<T, E> Judge<T, E> for () {
     const ASKS_FOR_TIME: bool = false;
-    const TAKES_EVERY_OK: bool = true;
 
     #[inline]
     fn judge(&self, attempt: &Failure<'_, T, E>) -> Verdict {
@@ -127,7 +123,6 @@ where
     V: Into<Verdict>,
 {
     const ASKS_FOR_TIME: bool = true;
-    const TAKES_EVERY_OK: bool = false;
 
     #[inline]
     fn judge(&self, attempt: &Failure<'_, T, E>) -> Verdict {
