@@ -77,7 +77,7 @@ pub fn recommended(
         .deadline(deadline)
         .circuit_breaker(CircuitBreaker::config())
         .retry(retry::Config::default())
-        .bulkhead(Bulkhead::new(concurrency)?)
+        .bulkhead(concurrency)
         .timeout(attempt)
         .build()
 }
