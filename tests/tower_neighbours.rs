@@ -108,7 +108,8 @@ async fn around_the_endpoints_of_a_balancer_and_around_the_balancer() {
     let (healthy, healthy_record) = Strict::failing(0);
     let (broken, broken_record) = Strict::failing(usize::MAX);
     let endpoint = |breaker: &CircuitBreaker, strict| {
-        let stack = mainstay::stack("endpoint").circuit_breaker(breaker.clone()).timeout(50 * MS).build().unwrap();
+        let stack =
+            mainstay::stack("endpoint").circuit_breaker(breaker.clone()).timeout(50 * MS).build().unwrap();
         PendingRequests::new(stack.layer(boxing(strict)), CompleteOnResponse::default())
     };
     let endpoints = vec![endpoint(&breakers[0], healthy), endpoint(&breakers[1], broken)];

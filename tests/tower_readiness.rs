@@ -19,7 +19,9 @@ use futures::{
     future::{join_all, poll_fn},
     poll,
 };
-use mainstay::{Bulkhead, CircuitBreaker, Deadline, Error, Fallback, Keyed, Kind, Timeout, circuit_breaker::State};
+use mainstay::{
+    Bulkhead, CircuitBreaker, Deadline, Error, Fallback, Keyed, Kind, Timeout, circuit_breaker::State,
+};
 use support::*;
 use tower::{Layer, Service, ServiceExt};
 

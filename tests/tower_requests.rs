@@ -104,7 +104,8 @@ async fn nothing_is_copied_where_no_retry_can_happen() {
     assert_eq!(attempts_and_copies(&refused, 0).await, (0, 0));
 
     // A retry inside another: the last attempt of the inner one is not the last of the call.
-    let twice = mainstay::stack("twice").retry(stubborn(2)).retry(stubborn(2)).in_any_order().build().unwrap();
+    let twice =
+        mainstay::stack("twice").retry(stubborn(2)).retry(stubborn(2)).in_any_order().build().unwrap();
     assert_eq!(attempts_and_copies(&twice, 9).await, (4, 3));
 }
 
@@ -151,12 +152,8 @@ async fn an_operation_is_repeated_after_a_timeout_only_if_it_is_declared_idempot
         }
     });
     let heard = Heard::default();
-    let not = mainstay::stack("charge")
-        .observe(heard.clone())
-        .retry(stubborn(3))
-        .timeout(50 * MS)
-        .build()
-        .unwrap();
+    let not =
+        mainstay::stack("charge").observe(heard.clone()).retry(stubborn(3)).timeout(50 * MS).build().unwrap();
     match not.layer(hangs_once.clone()).oneshot(1).await {
         Err(Failed::Refused(refused)) => {
             assert_eq!((refused.kind(), refused.was_started()), (Kind::TimedOut, true))
@@ -166,8 +163,7 @@ async fn an_operation_is_repeated_after_a_timeout_only_if_it_is_declared_idempot
     assert_eq!((calls.load(Relaxed), heard.count("NotIdempotent")), (1, 1));
 
     calls.store(0, Relaxed);
-    let is =
-        mainstay::stack("read").retry(stubborn(3).idempotent()).timeout(50 * MS).build().unwrap();
+    let is = mainstay::stack("read").retry(stubborn(3).idempotent()).timeout(50 * MS).build().unwrap();
     assert_eq!(is.layer(hangs_once.clone()).oneshot(1).await, Ok(1));
     assert_eq!(calls.load(Relaxed), 2);
 
@@ -303,7 +299,8 @@ async fn each_requests_key_has_a_breaker_of_its_own() {
 
 #[tokio::test(start_paused = true)]
 async fn only_a_fallback_to_a_service_copies_the_request_and_only_once() {
-    let plain = mainstay::stack("plain").fallback_with(Fallback::<_, usize, Failed>::value(7)).build().unwrap();
+    let plain =
+        mainstay::stack("plain").fallback_with(Fallback::<_, usize, Failed>::value(7)).build().unwrap();
     assert_eq!(attempts_and_copies(&plain, 9).await, (1, 0));
     let function = mainstay::stack("function").fallback(|_why| async { Ok(7) }).build().unwrap();
     assert_eq!(attempts_and_copies(&function, 9).await, (1, 0));
@@ -333,7 +330,8 @@ async fn a_fallback_service_is_asked_whether_it_is_ready_and_answers_with_its_ow
     assert_eq!(service.clone().oneshot(1).await, Ok(102));
     assert_eq!((record.calls(), record.reserved()), (2, 0));
 
-    let copying = Fallback::service_with(Strict::failing(0).0, |request: &u32| (*request != 5).then_some(*request));
+    let copying =
+        Fallback::service_with(Strict::failing(0).0, |request: &u32| (*request != 5).then_some(*request));
     let copying: Fallback<_, u32, Failed> = copying;
     let service = copying.layer(Strict::failing(usize::MAX).0);
     assert_eq!(service.clone().oneshot(4).await, Ok(5));
@@ -362,7 +360,8 @@ async fn a_retry_in_the_tower_form_obeys_its_budget() {
 #[tokio::test(start_paused = true)]
 async fn refusals_inside_a_retry_are_returned_without_another_attempt() {
     let breaker = open();
-    let retry = mainstay::stack("r").retry(stubborn(5)).circuit_breaker(breaker).in_any_order().build().unwrap();
+    let retry =
+        mainstay::stack("r").retry(stubborn(5)).circuit_breaker(breaker).in_any_order().build().unwrap();
     let answer = retry.layer(failing(0)).oneshot(()).await;
     let Err(Failed::Refused(refused)) = answer else { panic!("{answer:?}") };
     assert_eq!(Refused::kind(&refused), Kind::CircuitOpen);

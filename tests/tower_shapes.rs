@@ -109,7 +109,13 @@ async fn axum_shaped_routes_share_one_breaker_however_often_they_are_layered() {
 #[tokio::test(start_paused = true)]
 async fn state_made_in_layer_would_not_trip() {
     let broken = tower::layer::layer_fn(|inner| {
-        touchy().consecutive_failures(3).classify(by_status::<(), Infallible>).build().unwrap().lift().layer(inner)
+        touchy()
+            .consecutive_failures(3)
+            .classify(by_status::<(), Infallible>)
+            .build()
+            .unwrap()
+            .lift()
+            .layer(inner)
     });
     for _ in 0..10 {
         let handler = service_fn(|()| async { Ok::<_, Infallible>(status(500, ())) });
@@ -176,7 +182,11 @@ async fn hyper_shaped_a_streaming_body_is_sent_once_and_a_whole_one_again() {
     assert_eq!(attempts.load(Relaxed), 1);
 
     let (service, attempts) = upload(1);
-    assert_eq!(stack.layer(service).oneshot(Request::stream()).await, Err(Failed::Down), "the error is unchanged");
+    assert_eq!(
+        stack.layer(service).oneshot(Request::stream()).await,
+        Err(Failed::Down),
+        "the error is unchanged"
+    );
     assert_eq!(attempts.load(Relaxed), 1);
     assert_eq!(heard.count("NotRepeatable"), 1);
     assert_eq!(heard.count("Retried"), 0);
