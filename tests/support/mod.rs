@@ -14,7 +14,7 @@ use std::{
 
 use futures::FutureExt;
 use mainstay::{
-    CircuitBreaker, Event, Observer, Refused, Retry, Stack,
+    CircuitBreaker, Event, Observer, Refused, Retry,
     circuit_breaker::{self, State},
     retry,
 };
@@ -185,9 +185,4 @@ pub fn full() -> Full {
         .timeout(500 * MS)
         .build()
         .unwrap()
-}
-
-/// Keeps the compiler honest about a stack being nameable.
-pub fn same<L>(stack: &Stack<L>) -> Stack<L> {
-    stack.clone()
 }
