@@ -164,7 +164,6 @@ where
     L: List + Run<R, S::Response, S::Error>,
     L::Copier: CopyRequest<R> + Clone,
     M: Finish<S::Response, S::Error, Output = Result<S::Response, X>>,
-    X: From<S::Error>,
 {
     type Response = S::Response;
     type Error = X;
@@ -175,7 +174,9 @@ where
         if self.list.is_shut() {
             return Poll::Ready(Ok(()));
         }
-        ready!(self.inner.poll_ready(cx))?;
+        if let Err(error) = ready!(self.inner.poll_ready(cx)) {
+            return Poll::Ready(M::finish(Ok(Err(error)), false).map(drop));
+        }
         self.ready = true;
         Poll::Ready(Ok(()))
     }

@@ -2,6 +2,8 @@
 
 mod config;
 mod future;
+#[cfg(all(test, mainstay_loom))]
+mod loom;
 mod machine;
 mod partitions;
 mod shared;
@@ -36,6 +38,8 @@ struct Inner {
 }
 
 /// Where the permits come from.
+// The large variant is the common one, and there is one of them behind each `Arc`.
+#[allow(clippy::large_enum_variant)]
 enum Permits {
     Own { shared: Shared, queue: Option<Queue> },
     Partition(Partition),

@@ -212,9 +212,13 @@ impl Core {
         }
     }
 
+    #[inline]
     fn refuse(&self, after: Option<Duration>) -> Refused {
         bump(self.rest(), |rest| &rest.refused);
-        self.id.refuse(Refused::unstarted(Kind::CircuitOpen, self.id.name(), after))
+        let refused = Refused::unstarted(Kind::CircuitOpen, self.id.name(), after);
+        // Not through a function that takes and returns it: on this path the copies would cost as much as the rest.
+        self.id.emit(&Event::Refused { refused: &refused, observed: false });
+        refused
     }
 
     /// Where this thread counts, and whether it is alone in writing there.
@@ -346,6 +350,13 @@ impl Core {
         self.publish(&shared.machine);
         drop(shared);
         self.tell(transition);
+    }
+
+    /// What this thread's counter holds.
+    #[cfg(all(test, mainstay_loom))]
+    pub(crate) fn counted_beside_the_lock(&self) -> u64 {
+        let (_, slot) = self.slots.mine().unwrap();
+        slot.good.load(Relaxed) & COUNT
     }
 
     /// The rules in a few words.

@@ -18,7 +18,11 @@ use crate::{
 mod config;
 mod core;
 mod future;
+#[cfg(all(test, mainstay_loom))]
+mod loom;
 mod machine;
+#[cfg(all(test, not(mainstay_loom)))]
+mod model;
 mod window;
 
 pub use config::{Classifier, Classify, Config, ErrorClassifier, Verdict, Window};
