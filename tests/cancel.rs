@@ -331,7 +331,7 @@ fn full(
     (Deadline, (CircuitBreaker, (Retry, (Bulkhead, (Timeout, ()))))),
 )> {
     mainstay::stack("full")
-        .fallback_with::<(), _, _, _>(w.fallback.clone())
+        .fallback_with(w.fallback.clone())
         .deadline(w.deadline.clone())
         .circuit_breaker(w.breaker.clone())
         .retry(w.retry.clone())
