@@ -192,7 +192,14 @@ impl Core {
         let observing = shared.machine.mode() == Mode::ObserveOnly;
         self.publish(&shared.machine);
         drop(shared);
-        self.tell(transition);
+        if let Admission::Granted(ticket) = admission {
+            // A listener that panics does not take the probe with it.
+            let unused = Unused(self, ticket);
+            self.tell(transition);
+            std::mem::forget(unused);
+        } else {
+            self.tell(transition);
+        }
         match admission {
             Admission::Granted(ticket) => Ok(ticket),
             Admission::Refused(after) if observing => {
@@ -480,6 +487,15 @@ impl Core {
         if let Some(Transition { from, to, counts }) = transition {
             self.id.emit(&Event::Transition { name: self.id.name(), from, to, counts });
         }
+    }
+}
+
+/// A ticket that nobody has yet; dropped, it is settled as if there had been no call.
+struct Unused<'a>(&'a Core, u64);
+
+impl Drop for Unused<'_> {
+    fn drop(&mut self) {
+        self.0.settle(self.1, Class::Ignored, None, time::now);
     }
 }
 
