@@ -156,7 +156,16 @@ async fn a_healthy_call_of_a_stack_allocates_nothing_in_any_form() {
         .unwrap();
     assert_eq!(allocations(|| with_fallback.call(seven), ok), 0);
     // Not the clone of a stack or a handle either.
-    assert_eq!(allocations(|| ready(drop(black_box(stack.clone()))), |()| ()), 0);
+    assert_eq!(
+        allocations(
+            || {
+                drop(black_box(stack.clone()));
+                ready(())
+            },
+            |()| ()
+        ),
+        0
+    );
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -112,7 +112,9 @@ enum Setup {
     /// The breaker has one probe to give.
     HalfOpen,
     /// All permits are taken, and given back before this poll if there is one.
-    Queue { until: Option<usize> },
+    Queue {
+        until: Option<usize>,
+    },
 }
 
 const SETUPS: [Setup; 4] =
@@ -326,10 +328,14 @@ exact! {
 /// All six, with the world's own state.
 fn full(
     w: &World,
-) -> mainstay::Stack<(
+) -> mainstay::Stack![
     Fallback<Handler, u32, &'static str>,
-    (Deadline, (CircuitBreaker, (Retry, (Bulkhead, (Timeout, ()))))),
-)> {
+    Deadline,
+    CircuitBreaker,
+    Retry,
+    Bulkhead,
+    Timeout
+] {
     mainstay::stack("full")
         .fallback_with(w.fallback.clone())
         .deadline(w.deadline.clone())
@@ -341,7 +347,7 @@ fn full(
         .unwrap()
 }
 
-fn bare(w: &World) -> mainstay::Stack<(Deadline, (CircuitBreaker, (Retry, (Bulkhead, (Timeout, ())))))> {
+fn bare(w: &World) -> mainstay::Stack![Deadline, CircuitBreaker, Retry, Bulkhead, Timeout] {
     mainstay::stack("bare")
         .deadline(w.deadline.clone())
         .circuit_breaker(w.breaker.clone())

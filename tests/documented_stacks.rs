@@ -157,7 +157,7 @@ async fn the_readmes_tower_stack() {
 #[tokio::test(start_paused = true)]
 async fn the_readmes_ways_to_keep_a_stack() {
     struct App {
-        search: Stack<(CircuitBreaker, (Bulkhead, (Timeout, ())))>,
+        search: Stack![CircuitBreaker, Bulkhead, Timeout],
     }
     let app = App {
         search: mainstay::stack("search")
