@@ -290,9 +290,10 @@ async fn reqwest_shaped_a_client_by_value_and_by_reference() {
 struct Channel {
     queue: mpsc::Sender<Job>,
     place: Option<mpsc::OwnedPermit<Job>>,
-    reserving: Option<Pin<Box<dyn Future<Output = Result<mpsc::OwnedPermit<Job>, BoxError>> + Send>>>,
+    reserving: Option<Reserving>,
 }
 
+type Reserving = Pin<Box<dyn Future<Output = Result<mpsc::OwnedPermit<Job>, BoxError>> + Send>>;
 type Job = (Request<Vec<u8>>, oneshot::Sender<Response<usize>>);
 
 impl Channel {
