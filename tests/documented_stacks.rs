@@ -156,9 +156,8 @@ async fn the_readmes_tower_stack() {
 
 #[tokio::test(start_paused = true)]
 async fn the_readmes_ways_to_keep_a_stack() {
-    #[allow(clippy::type_complexity)] // As the README shows it.
     struct App {
-        search: Stack<(CircuitBreaker, (Bulkhead, (Timeout, ())))>,
+        search: Stack![CircuitBreaker, Bulkhead, Timeout],
     }
     let app = App {
         search: mainstay::stack("search")

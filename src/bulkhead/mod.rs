@@ -21,7 +21,7 @@ use crate::{
     call::Sealed,
     error::{ConfigError, Kind, Name, Refused},
     event::Identity,
-    keyed::Template,
+    keyed::{Loss, Template},
     registry,
     stack::{IntoPolicy, Part, Role, callable},
 };
@@ -294,9 +294,10 @@ impl Template for Config {
         policy.resize(self.limit())
     }
 
-    /// Without calls in it or waiting for it.
-    fn at_rest(policy: &Bulkhead) -> bool {
-        policy.in_use() == 0 && policy.waiting() == 0
+    /// Nothing without calls in it or waiting for it.
+    fn loss(policy: &Bulkhead) -> Loss {
+        let snapshot = policy.snapshot();
+        if snapshot.in_use == 0 && snapshot.waiting == 0 { Loss::Nothing } else { Loss::Protection }
     }
 }
 
