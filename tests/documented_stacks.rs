@@ -1,6 +1,6 @@
 //! Every stack that the README and the pages in `docs/` show is built here and called, in both forms.
 #![cfg(feature = "tower")]
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::disallowed_methods)] // Time is measured from outside.
 
 mod support;
 
