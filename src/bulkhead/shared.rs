@@ -292,10 +292,7 @@ mod tests {
                 shared.give_back();
                 let (_, cache) = shared.caches.mine().expect("few threads run here");
                 let word = cache.load(Relaxed);
-                assert!(
-                    word > 1,
-                    "limit {limit}, round {round}: the next call needs the lock"
-                );
+                assert!(word > 1, "limit {limit}, round {round}: the next call needs the lock");
             }
         }
     }

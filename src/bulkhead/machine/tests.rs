@@ -7,20 +7,13 @@ use super::*;
 
 /// How many cases a property is tried with.
 fn cases() -> u32 {
-    std::env::var("MAINSTAY_CASES")
-        .ok()
-        .and_then(|cases| cases.parse().ok())
-        .unwrap_or(10_000)
+    std::env::var("MAINSTAY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(10_000)
 }
 
 fn runner(planted: bool) -> TestRunner {
     TestRunner::new(Config {
         // A planted bug may hide from a few cases.
-        cases: if planted {
-            cases().max(10_000)
-        } else {
-            cases()
-        },
+        cases: if planted { cases().max(10_000) } else { cases() },
         failure_persistence: None,
         max_shrink_iters: if planted { 0 } else { 10_000 },
         ..Config::default()
@@ -71,8 +64,7 @@ fn only_those_who_still_wait_count_against_the_length_of_the_queue() {
     pool.join('a').expect("room for one");
     assert_eq!(pool.join('b'), Err('b'));
     assert_eq!(pool.give_back(), Some('a'));
-    pool.join('b')
-        .expect("the first has its permit, so there is room again");
+    pool.join('b').expect("the first has its permit, so there is room again");
 }
 
 #[test]
@@ -259,18 +251,9 @@ impl Model {
     }
 }
 
-fn follows_the_model(
-    limit: usize,
-    room: usize,
-    steps: &[Step],
-    mutant: Mutant,
-) -> Result<(), TestCaseError> {
+fn follows_the_model(limit: usize, room: usize, steps: &[Step], mutant: Mutant) -> Result<(), TestCaseError> {
     let mut subject = Subject::new(limit, room, mutant);
-    let mut model = Model {
-        limit,
-        room,
-        ..Model::default()
-    };
+    let mut model = Model { limit, room, ..Model::default() };
     let mut waker = 0;
     for &step in steps {
         waker += 1;
@@ -305,19 +288,11 @@ fn follows_the_model(
             }
             Step::Leave(who) if !model.waiters.is_empty() => {
                 let (ticket, ..) = model.waiters.remove(who % model.waiters.len());
-                prop_assert_eq!(
-                    subject.leave(ticket),
-                    model.serve().first().copied(),
-                    "leave"
-                );
+                prop_assert_eq!(subject.leave(ticket), model.serve().first().copied(), "leave");
             }
             Step::GiveBack if model.running > 0 => {
                 model.running -= 1;
-                prop_assert_eq!(
-                    subject.give_back(),
-                    model.serve().first().copied(),
-                    "give back"
-                );
+                prop_assert_eq!(subject.give_back(), model.serve().first().copied(), "give back");
             }
             Step::Resize(limit) => {
                 model.limit = limit;
@@ -345,9 +320,7 @@ fn follows_the_model(
 fn pool_property(mutant: Mutant) -> Result<(), String> {
     let settings = (1..5_usize, 0..4_usize, steps());
     runner(mutant != Mutant::None)
-        .run(&settings, |(limit, room, steps)| {
-            follows_the_model(limit, room, &steps, mutant)
-        })
+        .run(&settings, |(limit, room, steps)| follows_the_model(limit, room, &steps, mutant))
         .map_err(|error| error.to_string())
 }
 
@@ -413,11 +386,7 @@ fn return_share(shares: &mut Shares, part: usize, mutant: ShareMutant) {
         }
         ShareMutant::ReturnsToAnotherPart => {
             let other = (part + 1) % shares.parts.len();
-            let to = if shares.parts[other].in_use > 0 {
-                other
-            } else {
-                part
-            };
+            let to = if shares.parts[other].in_use > 0 { other } else { part };
             shares.give_back(to);
         }
         _ => shares.give_back(part),
@@ -493,8 +462,5 @@ fn a_partition_always_gets_its_share() {
     let taken = (0..20).filter(|_| shares.take(1)).count();
     assert_eq!(taken, 10, "its 5, and the 5 that are guaranteed to nobody");
     let taken = (0..20).filter(|_| shares.take(0)).count();
-    assert_eq!(
-        taken, 10,
-        "all of its share, though the other took as much as it could"
-    );
+    assert_eq!(taken, 10, "all of its share, though the other took as much as it could");
 }
