@@ -56,10 +56,7 @@ fn poll_once<F: Future>(future: Pin<&mut F>, flag: &Arc<Flag>) -> Poll<F::Output
 }
 
 fn one_with_queue(length: usize) -> Bulkhead {
-    Bulkhead::config(1)
-        .queue(length, ms(100))
-        .build()
-        .expect("the settings are possible")
+    Bulkhead::config(1).queue(length, ms(100)).build().expect("the settings are possible")
 }
 
 #[test]
@@ -70,33 +67,19 @@ fn a_full_bulkhead_without_a_queue_refuses_at_once_and_tells_its_listeners() {
         .name("payments")
         .observe(move |event: &Event<'_>| {
             if let Event::Refused { refused, .. } = event {
-                log.lock()
-                    .unwrap()
-                    .push((refused.kind(), refused.name().to_owned()));
+                log.lock().unwrap().push((refused.kind(), refused.name().to_owned()));
             }
         })
         .build()
         .unwrap();
-    let _held = [
-        bulkhead.try_acquire().unwrap(),
-        bulkhead.try_acquire().unwrap(),
-    ];
+    let _held = [bulkhead.try_acquire().unwrap(), bulkhead.try_acquire().unwrap()];
 
     let refused = bulkhead.try_acquire().unwrap_err();
-    assert_eq!(
-        (refused.kind(), refused.name()),
-        (Kind::BulkheadFull, "payments")
-    );
+    assert_eq!((refused.kind(), refused.name()), (Kind::BulkheadFull, "payments"));
     assert!(!refused.was_started());
-    let answer: Answer = bulkhead
-        .call(|| async { Ok(1) })
-        .now_or_never()
-        .expect("refuses at once");
+    let answer: Answer = bulkhead.call(|| async { Ok(1) }).now_or_never().expect("refuses at once");
     assert_eq!(kind(answer), Kind::BulkheadFull);
-    assert_eq!(
-        *heard.lock().unwrap(),
-        vec![(Kind::BulkheadFull, "payments".to_owned()); 2]
-    );
+    assert_eq!(*heard.lock().unwrap(), vec![(Kind::BulkheadFull, "payments".to_owned()); 2]);
 }
 
 #[test]
@@ -119,37 +102,21 @@ fn a_listener_may_use_the_bulkhead_that_reports_to_it() {
 #[test]
 fn impossible_settings_are_refused_when_built_with_field_value_and_range() {
     let field = |result: Result<Bulkhead, ConfigError>| match result {
-        Err(ConfigError::Setting {
-            field,
-            value,
-            allowed,
-        }) => {
+        Err(ConfigError::Setting { field, value, allowed }) => {
             assert!(!allowed.is_empty());
             (field, value)
         }
         other => panic!("was accepted: {other:?}"),
     };
     assert_eq!(field(Bulkhead::new(0)), ("bulkhead.limit", "0".to_owned()));
-    assert_eq!(
-        field(Bulkhead::config(1).queue(0, ms(1)).build()),
-        ("bulkhead.queue.length", "0".to_owned())
-    );
+    assert_eq!(field(Bulkhead::config(1).queue(0, ms(1)).build()), ("bulkhead.queue.length", "0".to_owned()));
     assert_eq!(
         field(Bulkhead::config(1).queue(1, Duration::ZERO).build()),
         ("bulkhead.queue.max_wait", "0ns".to_owned())
     );
-    assert_eq!(
-        field(Bulkhead::for_load(f64::NAN, ms(1))).0,
-        "bulkhead.rate_per_s"
-    );
-    assert_eq!(
-        field(Bulkhead::for_load(1.0, Duration::ZERO)).0,
-        "bulkhead.p99"
-    );
-    assert_eq!(
-        field(Bulkhead::for_load(1e9, ms(1000))).0,
-        "sizing.offered_load"
-    );
+    assert_eq!(field(Bulkhead::for_load(f64::NAN, ms(1))).0, "bulkhead.rate_per_s");
+    assert_eq!(field(Bulkhead::for_load(1.0, Duration::ZERO)).0, "bulkhead.p99");
+    assert_eq!(field(Bulkhead::for_load(1e9, ms(1000))).0, "sizing.offered_load");
     assert!(Bulkhead::new(3).unwrap().resize(0).is_err());
     assert!(mainstay::stack("s").bulkhead(0).build().is_err());
 }
@@ -161,22 +128,14 @@ fn for_load_applies_the_formulas() {
 
 #[tokio::test(start_paused = true)]
 async fn settings_beyond_all_bounds_saturate() {
-    let bulkhead = Bulkhead::config(usize::MAX)
-        .queue(usize::MAX, Duration::MAX)
-        .build()
-        .unwrap();
+    let bulkhead = Bulkhead::config(usize::MAX).queue(usize::MAX, Duration::MAX).build().unwrap();
     bulkhead.resize(1).unwrap();
     let held = bulkhead.try_acquire().unwrap();
     let waiter = bulkhead.acquire();
     let mut waiter = pin!(waiter);
     assert!(poll_once(waiter.as_mut(), &Arc::default()).is_pending());
     drop(held);
-    assert!(
-        waiter
-            .now_or_never()
-            .expect("was handed the permit")
-            .is_ok()
-    );
+    assert!(waiter.now_or_never().expect("was handed the permit").is_ok());
 }
 
 #[test]
@@ -184,38 +143,17 @@ fn settings_given_to_a_stack_take_over_its_name_and_a_built_bulkhead_keeps_its_o
     let name = |stack: &mainstay::Stack<(Bulkhead, ())>| {
         let answer = stack.call(|| {
             let inner = stack.call(|| async { Ok::<u32, &str>(1) });
-            async move {
-                inner
-                    .await
-                    .map_err(|error| error.refused().unwrap().name().to_owned())
-            }
+            async move { inner.await.map_err(|error| error.refused().unwrap().name().to_owned()) }
         });
-        answer
-            .now_or_never()
-            .unwrap()
-            .unwrap_err()
-            .into_inner()
-            .unwrap()
+        answer.now_or_never().unwrap().unwrap_err().into_inner().unwrap()
     };
-    assert_eq!(
-        name(&mainstay::stack("shop").bulkhead(1).build().unwrap()),
-        "shop"
-    );
+    assert_eq!(name(&mainstay::stack("shop").bulkhead(1).build().unwrap()), "shop");
     let settings = Bulkhead::config(1);
-    assert_eq!(
-        name(&mainstay::stack("shop").bulkhead(settings).build().unwrap()),
-        "shop"
-    );
+    assert_eq!(name(&mainstay::stack("shop").bulkhead(settings).build().unwrap()), "shop");
     let settings = Bulkhead::config(1).name("own");
-    assert_eq!(
-        name(&mainstay::stack("shop").bulkhead(settings).build().unwrap()),
-        "own"
-    );
+    assert_eq!(name(&mainstay::stack("shop").bulkhead(settings).build().unwrap()), "own");
     let built = Bulkhead::new(1).unwrap();
-    assert_eq!(
-        name(&mainstay::stack("shop").bulkhead(built).build().unwrap()),
-        "bulkhead"
-    );
+    assert_eq!(name(&mainstay::stack("shop").bulkhead(built).build().unwrap()), "bulkhead");
 }
 
 #[test]
@@ -259,10 +197,7 @@ async fn try_acquire_does_not_overtake_those_who_wait() {
     assert!(poll_once(waiter.as_mut(), &flag).is_pending());
     drop(held);
     assert!(flag.was_woken());
-    assert!(
-        bulkhead.try_acquire().is_err(),
-        "the permit is the waiter's"
-    );
+    assert!(bulkhead.try_acquire().is_err(), "the permit is the waiter's");
     assert!(poll_once(waiter, &flag).is_ready());
 }
 
@@ -270,11 +205,7 @@ async fn try_acquire_does_not_overtake_those_who_wait() {
 async fn the_deadline_around_a_call_bounds_the_wait() {
     let bulkhead = one_with_queue(1);
     let _held = bulkhead.try_acquire().unwrap();
-    let stack = mainstay::stack("shop")
-        .deadline(ms(30))
-        .bulkhead(bulkhead.clone())
-        .build()
-        .unwrap();
+    let stack = mainstay::stack("shop").deadline(ms(30)).bulkhead(bulkhead.clone()).build().unwrap();
     let started = tokio::time::Instant::now();
     let answer: Answer = stack.call(|| async { Ok(1) }).await;
     assert_eq!(kind(answer), Kind::DeadlineExceeded);
@@ -353,10 +284,7 @@ async fn resizing_serves_waiters_at_once_and_lets_running_calls_finish() {
     bulkhead.resize(1).unwrap();
     assert_eq!((bulkhead.in_use(), bulkhead.limit()), (2, 1));
     drop(second);
-    assert!(
-        bulkhead.try_acquire().is_err(),
-        "one runs, and one is the limit"
-    );
+    assert!(bulkhead.try_acquire().is_err(), "one runs, and one is the limit");
     drop(held);
     assert!(bulkhead.try_acquire().is_ok());
 }
@@ -401,11 +329,7 @@ async fn a_call_dropped_at_any_await_point_leaves_nothing_behind() {
             }
             drop(held);
             let rest = (bulkhead.in_use(), bulkhead.waiting());
-            assert_eq!(
-                rest,
-                (0, 0),
-                "dropped after {polls} polls, permit at {release}"
-            );
+            assert_eq!(rest, (0, 0), "dropped after {polls} polls, permit at {release}");
             assert!(bulkhead.try_acquire().is_ok());
         }
     }
@@ -488,13 +412,7 @@ async fn a_panic_anywhere_inside_gives_the_permit_back() {
         drop(bulkhead.call(start).now_or_never());
     });
     polled(&mut || {
-        let inside = || async {
-            if true {
-                panic!("inside")
-            } else {
-                Ok::<u32, &str>(1)
-            }
-        };
+        let inside = || async { if true { panic!("inside") } else { Ok::<u32, &str>(1) } };
         drop(bulkhead.call(inside).now_or_never());
     });
     polled(&mut || {
@@ -509,17 +427,10 @@ async fn a_panic_anywhere_inside_gives_the_permit_back() {
 
 #[test]
 fn a_listener_that_panics_leaves_the_bulkhead_exact() {
-    let bulkhead = Bulkhead::config(1)
-        .observe(|_: &Event<'_>| panic!("in the listener"))
-        .build()
-        .unwrap();
+    let bulkhead = Bulkhead::config(1).observe(|_: &Event<'_>| panic!("in the listener")).build().unwrap();
     let held = bulkhead.try_acquire().unwrap();
     assert!(catch_unwind(AssertUnwindSafe(|| bulkhead.try_acquire().is_ok())).is_err());
-    let call = || {
-        bulkhead
-            .call(|| async { Ok::<u32, &str>(1) })
-            .now_or_never()
-    };
+    let call = || bulkhead.call(|| async { Ok::<u32, &str>(1) }).now_or_never();
     assert!(catch_unwind(AssertUnwindSafe(call)).is_err());
     assert_eq!(bulkhead.in_use(), 1);
     drop(held);
@@ -530,13 +441,7 @@ fn a_listener_that_panics_leaves_the_bulkhead_exact() {
 fn waiting_without_a_runtime_panics_and_gives_the_place_back() {
     let bulkhead = one_with_queue(1);
     let _held = bulkhead.try_acquire().unwrap();
-    assert!(
-        catch_unwind(AssertUnwindSafe(|| bulkhead
-            .acquire()
-            .now_or_never()
-            .is_some()))
-        .is_err()
-    );
+    assert!(catch_unwind(AssertUnwindSafe(|| bulkhead.acquire().now_or_never().is_some())).is_err());
     assert_eq!(bulkhead.waiting(), 0);
 }
 
@@ -556,45 +461,24 @@ fn partitions_are_bulkheads_for_stacks_and_keep_their_shares() {
     let parts = Partitions::new(4, [("gold", 2), ("free", 1)]).unwrap();
     let (gold, free) = (parts.get("gold").unwrap(), parts.get("free").unwrap());
     assert_eq!((gold.limit(), free.limit()), (3, 2));
-    let stack = mainstay::stack("shop")
-        .bulkhead(free.clone())
-        .build()
-        .unwrap();
+    let stack = mainstay::stack("shop").bulkhead(free.clone()).build().unwrap();
     let _held = [free.try_acquire().unwrap(), free.try_acquire().unwrap()];
     let answer: Answer = stack.call(|| async { Ok(1) }).now_or_never().unwrap();
-    assert!(
-        answer
-            .as_ref()
-            .unwrap_err()
-            .refused()
-            .is_some_and(|why| why.name() == "free")
-    );
+    assert!(answer.as_ref().unwrap_err().refused().is_some_and(|why| why.name() == "free"));
     assert_eq!(kind(answer), Kind::BulkheadFull);
     let gold_held = [gold.try_acquire().unwrap(), gold.try_acquire().unwrap()];
     assert!(gold.try_acquire().is_err(), "all four are in use");
     drop(gold_held);
     assert_eq!((gold.in_use(), free.in_use()), (0, 2));
-    assert!(
-        gold.resize(3).is_err(),
-        "a partition's limit follows from the others"
-    );
+    assert!(gold.resize(3).is_err(), "a partition's limit follows from the others");
 }
 
 #[test]
 fn impossible_partitions_are_refused() {
     assert!(Partitions::new(0, [("a", 0)]).is_err());
-    assert!(
-        Partitions::new(3, [("a", 2), ("b", 2)]).is_err(),
-        "more than there is"
-    );
-    assert!(
-        Partitions::new(3, [("a", usize::MAX), ("b", 2)]).is_err(),
-        "the sum overflows"
-    );
-    assert!(
-        Partitions::new(3, [("a", 1), ("a", 1)]).is_err(),
-        "one name twice"
-    );
+    assert!(Partitions::new(3, [("a", 2), ("b", 2)]).is_err(), "more than there is");
+    assert!(Partitions::new(3, [("a", usize::MAX), ("b", 2)]).is_err(), "the sum overflows");
+    assert!(Partitions::new(3, [("a", 1), ("a", 1)]).is_err(), "one name twice");
     assert!(Partitions::new(3, [("a", 1); 0]).is_err(), "no partition");
 }
 
@@ -605,29 +489,14 @@ fn settings_in_a_file_are_checked_like_those_in_code() {
     let read = |text: &str| serde_json::from_str::<Config>(text);
     let config = read(r#"{"limit": 3, "queue": {"length": 2, "max_wait": "1s 500ms"}}"#).unwrap();
     let text = serde_json::to_string(&config).unwrap();
-    assert_eq!(
-        text,
-        r#"{"limit":3,"queue":{"length":2,"max_wait":"1s 500ms"}}"#
-    );
+    assert_eq!(text, r#"{"limit":3,"queue":{"length":2,"max_wait":"1s 500ms"}}"#);
     for (text, says) in [
         (r#"{"limit": 0}"#, "bulkhead.limit"),
-        (
-            r#"{"limit": 3, "queue": {"length": 0, "max_wait": "1s"}}"#,
-            "bulkhead.queue.length",
-        ),
-        (
-            r#"{"limit": 3, "queue": {"length": 2, "max_wait": "0s"}}"#,
-            "bulkhead.queue.max_wait",
-        ),
-        (
-            r#"{"limit": 3, "queue": {"length": 2, "max_wait": "soon"}}"#,
-            "not a duration",
-        ),
+        (r#"{"limit": 3, "queue": {"length": 0, "max_wait": "1s"}}"#, "bulkhead.queue.length"),
+        (r#"{"limit": 3, "queue": {"length": 2, "max_wait": "0s"}}"#, "bulkhead.queue.max_wait"),
+        (r#"{"limit": 3, "queue": {"length": 2, "max_wait": "soon"}}"#, "not a duration"),
         (r#"{"limit": 3, "permits": 3}"#, "unknown field"),
-        (
-            r#"{"limit": 3, "queue": {"length": 2, "max_wait": "1s", "order": 1}}"#,
-            "unknown field",
-        ),
+        (r#"{"limit": 3, "queue": {"length": 2, "max_wait": "1s", "order": 1}}"#, "unknown field"),
         (r#"{}"#, "missing field"),
     ] {
         let error = read(text).unwrap_err().to_string();
@@ -683,12 +552,7 @@ struct ModelWaiter {
     granted: bool,
 }
 
-fn follows_the_model(
-    limit: usize,
-    room: usize,
-    steps: &[Step],
-    mutant: Mutant,
-) -> Result<(), TestCaseError> {
+fn follows_the_model(limit: usize, room: usize, steps: &[Step], mutant: Mutant) -> Result<(), TestCaseError> {
     const MAX_WAIT: u64 = 50;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -698,10 +562,7 @@ fn follows_the_model(
     runtime.block_on(async {
         let wait = MAX_WAIT + u64::from(mutant == Mutant::WaitIsLongerThanItMay);
         let length = room + usize::from(mutant == Mutant::QueueIsOneLonger);
-        let bulkhead = Bulkhead::config(limit)
-            .queue(length, ms(wait))
-            .build()
-            .unwrap();
+        let bulkhead = Bulkhead::config(limit).queue(length, ms(wait)).build().unwrap();
         let mut permits: Vec<Permit<'_>> = Vec::new();
         let mut waiters: Vec<(Pin<Box<Acquire<'_>>>, Arc<Flag>)> = Vec::new();
         let mut model: Vec<ModelWaiter> = Vec::new();
@@ -736,10 +597,7 @@ fn follows_the_model(
                         Poll::Pending => {
                             prop_assert!(in_use >= limit && waiting < room, "waits for nothing");
                             waiters.push((waiter, flag));
-                            model.push(ModelWaiter {
-                                until: now + MAX_WAIT,
-                                granted: false,
-                            });
+                            model.push(ModelWaiter { until: now + MAX_WAIT, granted: false });
                         }
                     }
                 }
@@ -811,20 +669,13 @@ fn follows_the_model(
             prop_assert_eq!(bulkhead.waiting(), waiting, "waiting");
         }
         drop((permits, waiters));
-        prop_assert_eq!(
-            (bulkhead.in_use(), bulkhead.waiting()),
-            (0, 0),
-            "something is left"
-        );
+        prop_assert_eq!((bulkhead.in_use(), bulkhead.waiting()), (0, 0), "something is left");
         Ok(())
     })
 }
 
 fn handle_property(mutant: Mutant) -> Result<(), String> {
-    let cases = std::env::var("MAINSTAY_CASES")
-        .ok()
-        .and_then(|cases| cases.parse().ok())
-        .unwrap_or(10_000);
+    let cases = std::env::var("MAINSTAY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(10_000);
     let planted = mutant != Mutant::None;
     let config = Config {
         // A planted bug may hide from a few cases.
@@ -834,10 +685,9 @@ fn handle_property(mutant: Mutant) -> Result<(), String> {
         ..Config::default()
     };
     TestRunner::new(config)
-        .run(
-            &(1..5_usize, 1..4_usize, steps()),
-            |(limit, room, steps)| follows_the_model(limit, room, &steps, mutant),
-        )
+        .run(&(1..5_usize, 1..4_usize, steps()), |(limit, room, steps)| {
+            follows_the_model(limit, room, &steps, mutant)
+        })
         .map_err(|error| error.to_string())
 }
 
@@ -933,9 +783,7 @@ fn threads_that_fight_for_permits_neither_exceed_the_limit_nor_lose_one() {
         // `leave` comes before the permit is free, so a count above the limit would be the bulkhead's fault.
         assert!(inside.most.load(SeqCst) <= limit, "the limit was exceeded");
         assert_eq!(bulkhead.in_use(), 0, "a permit was lost or made up");
-        let all: Vec<_> = (0..limit)
-            .map(|_| bulkhead.try_acquire().unwrap())
-            .collect();
+        let all: Vec<_> = (0..limit).map(|_| bulkhead.try_acquire().unwrap()).collect();
         assert!(bulkhead.try_acquire().is_err());
         drop(all);
     }
@@ -944,11 +792,8 @@ fn threads_that_fight_for_permits_neither_exceed_the_limit_nor_lose_one() {
 #[test]
 fn calls_on_two_threads_that_wait_time_out_and_are_cancelled_conserve_all_permits() {
     const LIMIT: usize = 3;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_time()
-        .build()
-        .unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
     let bulkhead = Bulkhead::config(LIMIT).queue(4, ms(2)).build().unwrap();
     let inside = Arc::new(Inside::default());
     let counts: Arc<[AtomicUsize; 4]> = Arc::default();
@@ -979,10 +824,7 @@ fn calls_on_two_threads_that_wait_time_out_and_are_cancelled_conserve_all_permit
                             Err(_) => 2,
                         }
                     } else {
-                        match call
-                            .await
-                            .map_err(|why| why.refused().map(|why| why.kind()))
-                        {
+                        match call.await.map_err(|why| why.refused().map(|why| why.kind())) {
                             Ok(_) => 0,
                             Err(Some(Kind::QueueTimeout)) => 3,
                             Err(_) => 1,
@@ -998,16 +840,9 @@ fn calls_on_two_threads_that_wait_time_out_and_are_cancelled_conserve_all_permit
         }
     });
     let counts = counts.each_ref().map(|count| count.load(SeqCst));
-    assert!(
-        counts[..3].iter().all(|&count| count > 0),
-        "something never happened: {counts:?}"
-    );
+    assert!(counts[..3].iter().all(|&count| count > 0), "something never happened: {counts:?}");
     assert!(inside.most.load(SeqCst) <= LIMIT, "the limit was exceeded");
-    assert_eq!(
-        (bulkhead.in_use(), bulkhead.waiting()),
-        (0, 0),
-        "{counts:?}"
-    );
+    assert_eq!((bulkhead.in_use(), bulkhead.waiting()), (0, 0), "{counts:?}");
 }
 
 fn scopeguard(inside: &Inside) -> impl Drop + '_ {

@@ -112,7 +112,9 @@ enum Setup {
     /// The breaker has one probe to give.
     HalfOpen,
     /// All permits are taken, and given back before this poll if there is one.
-    Queue { until: Option<usize> },
+    Queue {
+        until: Option<usize>,
+    },
 }
 
 const SETUPS: [Setup; 4] =

@@ -12,8 +12,7 @@ use std::{
 };
 
 use mainstay::{
-    Bulkhead, CircuitBreaker, ConfigError, Keyed, Kind, Registry, circuit_breaker,
-    circuit_breaker::State,
+    Bulkhead, CircuitBreaker, ConfigError, Keyed, Kind, Registry, circuit_breaker, circuit_breaker::State,
 };
 use tokio::time::advance;
 
@@ -56,11 +55,10 @@ async fn each_key_has_its_own_and_keeps_it() {
     assert_eq!(names(&breakers), set(&["a", "b"]));
     assert_eq!(breakers.clone().get("a").state(), State::Open, "clones share");
     let refused = breakers.get("a").try_acquire().unwrap_err();
-    assert_eq!((refused.name(), refused.full_name().base(), refused.full_name().key()), (
-        "hosts[a]",
-        "hosts",
-        Some("a")
-    ));
+    assert_eq!(
+        (refused.name(), refused.full_name().base(), refused.full_name().key()),
+        ("hosts[a]", "hosts", Some("a"))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -192,10 +190,10 @@ async fn a_stack_asks_for_the_key_of_each_call() {
         stack.call(|| ready(Err::<(), _>("down"))).await.unwrap_err();
     }
     let refused = stack.call(|| ready(Ok::<_, &str>(()))).await.unwrap_err();
-    assert_eq!(refused.refused().map(|refused| (refused.kind(), refused.name())), Some((
-        Kind::CircuitOpen,
-        "hosts[sick]"
-    )));
+    assert_eq!(
+        refused.refused().map(|refused| (refused.kind(), refused.name())),
+        Some((Kind::CircuitOpen, "hosts[sick]"))
+    );
     sick.store(false, Relaxed);
     assert_eq!(stack.call(|| ready(Ok::<_, &str>(()))).await, Ok(()));
     sick.store(true, Relaxed);
@@ -215,7 +213,8 @@ fn many_threads_get_one_policy_per_key() {
             .map(|_| {
                 scope.spawn(|| {
                     barrier.wait();
-                    let take = |key: usize| bulkheads.get(&key.to_string()).try_acquire().unwrap().into_owned();
+                    let take =
+                        |key: usize| bulkheads.get(&key.to_string()).try_acquire().unwrap().into_owned();
                     (0..KEYS).map(take).collect::<Vec<_>>()
                 })
             })

@@ -152,8 +152,7 @@ async fn the_shorter_of_timeout_and_deadline_ends_the_call() {
     for (deadline, timeout, kind) in
         [(50, 100, Kind::DeadlineExceeded), (100, 50, Kind::TimedOut), (50, 50, Kind::TimedOut)]
     {
-        let stack =
-            mainstay::stack("both").deadline(deadline * MS).timeout(timeout * MS).build().unwrap();
+        let stack = mainstay::stack("both").deadline(deadline * MS).timeout(timeout * MS).build().unwrap();
         let begin = now();
         assert_eq!(refusal(stack.call(pending::<Answer>).await).kind(), kind);
         assert_eq!(now() - begin, 50 * MS);

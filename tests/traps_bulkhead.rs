@@ -57,9 +57,7 @@ impl Drop for Alive {
 fn a_bulkhead_does_not_queue_unless_it_is_told_to() {
     let bulkhead = Bulkhead::new(1).unwrap();
     let _held = bulkhead.try_acquire().unwrap();
-    let answer = bulkhead
-        .call(|| async { Ok::<u32, &str>(1) })
-        .now_or_never();
+    let answer = bulkhead.call(|| async { Ok::<u32, &str>(1) }).now_or_never();
     assert_eq!(kind(answer.expect("must not wait")), Kind::BulkheadFull);
 }
 
@@ -90,10 +88,7 @@ async fn a_waiter_that_gave_up_never_runs_later() {
         })
     };
     assert_eq!(kind(call().await), Kind::QueueTimeout);
-    assert!(
-        tokio::time::timeout(ms(10), call()).await.is_err(),
-        "cancelled"
-    );
+    assert!(tokio::time::timeout(ms(10), call()).await.is_err(), "cancelled");
     drop(held);
     tokio::time::sleep(ms(1000)).await;
     assert_eq!(runs.load(SeqCst), 0);
@@ -103,29 +98,16 @@ async fn a_waiter_that_gave_up_never_runs_later() {
 #[test]
 fn idle_clones_and_calls_that_were_not_polled_hold_no_capacity() {
     let bulkhead = Bulkhead::new(1).unwrap();
-    let stack = mainstay::stack("s")
-        .bulkhead(bulkhead.clone())
-        .build()
-        .unwrap();
+    let stack = mainstay::stack("s").bulkhead(bulkhead.clone()).build().unwrap();
     let _clones = (stack.clone(), bulkhead.clone());
-    let _unpolled = (
-        stack.call(|| async { Ok::<u32, &str>(1) }),
-        bulkhead.acquire(),
-    );
+    let _unpolled = (stack.call(|| async { Ok::<u32, &str>(1) }), bulkhead.acquire());
     assert_eq!(bulkhead.in_use(), 0);
-    assert_eq!(
-        stack.call(|| async { Ok::<u32, &str>(1) }).now_or_never(),
-        Some(Ok(1))
-    );
+    assert_eq!(stack.call(|| async { Ok::<u32, &str>(1) }).now_or_never(), Some(Ok(1)));
 }
 
 #[test]
 fn a_stack_that_would_hold_a_permit_while_retry_sleeps_does_not_build() {
-    let built = mainstay::stack("s")
-        .bulkhead(1)
-        .retry(Retry::exponential(ms(50)))
-        .timeout(ms(10))
-        .build();
+    let built = mainstay::stack("s").bulkhead(1).retry(Retry::exponential(ms(50))).timeout(ms(10)).build();
     let Err(ConfigError::Order { fix, .. }) = built else {
         panic!("was built");
     };
@@ -144,12 +126,7 @@ async fn a_timeout_drops_the_work_it_gives_up_on() {
         assert_eq!(kind(call.await), Kind::TimedOut);
         assert_eq!(alive.load(SeqCst), 0, "the work goes on");
     }
-    assert_eq!(
-        tokio::runtime::Handle::current()
-            .metrics()
-            .num_alive_tasks(),
-        0
-    );
+    assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -169,24 +146,14 @@ async fn a_panic_is_not_reported_as_a_timeout() {
 #[tokio::test(start_paused = true)]
 async fn the_numbers_are_right_after_every_kind_of_end() {
     let bulkhead = Bulkhead::config(1).queue(1, ms(20)).build().unwrap();
-    let stack = mainstay::stack("s")
-        .bulkhead(bulkhead.clone())
-        .timeout(ms(50))
-        .build()
-        .unwrap();
+    let stack = mainstay::stack("s").bulkhead(bulkhead.clone()).timeout(ms(50)).build().unwrap();
     let idle = || assert_eq!((bulkhead.in_use(), bulkhead.waiting()), (0, 0));
 
     assert_eq!(stack.call(|| async { Ok::<u32, &str>(1) }).await, Ok(1));
     idle();
-    assert_eq!(
-        stack.call(|| async { Err::<u32, &str>("no") }).await,
-        Err(Error::Inner("no"))
-    );
+    assert_eq!(stack.call(|| async { Err::<u32, &str>("no") }).await, Err(Error::Inner("no")));
     idle();
-    assert_eq!(
-        kind(stack.call(pending::<Result<u32, &str>>).await),
-        Kind::TimedOut
-    );
+    assert_eq!(kind(stack.call(pending::<Result<u32, &str>>).await), Kind::TimedOut);
     idle();
     let cancelled = stack.call(pending::<Result<u32, &str>>);
     assert!(tokio::time::timeout(ms(10), cancelled).await.is_err());
@@ -199,10 +166,7 @@ async fn the_numbers_are_right_after_every_kind_of_end() {
         stack.call(|| async { Ok::<u32, &str>(1) }),
         stack.call(|| async { Ok::<u32, &str>(1) }),
     );
-    assert_eq!(
-        (kind(waited), kind(refused)),
-        (Kind::QueueTimeout, Kind::BulkheadFull)
-    );
+    assert_eq!((kind(waited), kind(refused)), (Kind::QueueTimeout, Kind::BulkheadFull));
     assert_eq!((bulkhead.in_use(), bulkhead.waiting()), (1, 0));
     drop(held);
     idle();
@@ -251,20 +215,13 @@ async fn a_waiter_sleeps_until_it_is_woken() {
     let waker = Waker::from(bell.clone());
     let call = bulkhead.call(|| async { Ok::<u32, &str>(1) });
     let mut call = pin!(call);
-    assert!(
-        call.as_mut()
-            .poll(&mut Context::from_waker(&waker))
-            .is_pending()
-    );
+    assert!(call.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     tokio::time::advance(ms(50)).await;
     // Nothing moved, so nobody asks to be polled.
     assert_eq!(bell.0.load(SeqCst), 0, "woke itself up");
     drop(held);
     assert_eq!(bell.0.load(SeqCst), 1, "was not woken by the permit");
-    assert_eq!(
-        call.poll(&mut Context::from_waker(&waker)),
-        Poll::Ready(Ok(1))
-    );
+    assert_eq!(call.poll(&mut Context::from_waker(&waker)), Poll::Ready(Ok(1)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -280,11 +237,7 @@ async fn a_waiter_is_polled_as_often_as_something_happens_to_it() {
     })
     .await;
     assert_eq!(kind(answer), Kind::QueueTimeout);
-    assert_eq!(
-        polls.load(SeqCst),
-        2,
-        "once to queue up, once at the end of the wait"
-    );
+    assert_eq!(polls.load(SeqCst), 2, "once to queue up, once at the end of the wait");
 }
 
 #[tokio::test(start_paused = true)]
@@ -300,13 +253,7 @@ async fn a_result_that_is_ready_wins_over_a_timeout_polled_at_the_same_time() {
 #[test]
 fn a_call_that_panics_under_a_fallback_is_not_answered_by_it() {
     let fallback = Fallback::value(0_u32);
-    let call = fallback.call(|| async {
-        if true {
-            panic!("inside")
-        } else {
-            Ok::<u32, &str>(1)
-        }
-    });
+    let call = fallback.call(|| async { if true { panic!("inside") } else { Ok::<u32, &str>(1) } });
     assert!(catch_unwind(AssertUnwindSafe(|| call.now_or_never())).is_err());
     assert_eq!(fallback.running(), 0);
 }
