@@ -205,16 +205,18 @@ async fn a_stack_asks_for_the_key_of_each_call() {
 #[test]
 fn many_threads_get_one_policy_per_key() {
     const THREADS: usize = 4;
-    const KEYS: usize = 50;
+    const KEYS: usize = 500;
     let bulkheads = Keyed::<String, _>::new(KEYS, Bulkhead::config(THREADS)).unwrap();
     let barrier = Barrier::new(THREADS);
     let taken: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
             .map(|_| {
                 scope.spawn(|| {
-                    barrier.wait();
-                    let take =
-                        |key: usize| bulkheads.get(&key.to_string()).try_acquire().unwrap().into_owned();
+                    // All ask for each key at the same time, when there is none yet.
+                    let take = |key: usize| {
+                        barrier.wait();
+                        bulkheads.get(&key.to_string()).try_acquire().unwrap().into_owned()
+                    };
                     (0..KEYS).map(take).collect::<Vec<_>>()
                 })
             })

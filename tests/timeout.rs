@@ -42,14 +42,16 @@ async fn it_ends_the_attempt_at_its_limit_and_drops_it() {
     }
     let (begin, dropped) = (now(), Cell::new(None));
     let timeout = of(100 * MS).named("slow");
-    let call = timeout.call(|| async {
+    let mut call = Box::pin(timeout.call(|| async {
         let _dropped = Dropped(&dropped);
         pending::<Answer>().await
-    });
-    let refused = refusal(call.await);
+    }));
+    let refused = refusal(call.as_mut().await);
     assert_eq!((refused.kind(), refused.name(), refused.was_started()), (Kind::TimedOut, "slow", true));
     assert_eq!(refused.retry_after(), None);
+    // The call itself still exists.
     assert_eq!((now(), dropped.get()), (begin + 100 * MS, Some(begin + 100 * MS)));
+    drop(call);
 }
 
 #[tokio::test(start_paused = true)]
