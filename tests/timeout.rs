@@ -104,6 +104,15 @@ async fn it_begins_when_the_attempt_does_and_anew_for_each() {
     let refused = refusal(stack.call(pending::<Answer>).await);
     assert_eq!(refused.kind(), Kind::TimedOut);
     assert_eq!(now() - begin, 320 * MS, "three attempts and two waits");
+
+    // Also after an attempt that answered.
+    let begin = now();
+    let slow_failure = || async {
+        sleep(60 * MS).await;
+        Answer::Err("down")
+    };
+    assert_eq!(stack.call(slow_failure).await, Err(Error::Inner("down")));
+    assert_eq!(now() - begin, 200 * MS, "three attempts and two waits");
 }
 
 #[tokio::test(start_paused = true)]
