@@ -328,10 +328,14 @@ exact! {
 /// All six, with the world's own state.
 fn full(
     w: &World,
-) -> mainstay::Stack<(
+) -> mainstay::Stack![
     Fallback<Handler, u32, &'static str>,
-    (Deadline, (CircuitBreaker, (Retry, (Bulkhead, (Timeout, ()))))),
-)> {
+    Deadline,
+    CircuitBreaker,
+    Retry,
+    Bulkhead,
+    Timeout
+] {
     mainstay::stack("full")
         .fallback_with(w.fallback.clone())
         .deadline(w.deadline.clone())
@@ -343,7 +347,7 @@ fn full(
         .unwrap()
 }
 
-fn bare(w: &World) -> mainstay::Stack<(Deadline, (CircuitBreaker, (Retry, (Bulkhead, (Timeout, ())))))> {
+fn bare(w: &World) -> mainstay::Stack![Deadline, CircuitBreaker, Retry, Bulkhead, Timeout] {
     mainstay::stack("bare")
         .deadline(w.deadline.clone())
         .circuit_breaker(w.breaker.clone())

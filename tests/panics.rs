@@ -86,7 +86,7 @@ impl World {
         }
     }
 
-    fn stack(&self) -> mainstay::Stack<(Deadline, (CircuitBreaker, (Retry, (Bulkhead, (Timeout, ())))))> {
+    fn stack(&self) -> mainstay::Stack![Deadline, CircuitBreaker, Retry, Bulkhead, Timeout] {
         mainstay::stack("panics")
             .deadline(200 * MS)
             .circuit_breaker(self.breaker.clone())

@@ -573,6 +573,33 @@ async fn refusals_by_policies_inside_are_neutral() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_hanging_attempt_is_a_failure_though_the_next_one_is_refused() {
+    let breaker = touchy().build().unwrap();
+    let bulkhead = mainstay::Bulkhead::new(1).unwrap();
+    let stack = mainstay::stack("s")
+        .circuit_breaker(breaker.clone())
+        .retry(mainstay::Retry::constant(10 * MS).idempotent().no_budget())
+        .bulkhead(bulkhead.clone())
+        .timeout(100 * MS)
+        .build()
+        .unwrap();
+    let call = stack.call(std::future::pending::<Result<(), ()>>);
+    let others = async {
+        // The only permit is taken by somebody else while the retry sleeps.
+        tokio::time::sleep(101 * MS).await;
+        let permit = bulkhead.try_acquire().unwrap();
+        tokio::time::sleep(SEC).await;
+        drop(permit);
+    };
+    let (refused, ()) = futures::join!(call, others);
+    assert_eq!(
+        refused.unwrap_err().refused().map(|refused| refused.kind()),
+        Some(mainstay::Kind::BulkheadFull)
+    );
+    assert_eq!(breaker.snapshot().openings, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_failed_call_does_not_open_by_default() {
     let breaker = CircuitBreaker::config().build().unwrap();
     for _ in 0..19 {

@@ -5,7 +5,7 @@ use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 use super::{CircuitBreaker, Class, Snapshot, machine::Rules, window::Shape};
 use crate::{
     call::Outcome,
-    error::{ConfigError, Kind, Name},
+    error::{ConfigError, Name},
     event::{Identity, Observer},
     limit::not_zero,
     time,
@@ -581,10 +581,10 @@ impl<F: Fn(&E) -> Class, T, E> Classify<T, E> for ErrorClassifier<F, E> {
 pub(super) fn class_of<T, E>(classify: &impl Classify<T, E>, outcome: &Outcome<T, E>) -> Class {
     match outcome {
         Ok(result) => classify.classify(result),
-        Err(refused) => match refused.kind() {
-            Kind::TimedOut | Kind::DeadlineExceeded if refused.was_started() => Class::Failure,
-            // Our own refusals say nothing about the dependency, and a breaker further in has counted its own.
-            _ => Class::Ignored,
-        },
+        // The operation was started and brought nothing: by hanging, or by failing before an attempt of a retry
+        // inside was refused.
+        Err(refused) if refused.was_started() => Class::Failure,
+        // A refusal of our own says nothing about the dependency.
+        Err(_) => Class::Ignored,
     }
 }

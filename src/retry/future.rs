@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     sync::atomic::Ordering::Relaxed,
-    task::Poll,
+    task::{Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -29,6 +29,13 @@ const ATTEMPTS_PER_POLL: u32 = 16;
 #[pin_project]
 #[derive(Debug, Default)]
 pub struct State<S> {
+    progress: Progress,
+    #[pin]
+    inner: S,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
     /// The number of the attempt in progress, or of the one that the backoff follows; 0 before the first.
     attempt: u32,
     /// Whether this attempt has started the operation.
@@ -39,14 +46,6 @@ pub struct State<S> {
     until: Option<Instant>,
     /// Kept for the schedule.
     previous: u64,
-    #[pin]
-    inner: S,
-}
-
-/// What to do after an attempt has ended.
-enum Next<T, E> {
-    Answer(Outcome<T, E>),
-    At(Instant),
 }
 
 impl<R, T, E, I, W, C> Guard<R, T, E, I> for Retry<W, C>
@@ -67,68 +66,30 @@ where
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let shared = &*self.0;
         let mut this = state.project();
-        if *this.attempt == 0 {
-            *this.attempt = 1;
-            if W::ASKS_FOR_TIME || shared.rules.total_time.is_some() {
-                *this.started = Some(cx.now());
+        let progress = this.progress;
+        if progress.until.is_none() {
+            if progress.attempt == 0 {
+                self.0.begin::<T, E>(progress, cx);
+            }
+            let outcome = self.attempt(inner, progress, this.inner.as_mut(), op.as_mut(), cx);
+            let outcome = ready!(outcome);
+            let verdict = self.0.judge(progress, &outcome);
+            let outcome = match outcome {
+                // The common answer is taken apart and put together again, so that nothing but the value is copied,
+                // and leaves by the shortest way.
+                Ok(Ok(value)) if verdict == Verdict::Stop => {
+                    self.0.deposit();
+                    *progress = Progress::default();
+                    return Poll::Ready(Ok(Ok(value)));
+                }
+                outcome => self.0.follow(progress, verdict, op.can_repeat(), outcome, cx),
+            };
+            if let Some(outcome) = outcome {
+                return Poll::Ready(outcome);
             }
         }
-        let mut polled = 0;
-        let outcome = loop {
-            if let Some(until) = *this.until {
-                if !cx.reached(until) {
-                    return Poll::Pending;
-                }
-                *this.until = None;
-                if let Some(refused) = shared.too_late(*this.attempt, cx) {
-                    break Err(refused);
-                }
-                *this.attempt += 1;
-                if polled == ATTEMPTS_PER_POLL {
-                    // Marked as an attempt that is about to begin: there is no backoff any more.
-                    cx.task().waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-            }
-            polled += 1;
-
-            // What the inner list is told of this attempt is put back afterwards, for the policies around.
-            let (attempt, last, started) = (cx.attempt, cx.last, cx.started);
-            cx.attempt = *this.attempt;
-            cx.last = last && *this.attempt >= shared.last_attempt;
-            cx.started = *this.begun;
-            let poll = inner.poll(this.inner.as_mut(), op.as_mut(), cx);
-            *this.begun = cx.started;
-            (cx.attempt, cx.last, cx.started) = (attempt, last, started | cx.started);
-
-            let Poll::Ready(outcome) = poll else {
-                return Poll::Pending;
-            };
-            let verdict = shared.judge(*this.attempt, *this.started, &outcome);
-            if verdict == Verdict::Stop {
-                if let (Ok(Ok(_)), Some(budget)) = (&outcome, &shared.budget) {
-                    budget.deposit();
-                }
-                break outcome;
-            }
-            let repeatable = op.can_repeat();
-            let ended = (*this.attempt, *this.started, verdict, repeatable);
-            match shared.settle(outcome, ended, this.previous, cx) {
-                Next::Answer(outcome) => break outcome,
-                Next::At(until) => {
-                    *this.until = Some(until);
-                    *this.begun = false;
-                }
-            }
-        };
-        *this.attempt = 0;
-        *this.begun = false;
-        *this.started = None;
-        *this.previous = 0;
-        // An earlier attempt may have begun what the refusal of a later one promises not to have.
-        Poll::Ready(outcome.map_err(|refused| refused.of_started(cx.started)))
+        self.back_off(inner, progress, this.inner, op, cx)
     }
 
     fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
@@ -136,18 +97,122 @@ where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
         let this = state.project();
-        *this.attempt = 0;
-        *this.begun = false;
-        *this.started = None;
-        *this.until = None;
-        *this.previous = 0;
+        *this.progress = Progress::default();
         inner.end(this.inner, op, how);
+    }
+}
+
+impl<W, C> Retry<W, C> {
+    /// Moves the attempt in progress on, or begins it.
+    #[inline]
+    fn attempt<R, T, E, I, O>(
+        &self,
+        inner: &I,
+        progress: &mut Progress,
+        state: Pin<&mut I::State>,
+        op: Pin<&mut O>,
+        cx: &mut Cx<'_, '_>,
+    ) -> Poll<Outcome<T, E>>
+    where
+        I: Run<R, T, E>,
+        O: Operation<Request = R, Output = T, Error = E> + ?Sized,
+    {
+        // What the inner list is told of this attempt is put back afterwards, for the policies around.
+        let (attempt, last, started) = (cx.attempt, cx.last, cx.started);
+        cx.attempt = progress.attempt;
+        cx.last = last && progress.attempt >= self.0.last_attempt;
+        cx.started = progress.begun;
+        let polled = inner.poll(state, op, cx);
+        progress.begun = cx.started;
+        (cx.attempt, cx.last, cx.started) = (attempt, last, started | cx.started);
+        polled
+    }
+
+    /// Waits for the backoff to end and makes the attempts after it.
+    #[cold]
+    #[inline(never)]
+    fn back_off<R, T, E, I, O>(
+        &self,
+        inner: &I,
+        progress: &mut Progress,
+        mut state: Pin<&mut I::State>,
+        mut op: Pin<&mut O>,
+        cx: &mut Cx<'_, '_>,
+    ) -> Poll<Outcome<T, E>>
+    where
+        I: Run<R, T, E>,
+        W: Judge<T, E>,
+        O: Operation<Request = R, Output = T, Error = E> + ?Sized,
+    {
+        let shared = &*self.0;
+        for _ in 0..ATTEMPTS_PER_POLL {
+            if let Some(until) = progress.until {
+                if !cx.reached(until) {
+                    return Poll::Pending;
+                }
+                if let Some(refused) = shared.too_late(progress.attempt, cx) {
+                    *progress = Progress::default();
+                    return Poll::Ready(Err(refused));
+                }
+                progress.until = None;
+                progress.attempt += 1;
+            }
+            let outcome = ready!(self.attempt(inner, progress, state.as_mut(), op.as_mut(), cx));
+            let verdict = shared.judge(progress, &outcome);
+            if let (Verdict::Stop, Ok(Ok(_))) = (verdict, &outcome) {
+                shared.deposit();
+            }
+            let outcome = shared.follow(progress, verdict, op.can_repeat(), outcome, cx);
+            if let Some(outcome) = outcome {
+                return Poll::Ready(outcome);
+            }
+        }
+        cx.task().waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
 impl<W, C> Shared<W, C> {
     #[inline]
-    fn judge<T, E>(&self, attempt: u32, started: Option<Instant>, outcome: &Outcome<T, E>) -> Verdict
+    fn begin<T, E>(&self, progress: &mut Progress, cx: &mut Cx<'_, '_>)
+    where
+        W: Judge<T, E>,
+    {
+        progress.attempt = 1;
+        if W::ASKS_FOR_TIME || self.rules.total_time.is_some() {
+            progress.started = Some(cx.now());
+        }
+    }
+
+    /// The answer of the call, or `None` if another attempt is to follow.
+    #[cold]
+    fn follow<T, E>(
+        &self,
+        progress: &mut Progress,
+        verdict: Verdict,
+        repeatable: bool,
+        outcome: Outcome<T, E>,
+        cx: &mut Cx<'_, '_>,
+    ) -> Option<Outcome<T, E>> {
+        let next = match verdict {
+            Verdict::Stop => None,
+            _ => self.settle(progress, verdict, repeatable, &outcome, cx),
+        };
+        if let Some((until, delay)) = next {
+            // What failed is dropped before the wait, and before anybody is told.
+            drop(outcome);
+            self.tell_of_retry(progress.attempt, delay);
+            progress.until = Some(until);
+            progress.begun = false;
+            return None;
+        }
+        *progress = Progress::default();
+        // An earlier attempt may have begun what the refusal of a later one promises not to have.
+        Some(outcome.map_err(|refused| refused.of_started(cx.started)))
+    }
+
+    #[inline]
+    fn judge<T, E>(&self, progress: &Progress, outcome: &Outcome<T, E>) -> Verdict
     where
         W: Judge<T, E>,
     {
@@ -156,30 +221,40 @@ impl<W, C> Shared<W, C> {
                 return Verdict::Stop;
             }
         }
-        self.judge.judge(&Failure::new(attempt, started, outcome))
+        let attempt = Failure::new(progress.attempt, progress.started, outcome);
+        self.judge.judge(&attempt)
     }
 
-    /// Lets the machine decide, pays, counts and tells.
+    #[inline]
+    fn deposit(&self) {
+        if let Some(budget) = &self.budget {
+            budget.deposit();
+        }
+    }
+
+    /// Lets the machine decide, pays and counts; when and after what delay the next attempt begins, if one does.
     #[cold]
     fn settle<T, E>(
         &self,
-        outcome: Outcome<T, E>,
-        (attempt, started, verdict, repeatable): (u32, Option<Instant>, Verdict, bool),
-        previous: &mut u64,
+        progress: &mut Progress,
+        verdict: Verdict,
+        repeatable: bool,
+        outcome: &Outcome<T, E>,
         cx: &mut Cx<'_, '_>,
-    ) -> Next<T, E> {
+    ) -> Option<(Instant, Duration)> {
         let now = cx.now();
         let since = |started| now.saturating_duration_since(started);
+        let attempt = progress.attempt;
         let ended = Ended {
             attempt,
             verdict,
             unanswered: outcome.as_ref().is_err_and(unanswered),
             repeatable,
-            elapsed: started.map_or(Duration::ZERO, since),
+            elapsed: progress.started.map_or(Duration::ZERO, since),
             left: cx.deadline.map(|at| at.saturating_duration_since(now)),
             random: [self.chance.next(), self.chance.next()],
         };
-        let mut decision = self.rules.decide(ended, previous);
+        let mut decision = self.rules.decide(ended, &mut progress.previous);
         if let (Decision::After(_), Some(budget)) = (decision, &self.budget) {
             if !budget.withdraw(now, attempt == 1) {
                 decision = Decision::GiveUp(GaveUp::Budget);
@@ -187,27 +262,31 @@ impl<W, C> Shared<W, C> {
         }
         self.counters.failures.fetch_add(1, Relaxed);
         match decision {
-            Decision::Done => Next::Answer(outcome),
+            Decision::Done => None,
             Decision::GiveUp(why) => {
                 self.give_up(attempt, why);
-                Next::Answer(outcome)
+                None
             }
             Decision::After(delay) => {
-                // What failed is dropped before the wait, and before anybody is told.
-                drop(outcome);
                 self.counters.retries.fetch_add(1, Relaxed);
-                self.id.emit(&Event::Retried { name: self.id.name(), attempt, delay });
-                Next::At(time::later(now, delay))
+                Some((time::later(now, delay), delay))
             }
         }
     }
 
+    #[cold]
+    fn tell_of_retry(&self, attempt: u32, delay: Duration) {
+        self.id.emit(&Event::Retried { name: self.id.name(), attempt, delay });
+    }
+
+    #[cold]
     fn give_up(&self, attempts: u32, why: GaveUp) {
         self.counters.gave_up(why);
         self.id.emit(&Event::GaveUp { name: self.id.name(), attempts, why });
     }
 
     /// A refusal if the deadline passed during a backoff that was to end before it, because the wake-up came late.
+    #[cold]
     fn too_late(&self, attempts: u32, cx: &mut Cx<'_, '_>) -> Option<Refused> {
         let deadline = cx.deadline?;
         if cx.now() < deadline {
