@@ -698,7 +698,7 @@ prop_compose! {
             let settings = Budget::config().ratio(ratio).window(window).min(min).max(max);
             config.budget(settings.build().expect("these are possible"))
         };
-        if let Some(name) = name { config = config.named(name) }
+        if let Some(name) = name { config = config.name(name) }
         if let Some(seed) = seed { config = config.seed(seed) }
         config
     }

@@ -225,7 +225,7 @@ async fn every_retry_and_every_reason_to_give_up() {
     let log = Log::default();
     let down = || ready(Answer::Err("down"));
     let told = async |retry: mainstay::retry::Config| {
-        let retry = retry.named("r").observe(log.observer()).build().unwrap();
+        let retry = retry.name("r").observe(log.observer()).build().unwrap();
         retry.call(down).await.unwrap_err();
         log.take()
     };
@@ -244,7 +244,7 @@ async fn every_retry_and_every_reason_to_give_up() {
     let stack = |retry: mainstay::retry::Config| {
         mainstay::stack("s")
             .deadline(20 * MS)
-            .retry(retry.named("r").observe(log.observer()))
+            .retry(retry.name("r").observe(log.observer()))
             .timeout(5 * MS)
             .build()
             .unwrap()
@@ -256,7 +256,7 @@ async fn every_retry_and_every_reason_to_give_up() {
 
     // Success tells nothing more.
     let mut attempts = 0;
-    let flaky = retry().named("r").observe(log.observer()).build().unwrap();
+    let flaky = retry().name("r").observe(log.observer()).build().unwrap();
     let answer = flaky.call(|| {
         attempts += 1;
         ready(if attempts == 1 { Err("down") } else { Ok(1) })
@@ -271,7 +271,7 @@ async fn a_request_that_cannot_be_copied_is_a_reason_to_give_up() {
     use tower::{ServiceBuilder, ServiceExt, service_fn};
 
     let log = Log::default();
-    let once = retry().clone_request(|_: &u32| None).named("r").observe(log.observer()).build().unwrap();
+    let once = retry().clone_request(|_: &u32| None).name("r").observe(log.observer()).build().unwrap();
     let service = service_fn(|_: u32| ready(Err::<u32, tower::BoxError>("down".into())));
     ServiceBuilder::new().layer(once).service(service).oneshot(1).await.unwrap_err();
     assert_eq!(log.take(), ["r: gave up after 1: not_repeatable"]);
@@ -420,7 +420,7 @@ async fn snapshots_are_json_with_stable_names() {
     let registry = Registry::new();
     let breaker = breaker_config().name("db").build().unwrap();
     let bulkhead = Bulkhead::config(3).queue(2, 10 * MS).name("pool").build().unwrap();
-    let retry = Retry::constant(MS).named("again").build().unwrap();
+    let retry = Retry::constant(MS).name("again").build().unwrap();
     breaker.call(|| ready(Answer::Ok(1))).await.unwrap();
     breaker.call(|| ready(Answer::Err("down"))).await.unwrap_err();
     registry.add(&breaker);

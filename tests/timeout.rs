@@ -1,5 +1,5 @@
 //! Timeouts: one attempt, dropped when it is given up; a result that is ready wins.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::disallowed_methods, clippy::type_complexity)]
 
 use std::{
     cell::Cell,
