@@ -1,5 +1,5 @@
 //! Every call dropped at every await point: whatever it held is free again, and nothing was counted.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::disallowed_methods, clippy::type_complexity)]
 
 use std::{
     cell::Cell,
@@ -299,7 +299,7 @@ exact! {
     timeout_alone: |w, op| w.timeout.call(|| op.start()).await;
     deadline_alone: |w, op| w.deadline.call(|| op.start()).await;
     fallback_alone: |w, op| w.fallback.call(|| op.start()).await;
-    within: |w, op| deadline::within(std::time::Instant::now(), w.breaker.call(|| op.start())).await;
+    within: |w, op| deadline::within(tokio::time::Instant::now().into_std(), w.breaker.call(|| op.start())).await;
     full_stack: |w, op| full(w).call(|| op.start()).await;
     full_stack_marked: |w, op| full(w).call_marked(|| op.start()).await;
     full_stack_told_of_the_attempt: |w, op| full(w).call_with(|_| op.start()).await;

@@ -1,5 +1,5 @@
 //! Deadlines: nested, readable inside, and nothing begins that cannot finish.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::disallowed_methods, clippy::type_complexity)]
 
 use std::{
     cell::Cell,

@@ -5,8 +5,8 @@ use std::{
     collections::HashSet,
     future::{pending, ready},
     sync::{
-        Arc, Barrier,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -204,17 +204,22 @@ async fn a_stack_asks_for_the_key_of_each_call() {
 
 #[test]
 fn many_threads_get_one_policy_per_key() {
-    const THREADS: usize = 4;
-    const KEYS: usize = 50;
+    const THREADS: usize = 2;
+    const KEYS: usize = 2_000;
     let bulkheads = Keyed::<String, _>::new(KEYS, Bulkhead::config(THREADS)).unwrap();
-    let barrier = Barrier::new(THREADS);
+    let arrived = AtomicUsize::new(0);
     let taken: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
             .map(|_| {
                 scope.spawn(|| {
-                    barrier.wait();
-                    let take =
-                        |key: usize| bulkheads.get(&key.to_string()).try_acquire().unwrap().into_owned();
+                    // All ask for each key at the same time, when there is none yet.
+                    let take = |key: usize| {
+                        arrived.fetch_add(1, Relaxed);
+                        while arrived.load(Relaxed) < THREADS * (key + 1) {
+                            std::thread::yield_now();
+                        }
+                        bulkheads.get(&key.to_string()).try_acquire().unwrap().into_owned()
+                    };
                     (0..KEYS).map(take).collect::<Vec<_>>()
                 })
             })
