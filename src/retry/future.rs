@@ -26,7 +26,7 @@ use crate::{
 const ATTEMPTS_PER_POLL: u32 = 16;
 
 /// What a retry remembers of one call.
-#[pin_project]
+#[pin_project(project = Fields)]
 #[derive(Debug, Default)]
 pub struct State<S> {
     /// The number of the attempt in progress, or of the one that the backoff follows; 0 before the first.
@@ -41,6 +41,29 @@ pub struct State<S> {
     previous: u64,
     #[pin]
     inner: S,
+}
+
+impl<S> Fields<'_, S> {
+    /// As new, but for the inner list.
+    #[inline]
+    fn clear(&mut self) {
+        *self.attempt = 0;
+        *self.begun = false;
+        *self.started = None;
+        *self.until = None;
+        *self.previous = 0;
+    }
+
+    /// Ends the call with `outcome`.
+    #[cold]
+    fn answer<T, E>(&mut self, mut outcome: Outcome<T, E>, cx: &Cx<'_, '_>) -> Poll<Outcome<T, E>> {
+        self.clear();
+        if let Err(refused) = &mut outcome {
+            // An earlier attempt may have begun what the refusal of a later one promises not to have.
+            refused.mark_started(cx.started);
+        }
+        Poll::Ready(outcome)
+    }
 }
 
 /// What to do after an attempt has ended.
@@ -75,72 +98,65 @@ where
                 *this.started = Some(cx.now());
             }
         }
-        let mut polled = 0;
-        let outcome = loop {
+        let mut begun_here = 0;
+        loop {
             if let Some(until) = *this.until {
-                if !cx.reached(until) {
-                    return Poll::Pending;
+                match shared.next(&mut this, until, cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Some(refused)) => return this.answer(Err(refused), cx),
+                    Poll::Ready(None) => {}
                 }
-                *this.until = None;
-                if let Some(refused) = shared.too_late(*this.attempt, cx) {
-                    break Err(refused);
-                }
-                *this.attempt += 1;
-                if polled == ATTEMPTS_PER_POLL {
+                if begun_here == ATTEMPTS_PER_POLL {
                     // Marked as an attempt that is about to begin: there is no backoff any more.
                     cx.task().waker().wake_by_ref();
                     return Poll::Pending;
                 }
             }
-            polled += 1;
+            begun_here += 1;
 
             // What the inner list is told of this attempt is put back afterwards, for the policies around.
             let (attempt, last, started) = (cx.attempt, cx.last, cx.started);
             cx.attempt = *this.attempt;
             cx.last = last && *this.attempt >= shared.last_attempt;
             cx.started = *this.begun;
-            let poll = inner.poll(this.inner.as_mut(), op.as_mut(), cx);
+            let polled = inner.poll(this.inner.as_mut(), op.as_mut(), cx);
             *this.begun = cx.started;
             (cx.attempt, cx.last, cx.started) = (attempt, last, started | cx.started);
 
-            let Poll::Ready(outcome) = poll else {
-                return Poll::Pending;
+            let outcome = match polled {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(outcome) => outcome,
             };
             let verdict = shared.judge(*this.attempt, *this.started, &outcome);
             if verdict == Verdict::Stop {
-                if let (Ok(Ok(_)), Some(budget)) = (&outcome, &shared.budget) {
-                    budget.deposit();
+                match outcome {
+                    Ok(result) => {
+                        if let (Ok(_), Some(budget)) = (&result, &shared.budget) {
+                            budget.deposit();
+                        }
+                        this.clear();
+                        return Poll::Ready(Ok(result));
+                    }
+                    refused => return this.answer(refused, cx),
                 }
-                break outcome;
             }
-            let repeatable = op.can_repeat();
-            let ended = (*this.attempt, *this.started, verdict, repeatable);
+            let ended = (*this.attempt, *this.started, verdict, op.can_repeat());
             match shared.settle(outcome, ended, this.previous, cx) {
-                Next::Answer(outcome) => break outcome,
+                Next::Answer(outcome) => return this.answer(outcome, cx),
                 Next::At(until) => {
                     *this.until = Some(until);
                     *this.begun = false;
                 }
             }
-        };
-        *this.attempt = 0;
-        *this.begun = false;
-        *this.started = None;
-        *this.previous = 0;
-        // An earlier attempt may have begun what the refusal of a later one promises not to have.
-        Poll::Ready(outcome.map_err(|refused| refused.of_started(cx.started)))
+        }
     }
 
     fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let this = state.project();
-        *this.attempt = 0;
-        *this.begun = false;
-        *this.started = None;
-        *this.until = None;
-        *this.previous = 0;
+        let mut this = state.project();
+        this.clear();
         inner.end(this.inner, op, how);
     }
 }
@@ -205,6 +221,25 @@ impl<W, C> Shared<W, C> {
     fn give_up(&self, attempts: u32, why: GaveUp) {
         self.counters.gave_up(why);
         self.id.emit(&Event::GaveUp { name: self.id.name(), attempts, why });
+    }
+
+    /// From the backoff that ends at `until` to the next attempt, or to a refusal.
+    #[cold]
+    fn next<S>(
+        &self,
+        state: &mut Fields<'_, S>,
+        until: Instant,
+        cx: &mut Cx<'_, '_>,
+    ) -> Poll<Option<Refused>> {
+        if !cx.reached(until) {
+            return Poll::Pending;
+        }
+        *state.until = None;
+        let refused = self.too_late(*state.attempt, cx);
+        if refused.is_none() {
+            *state.attempt += 1;
+        }
+        Poll::Ready(refused)
     }
 
     /// A refusal if the deadline passed during a backoff that was to end before it, because the wake-up came late.
