@@ -4,8 +4,7 @@ use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use super::{CircuitBreaker, Class, Snapshot, machine::Rules, window::Shape};
 use crate::{
-    call::Outcome,
-    error::{ConfigError, Kind, Name},
+    error::{ConfigError, Kind, Name, Refused},
     event::{Identity, Observer},
     limit::not_zero,
     time,
@@ -575,16 +574,11 @@ impl<F: Fn(&E) -> Class, T, E> Classify<T, E> for ErrorClassifier<F, E> {
     }
 }
 
-/// What an outcome means: the operation's own result by `classify`, a refusal from a policy inside by what it says about
-/// the operation.
-#[inline]
-pub(super) fn class_of<T, E>(classify: &impl Classify<T, E>, outcome: &Outcome<T, E>) -> Class {
-    match outcome {
-        Ok(result) => classify.classify(result),
-        Err(refused) => match refused.kind() {
-            Kind::TimedOut | Kind::DeadlineExceeded if refused.was_started() => Class::Failure,
-            // Our own refusals say nothing about the dependency, and a breaker further in has counted its own.
-            _ => Class::Ignored,
-        },
+/// What a refusal by a policy inside means, by what it says about the operation.
+pub(super) fn class_of_refusal(refused: &Refused) -> Class {
+    match refused.kind() {
+        Kind::TimedOut | Kind::DeadlineExceeded if refused.was_started() => Class::Failure,
+        // Our own refusals say nothing about the dependency, and a breaker further in has counted its own.
+        _ => Class::Ignored,
     }
 }
