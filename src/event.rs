@@ -163,7 +163,7 @@ impl Identity {
     }
 
     /// Tells the listeners that a call was refused.
-    #[cold]
+    #[inline]
     pub(crate) fn refuse(&self, refused: Refused) -> Refused {
         self.emit(&Event::Refused { refused: &refused, observed: false });
         refused
