@@ -135,6 +135,23 @@ impl<L: fmt::Debug> fmt::Debug for Deadline<L> {
     }
 }
 
+/// Reads a limit as a person writes it, `"500ms"`, and checks it as [`new`](Deadline::new) does.
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Deadline {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let limit = crate::human::deserialize(deserializer)?;
+        Deadline::new(limit).map_err(serde::de::Error::custom)
+    }
+}
+
+/// Writes the limit as it is read; name and listeners are left out.
+#[cfg(feature = "serde")]
+impl serde::Serialize for Deadline {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        crate::human::serialize(&self.limit.0, serializer)
+    }
+}
+
 impl<L> Sealed for Deadline<L> {}
 
 impl<L: fmt::Debug + Clone> Part for Deadline<L> {

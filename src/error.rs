@@ -116,8 +116,9 @@ impl Refused {
     }
 
     /// The same refusal of a call whose operation may have begun in an earlier attempt.
-    pub(crate) fn mark_started(&mut self, started: bool) {
+    pub(crate) fn of_started(mut self, started: bool) -> Self {
         self.started |= started;
+        self
     }
 
     /// The rule that ended the call.

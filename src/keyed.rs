@@ -19,8 +19,8 @@
 //!
 //! | question | answer |
 //! |---|---|
-//! | How many keys are kept? | At most the capacity. A new key beyond it takes the place of the one that was asked for longest ago, among those at rest if there are any. |
-//! | What is at rest? | A closed breaker without failures in its window, a bulkhead without calls. An open breaker is kept in preference to a closed one, so a flood of keys does not reset it. |
+//! | How many keys are kept? | At most the capacity. A new key beyond it takes the place of the one that was asked for longest ago, among those with which least is lost. |
+//! | What is lost? | Nothing with a closed breaker without failures in its window, or a bulkhead without calls. A little evidence with a closed breaker that has seen failures. An open breaker is kept in preference to both, so a flood of keys, even of failing ones, does not reset it. |
 //! | What happens to calls of a key that was evicted? | They finish with the policy they began with. The key's next call finds a new one. |
 //! | What does the name say? | `name[key]`; metrics use the part before the bracket, so their labels stay few. |
 //! | Reconfiguration | [`Keyed::reconfigure`] changes every key's policy and keeps its evidence, and applies to keys to come. |
@@ -72,8 +72,19 @@ pub trait Template: Clone {
     /// Changes a policy that exists to these settings, keeping its evidence.
     fn apply_to(&self, policy: &Self::Policy) -> Result<(), ConfigError>;
 
-    /// Whether forgetting the policy loses nothing.
-    fn at_rest(policy: &Self::Policy) -> bool;
+    /// What would be lost with the policy.
+    fn loss(policy: &Self::Policy) -> Loss;
+}
+
+/// What is lost when the policy of a key is forgotten, least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Loss {
+    /// Nothing: it is at rest.
+    Nothing,
+    /// Some failures that it has seen.
+    Evidence,
+    /// What it is doing: refusing calls, or running some.
+    Protection,
 }
 
 /// One policy per key; see the [module](self).
@@ -198,9 +209,9 @@ where
 
 impl<K: Hash + Eq, C: Template> Keys<K, C> {
     fn evict(&mut self) {
-        let mut oldest: Option<(bool, u64)> = None;
+        let mut oldest: Option<(Loss, u64)> = None;
         for entry in self.entries.values() {
-            let rank = (!C::at_rest(&entry.policy), entry.last_asked.load(Relaxed));
+            let rank = (C::loss(&entry.policy), entry.last_asked.load(Relaxed));
             oldest = Some(oldest.map_or(rank, |other| other.min(rank)));
         }
         // Ticks are unique, so this removes one entry.

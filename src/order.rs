@@ -85,13 +85,11 @@ pub(crate) fn check(stack: &Name, roles: &[Role]) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// The product over all retries: each repeats what the ones inside it do.
+/// The product over all retries, from the innermost outwards: each repeats what the ones inside it do.
 pub(crate) fn amplification(roles: &[Role]) -> Amplification {
     let mut result = Amplification { in_total_failure: 1.0, at_worst: 1.0, burst: 0.0 };
-    for role in roles {
-        let Role::Retry { attempts, budget, .. } = *role else {
-            continue;
-        };
+    for role in roles.iter().rev() {
+        let Role::Retry { attempts, budget, .. } = *role else { continue };
         let attempts = attempts.map_or(f64::INFINITY, f64::from);
         let (in_total_failure, at_worst, burst) = match budget {
             // Without successes nothing refills the budget; with them it pays for `ratio` retries each.
@@ -100,8 +98,8 @@ pub(crate) fn amplification(roles: &[Role]) -> Amplification {
             }
             None => (attempts, attempts, 0.0),
         };
-        // The inner retry's burst is repeated by whatever the outer one starts.
-        result.burst = result.burst + burst * result.at_worst;
+        // What is saved outside is repeated by the retries inside; what is saved inside is spent once.
+        result.burst += burst * result.at_worst;
         result.in_total_failure *= in_total_failure;
         result.at_worst *= at_worst;
     }
@@ -155,6 +153,8 @@ mod tests {
         assert_eq!(of(&[RETRY, RETRY]).in_total_failure, 9.0);
         let budgeted = of(&[BUDGETED]);
         assert_eq!((budgeted.in_total_failure, budgeted.at_worst, budgeted.burst), (1.0, 1.1, 100.0));
+        assert_eq!(of(&[BUDGETED, RETRY]).burst, 300.0, "each saved retry is tried three times");
+        assert_eq!(of(&[RETRY, BUDGETED]).burst, 100.0, "what is saved inside is spent once");
         let unbounded = Role::Retry { attempts: None, budget: None, repeats_refusals: false };
         assert_eq!(of(&[unbounded]).in_total_failure, f64::INFINITY);
     }

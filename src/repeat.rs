@@ -17,6 +17,11 @@ use crate::{
 };
 
 /// Copies a request, or says that this one cannot be copied; then its first attempt is its last.
+#[diagnostic::on_unimplemented(
+    message = "requests of the type `{R}` cannot be copied for another attempt",
+    note = "implement `Clone` for the request, or tell the retry how to copy it: `.clone_request(|request| ..)`",
+    note = "where the answer of that closure is `None`, the request is sent once"
+)]
 pub trait CopyRequest<R> {
     /// A copy of `request`.
     fn copy(&self, request: &R) -> Option<R>;
@@ -26,6 +31,7 @@ pub trait CopyRequest<R> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cloning;
 
+#[diagnostic::do_not_recommend]
 impl<R: Clone> CopyRequest<R> for Cloning {
     fn copy(&self, request: &R) -> Option<R> {
         Some(request.clone())

@@ -10,7 +10,7 @@ use crate::{
     deadline::Deadline,
     error::{ConfigError, Error, Name},
     event::{Identity, Observer},
-    fallback::{Fallback, Handle},
+    fallback::Fallback,
     order, registry,
     repeat::{Copying, Never},
     retry::{self, Retry},
@@ -77,7 +77,7 @@ pub fn recommended(
         .deadline(deadline)
         .circuit_breaker(CircuitBreaker::config())
         .retry(retry::Config::default())
-        .bulkhead(Bulkhead::new(concurrency)?)
+        .bulkhead(concurrency)
         .timeout(attempt)
         .build()
 }
@@ -401,9 +401,8 @@ impl<L> Builder<L> {
     }
 
     /// Adds a [`Fallback`] with settings of its own.
-    pub fn fallback_with<R, H, T, E>(self, fallback: Fallback<H, T, E>) -> Builder<L::Output>
+    pub fn fallback_with<H, T, E>(self, fallback: Fallback<H, T, E>) -> Builder<L::Output>
     where
-        H: Handle<R, T, E>,
         L: Append<Fallback<H, T, E>>,
     {
         self.policy(fallback)

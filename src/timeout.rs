@@ -72,6 +72,23 @@ impl<L: fmt::Debug> fmt::Debug for Timeout<L> {
     }
 }
 
+/// Reads a limit as a person writes it, `"500ms"`, and checks it as [`new`](Timeout::new) does.
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Timeout {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let limit = crate::human::deserialize(deserializer)?;
+        Timeout::new(limit).map_err(serde::de::Error::custom)
+    }
+}
+
+/// Writes the limit as it is read; name and listeners are left out.
+#[cfg(feature = "serde")]
+impl serde::Serialize for Timeout {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        crate::human::serialize(&self.limit.0, serializer)
+    }
+}
+
 impl<L> Sealed for Timeout<L> {}
 
 impl<L: fmt::Debug + Clone> Part for Timeout<L> {

@@ -27,6 +27,26 @@
 //! and [`Error<E>`] can, and any enum of yours with a variant for it (`#[from]` of
 //! `thiserror` writes the conversion). For an error type of somebody else, [`Stack::lift`] makes the service's error `Error<E>`.
 //!
+//! Without one of these the layered type is no service. Handed to something that asks for one, the compiler names both remedies;
+//! where a method is called on it, it only says that there is "no method named `call`", or that "trait bounds were not satisfied":
+//!
+//! ```compile_fail,E0599
+//! # use std::{io, time::Duration};
+//! # use tower::{Layer, ServiceExt, service_fn};
+//! # async fn open() -> Result<(), mainstay::ConfigError> {
+//! let files = service_fn(|_: ()| async { Err::<(), _>(io::Error::from(io::ErrorKind::NotFound)) });
+//! let stack = mainstay::stack("files").timeout(Duration::from_secs(1)).build()?;
+//! stack.layer(files).oneshot(()).await;           // `stack.lift().layer(files)` is a service
+//! # Ok(()) }
+//! ```
+//!
+//! # Stacks rather than layers of layers
+//!
+//! Policies know each other within one stack. To the outer of two layers that were added one by one, a refusal of the inner one is
+//! an error of its service like any other: a retry repeats it, and a circuit breaker counts it. Compose them as a stack,
+//! or tell the outer one with [`when`](crate::retry::Config::when) or
+//! [`classify`](crate::circuit_breaker::Config::classify).
+//!
 //! # Readiness
 //!
 //! `poll_ready` asks the inner service and takes no permit. The instance that said it was ready is the one that is called;
@@ -164,7 +184,6 @@ where
     L: List + Run<R, S::Response, S::Error>,
     L::Copier: CopyRequest<R> + Clone,
     M: Finish<S::Response, S::Error, Output = Result<S::Response, X>>,
-    X: From<S::Error>,
 {
     type Response = S::Response;
     type Error = X;
@@ -175,7 +194,9 @@ where
         if self.list.is_shut() {
             return Poll::Ready(Ok(()));
         }
-        ready!(self.inner.poll_ready(cx))?;
+        if let Err(error) = ready!(self.inner.poll_ready(cx)) {
+            return Poll::Ready(M::finish(Ok(Err(error)), false).map(drop));
+        }
         self.ready = true;
         Poll::Ready(Ok(()))
     }

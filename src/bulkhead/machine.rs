@@ -224,3 +224,6 @@ impl Shares {
         self.parts[part].in_use
     }
 }
+
+#[cfg(all(test, not(mainstay_loom)))]
+mod tests;

@@ -2,6 +2,8 @@
 
 mod config;
 mod future;
+#[cfg(all(test, mainstay_loom))]
+mod loom;
 mod machine;
 mod partitions;
 mod shared;
@@ -19,7 +21,7 @@ use crate::{
     call::Sealed,
     error::{ConfigError, Kind, Name, Refused},
     event::Identity,
-    keyed::Template,
+    keyed::{Loss, Template},
     registry,
     stack::{IntoPolicy, Part, Role, callable},
 };
@@ -36,6 +38,8 @@ struct Inner {
 }
 
 /// Where the permits come from.
+// The large variant is the common one, and there is one of them behind each `Arc`.
+#[allow(clippy::large_enum_variant)]
 enum Permits {
     Own { shared: Shared, queue: Option<Queue> },
     Partition(Partition),
@@ -290,9 +294,10 @@ impl Template for Config {
         policy.resize(self.limit())
     }
 
-    /// Without calls in it or waiting for it.
-    fn at_rest(policy: &Bulkhead) -> bool {
-        policy.in_use() == 0 && policy.waiting() == 0
+    /// Nothing without calls in it or waiting for it.
+    fn loss(policy: &Bulkhead) -> Loss {
+        let snapshot = policy.snapshot();
+        if snapshot.in_use == 0 && snapshot.waiting == 0 { Loss::Nothing } else { Loss::Protection }
     }
 }
 

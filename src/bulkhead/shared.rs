@@ -209,7 +209,8 @@ impl Shared {
         if locked.caching {
             if locked.pool.take() {
                 let free = locked.pool.free();
-                self.fill(locked, |has, cap| has.max((free / 2).min(cap)));
+                // One less than it may have, so that the permit just taken has a place to return to.
+                self.fill(locked, |has, cap| has.max((free / 2).min(cap - 1)));
                 return true;
             }
             self.shut_caches(locked);
@@ -276,4 +277,23 @@ fn cap(pool: &Pool<Waker>) -> u64 {
 /// Counts of permits come from a `usize` in the first place.
 fn to_usize(count: u64) -> usize {
     usize::try_from(count).unwrap_or(usize::MAX)
+}
+
+#[cfg(all(test, not(mainstay_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_alone_keeps_a_permit_at_hand_whatever_the_limit() {
+        for limit in 1..100 {
+            let shared = Shared::new(limit, 0);
+            for round in 0..3 {
+                assert!(shared.take());
+                shared.give_back();
+                let (_, cache) = shared.caches.mine().expect("few threads run here");
+                let word = cache.load(Relaxed);
+                assert!(word > 1, "limit {limit}, round {round}: the next call needs the lock");
+            }
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use super::{CircuitBreaker, Class, Snapshot, machine::Rules, window::Shape};
 use crate::{
-    error::{ConfigError, Kind, Name, Refused},
+    error::{ConfigError, Name, Refused},
     event::{Identity, Observer},
     limit::not_zero,
     time,
@@ -576,9 +576,7 @@ impl<F: Fn(&E) -> Class, T, E> Classify<T, E> for ErrorClassifier<F, E> {
 
 /// What a refusal by a policy inside means, by what it says about the operation.
 pub(super) fn class_of_refusal(refused: &Refused) -> Class {
-    match refused.kind() {
-        Kind::TimedOut | Kind::DeadlineExceeded if refused.was_started() => Class::Failure,
-        // Our own refusals say nothing about the dependency, and a breaker further in has counted its own.
-        _ => Class::Ignored,
-    }
+    // The operation was started and brought nothing: by hanging, or by failing before an attempt of a retry inside
+    // was refused. Otherwise a refusal of our own says nothing about the dependency.
+    if refused.was_started() { Class::Failure } else { Class::Ignored }
 }

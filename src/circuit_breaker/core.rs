@@ -192,7 +192,14 @@ impl Core {
         let observing = shared.machine.mode() == Mode::ObserveOnly;
         self.publish(&shared.machine);
         drop(shared);
-        self.tell(transition);
+        if let Admission::Granted(ticket) = admission {
+            // A listener that panics does not take the probe with it.
+            let unused = Unused(self, ticket);
+            self.tell(transition);
+            std::mem::forget(unused);
+        } else {
+            self.tell(transition);
+        }
         match admission {
             Admission::Granted(ticket) => Ok(ticket),
             Admission::Refused(after) if observing => {
@@ -205,9 +212,13 @@ impl Core {
         }
     }
 
+    #[inline]
     fn refuse(&self, after: Option<Duration>) -> Refused {
         bump(self.rest(), |rest| &rest.refused);
-        self.id.refuse(Refused::unstarted(Kind::CircuitOpen, self.id.name(), after))
+        let refused = Refused::unstarted(Kind::CircuitOpen, self.id.name(), after);
+        // Not through a function that takes and returns it: on this path the copies would cost as much as the rest.
+        self.id.emit(&Event::Refused { refused: &refused, observed: false });
+        refused
     }
 
     /// Where this thread counts, and whether it is alone in writing there.
@@ -352,6 +363,13 @@ impl Core {
         self.tell(transition);
     }
 
+    /// What this thread's counter holds.
+    #[cfg(all(test, mainstay_loom))]
+    pub(crate) fn counted_beside_the_lock(&self) -> u64 {
+        let (_, slot) = self.slots.mine().unwrap();
+        slot.good.load(Relaxed) & COUNT
+    }
+
     /// The rules in a few words.
     pub(crate) fn describe(&self) -> String {
         lock(&self.shared).machine.rules().to_string()
@@ -480,6 +498,15 @@ impl Core {
         if let Some(Transition { from, to, counts }) = transition {
             self.id.emit(&Event::Transition { name: self.id.name(), from, to, counts });
         }
+    }
+}
+
+/// A ticket that nobody has yet; dropped, it is settled as if there had been no call.
+struct Unused<'a>(&'a Core, u64);
+
+impl Drop for Unused<'_> {
+    fn drop(&mut self) {
+        self.0.settle(self.1, Class::Ignored, None, time::now);
     }
 }
 

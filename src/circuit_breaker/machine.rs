@@ -300,11 +300,15 @@ impl Machine {
     }
 
     /// Whether the next good call may trip the breaker, as far as the present bucket goes: it does when it completes the
-    /// minimum of a window that is bad enough. Above the minimum a good call only dilutes.
+    /// minimum of a window that is bad enough, and when a rule is met already that was not in force before. Otherwise a
+    /// good call only dilutes.
     pub(crate) fn needs_every_success(&self) -> bool {
+        if self.mode == Mode::ForcedClosed {
+            return false;
+        }
         let sums = self.window.sums();
         let completed = Sums { calls: self.rules.minimum, ..sums };
-        sums.calls < self.rules.minimum && self.rate_is_met(completed)
+        (sums.calls < self.rules.minimum && self.rate_is_met(completed)) || self.is_met()
     }
 
     // --- facts
@@ -380,23 +384,20 @@ impl Machine {
         now: Instant,
         random: u64,
     ) -> Option<Transition> {
-        let Some(bad) = self.take(ticket, report) else {
-            return None;
-        };
-        if let Class::OpenFor(wait) = report.class {
-            if self.mode != Mode::ForcedClosed {
-                return Some(self.open_for(wait.min(self.rules.hint_max), now));
-            }
+        let bad = self.take(ticket, report)?;
+        let closed = matches!(self.phase, Phase::Closed);
+        if closed {
+            self.seq += 1;
+            let mark = self.mark(self.epoch(now));
+            self.window.advance(mark.epoch);
+            self.window.one(mark, bad.failed > 0, bad.slow > 0);
+            self.outcome(mark.seq, bad.failed > 0);
         }
-        let epoch = self.epoch(now);
-        match self.phase {
-            Phase::Closed => {
-                self.seq += 1;
-                let mark = self.mark(epoch);
-                self.window.one(mark, bad.failed > 0, bad.slow > 0);
-                self.outcome(mark.seq, bad.failed > 0);
-                self.trip(now, random)
+        match report.class {
+            Class::OpenFor(wait) if self.mode != Mode::ForcedClosed => {
+                Some(self.open_for(wait.min(self.rules.hint_max), now))
             }
+            _ if closed => self.trip(now, random),
             _ => self.judge(bad, now, random),
         }
     }
@@ -609,18 +610,20 @@ impl Machine {
         met(self.rules.failure_rate, sums.failed) || met(self.rules.slow_rate, sums.slow)
     }
 
-    /// Opens if a rule is met by what the closed breaker has seen.
-    fn trip(&mut self, now: Instant, random: u64) -> Option<Transition> {
-        if self.mode == Mode::ForcedClosed {
-            return None;
-        }
+    /// Whether the rules are met by what the closed breaker has seen.
+    fn is_met(&self) -> bool {
         let sums = self.window.sums();
         let by_rate = sums.calls >= self.rules.minimum && self.rate_is_met(sums);
         let in_a_row = self.rules.consecutive.is_some_and(|most| self.consecutive >= u64::from(most));
         let of_last = self.rules.of_last.is_some_and(|(failures, calls)| {
             self.recent.len() as u64 >= u64::from(failures) && self.recent[0] + u64::from(calls) > self.seq
         });
-        (by_rate || in_a_row || of_last).then(|| self.open(now, random))
+        by_rate || in_a_row || of_last
+    }
+
+    /// Opens if the rules are met.
+    fn trip(&mut self, now: Instant, random: u64) -> Option<Transition> {
+        (self.mode != Mode::ForcedClosed && self.is_met()).then(|| self.open(now, random))
     }
 
     /// Judges a result outside the closed state.

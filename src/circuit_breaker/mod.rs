@@ -9,7 +9,7 @@ use std::{
 use crate::{
     call::Sealed,
     error::{ConfigError, Name, Refused},
-    keyed::Template,
+    keyed::{Loss, Template},
     registry,
     stack::{Part, Role, callable},
     time,
@@ -18,7 +18,11 @@ use crate::{
 mod config;
 mod core;
 mod future;
+#[cfg(all(test, mainstay_loom))]
+mod loom;
 mod machine;
+#[cfg(all(test, not(mainstay_loom)))]
+mod model;
 mod window;
 
 pub use config::{Classifier, Classify, Config, ErrorClassifier, Verdict, Window};
@@ -371,10 +375,14 @@ impl<C: Clone> Template for Config<C> {
         policy.reconfigure(self)
     }
 
-    /// Closed, and without failures in its window.
-    fn at_rest(policy: &CircuitBreaker<C>) -> bool {
+    /// Protection unless it is closed; then the failures and the slow calls in its window.
+    fn loss(policy: &CircuitBreaker<C>) -> Loss {
         let snapshot = policy.snapshot();
-        snapshot.state == State::Closed && snapshot.counts.failures == 0 && snapshot.counts.slow == 0
+        match snapshot.state {
+            State::Closed if snapshot.counts.failures == 0 && snapshot.counts.slow == 0 => Loss::Nothing,
+            State::Closed => Loss::Evidence,
+            _ => Loss::Protection,
+        }
     }
 }
 

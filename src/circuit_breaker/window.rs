@@ -197,6 +197,12 @@ struct Bad {
 }
 
 impl Count {
+    /// How many calls take up memory.
+    #[cfg(test)]
+    pub(crate) fn remembered(&self) -> usize {
+        self.bad.len()
+    }
+
     fn len(&self) -> u64 {
         (self.seq - self.since).min(self.size)
     }
@@ -237,6 +243,11 @@ pub(crate) struct Time {
 }
 
 impl Time {
+    #[cfg(test)]
+    pub(crate) fn remembered(&self) -> usize {
+        self.ring.len()
+    }
+
     fn advance(&mut self, epoch: u64) {
         if epoch <= self.head {
             return;

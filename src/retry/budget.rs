@@ -171,6 +171,7 @@ impl Budget {
         (thousandths(config.ratio) as f64 / ONE as f64, f64::from(config.max))
     }
 
+    #[cfg(feature = "serde")]
     pub(crate) fn settings(&self) -> BudgetConfig {
         self.0.config
     }
@@ -308,13 +309,12 @@ impl Shared {
             None => self.overflow.fetch_add(1, Relaxed),
         };
         if before % DRAIN == DRAIN - 1 {
-            self.drain();
+            self.drain(time::now());
         }
     }
 
     #[cold]
-    fn drain(&self) {
-        let now = time::now();
+    fn drain(&self, now: Instant) {
         let mut ledger = lock(&self.ledger);
         let successes = self.collect(&mut ledger);
         ledger.bucket.look(now, successes, 0);

@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     sync::atomic::Ordering::Relaxed,
-    task::Poll,
+    task::{Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -26,9 +26,16 @@ use crate::{
 const ATTEMPTS_PER_POLL: u32 = 16;
 
 /// What a retry remembers of one call.
-#[pin_project(project = Fields)]
+#[pin_project]
 #[derive(Debug, Default)]
 pub struct State<S> {
+    progress: Progress,
+    #[pin]
+    inner: S,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
     /// The number of the attempt in progress, or of the one that the backoff follows; 0 before the first.
     attempt: u32,
     /// Whether this attempt has started the operation.
@@ -39,37 +46,6 @@ pub struct State<S> {
     until: Option<Instant>,
     /// Kept for the schedule.
     previous: u64,
-    #[pin]
-    inner: S,
-}
-
-impl<S> Fields<'_, S> {
-    /// As new, but for the inner list.
-    #[inline]
-    fn clear(&mut self) {
-        *self.attempt = 0;
-        *self.begun = false;
-        *self.started = None;
-        *self.until = None;
-        *self.previous = 0;
-    }
-
-    /// Ends the call with `outcome`.
-    #[cold]
-    fn answer<T, E>(&mut self, mut outcome: Outcome<T, E>, cx: &Cx<'_, '_>) -> Poll<Outcome<T, E>> {
-        self.clear();
-        if let Err(refused) = &mut outcome {
-            // An earlier attempt may have begun what the refusal of a later one promises not to have.
-            refused.mark_started(cx.started);
-        }
-        Poll::Ready(outcome)
-    }
-}
-
-/// What to do after an attempt has ended.
-enum Next<T, E> {
-    Answer(Outcome<T, E>),
-    At(Instant),
 }
 
 impl<R, T, E, I, W, C> Guard<R, T, E, I> for Retry<W, C>
@@ -90,80 +66,153 @@ where
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let shared = &*self.0;
         let mut this = state.project();
-        if *this.attempt == 0 {
-            *this.attempt = 1;
-            if W::ASKS_FOR_TIME || shared.rules.total_time.is_some() {
-                *this.started = Some(cx.now());
+        let progress = this.progress;
+        if progress.until.is_none() {
+            if progress.attempt == 0 {
+                self.0.begin::<T, E>(progress, cx);
             }
-        }
-        let mut begun_here = 0;
-        loop {
-            if let Some(until) = *this.until {
-                match shared.next(&mut this, until, cx) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Some(refused)) => return this.answer(Err(refused), cx),
-                    Poll::Ready(None) => {}
+            let outcome = self.attempt(inner, progress, this.inner.as_mut(), op.as_mut(), cx);
+            let outcome = ready!(outcome);
+            let verdict = self.0.judge(progress, &outcome);
+            let outcome = match outcome {
+                // The common answer is taken apart and put together again, so that nothing but the value is copied,
+                // and leaves by the shortest way.
+                Ok(Ok(value)) if verdict == Verdict::Stop => {
+                    self.0.deposit();
+                    *progress = Progress::default();
+                    return Poll::Ready(Ok(Ok(value)));
                 }
-                if begun_here == ATTEMPTS_PER_POLL {
-                    // Marked as an attempt that is about to begin: there is no backoff any more.
-                    cx.task().waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-            }
-            begun_here += 1;
-
-            // What the inner list is told of this attempt is put back afterwards, for the policies around.
-            let (attempt, last, started) = (cx.attempt, cx.last, cx.started);
-            cx.attempt = *this.attempt;
-            cx.last = last && *this.attempt >= shared.last_attempt;
-            cx.started = *this.begun;
-            let polled = inner.poll(this.inner.as_mut(), op.as_mut(), cx);
-            *this.begun = cx.started;
-            (cx.attempt, cx.last, cx.started) = (attempt, last, started | cx.started);
-
-            let outcome = match polled {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(outcome) => outcome,
+                outcome => self.0.follow(progress, verdict, op.can_repeat(), outcome, cx),
             };
-            let verdict = shared.judge(*this.attempt, *this.started, &outcome);
-            if verdict == Verdict::Stop {
-                match outcome {
-                    Ok(result) => {
-                        if let (Ok(_), Some(budget)) = (&result, &shared.budget) {
-                            budget.deposit();
-                        }
-                        this.clear();
-                        return Poll::Ready(Ok(result));
-                    }
-                    refused => return this.answer(refused, cx),
-                }
-            }
-            let ended = (*this.attempt, *this.started, verdict, op.can_repeat());
-            match shared.settle(outcome, ended, this.previous, cx) {
-                Next::Answer(outcome) => return this.answer(outcome, cx),
-                Next::At(until) => {
-                    *this.until = Some(until);
-                    *this.begun = false;
-                }
+            if let Some(outcome) = outcome {
+                return Poll::Ready(outcome);
             }
         }
+        self.back_off(inner, progress, this.inner, op, cx)
     }
 
     fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let mut this = state.project();
-        this.clear();
+        let this = state.project();
+        *this.progress = Progress::default();
         inner.end(this.inner, op, how);
+    }
+}
+
+impl<W, C> Retry<W, C> {
+    /// Moves the attempt in progress on, or begins it.
+    #[inline]
+    fn attempt<R, T, E, I, O>(
+        &self,
+        inner: &I,
+        progress: &mut Progress,
+        state: Pin<&mut I::State>,
+        op: Pin<&mut O>,
+        cx: &mut Cx<'_, '_>,
+    ) -> Poll<Outcome<T, E>>
+    where
+        I: Run<R, T, E>,
+        O: Operation<Request = R, Output = T, Error = E> + ?Sized,
+    {
+        // What the inner list is told of this attempt is put back afterwards, for the policies around.
+        let (attempt, last, started) = (cx.attempt, cx.last, cx.started);
+        cx.attempt = progress.attempt;
+        cx.last = last && progress.attempt >= self.0.last_attempt;
+        cx.started = progress.begun;
+        let polled = inner.poll(state, op, cx);
+        progress.begun = cx.started;
+        (cx.attempt, cx.last, cx.started) = (attempt, last, started | cx.started);
+        polled
+    }
+
+    /// Waits for the backoff to end and makes the attempts after it.
+    #[cold]
+    #[inline(never)]
+    fn back_off<R, T, E, I, O>(
+        &self,
+        inner: &I,
+        progress: &mut Progress,
+        mut state: Pin<&mut I::State>,
+        mut op: Pin<&mut O>,
+        cx: &mut Cx<'_, '_>,
+    ) -> Poll<Outcome<T, E>>
+    where
+        I: Run<R, T, E>,
+        W: Judge<T, E>,
+        O: Operation<Request = R, Output = T, Error = E> + ?Sized,
+    {
+        let shared = &*self.0;
+        for _ in 0..ATTEMPTS_PER_POLL {
+            if let Some(until) = progress.until {
+                if !cx.reached(until) {
+                    return Poll::Pending;
+                }
+                if let Some(refused) = shared.too_late(progress.attempt, cx) {
+                    *progress = Progress::default();
+                    return Poll::Ready(Err(refused));
+                }
+                progress.until = None;
+                progress.attempt += 1;
+            }
+            let outcome = ready!(self.attempt(inner, progress, state.as_mut(), op.as_mut(), cx));
+            let verdict = shared.judge(progress, &outcome);
+            if let (Verdict::Stop, Ok(Ok(_))) = (verdict, &outcome) {
+                shared.deposit();
+            }
+            let outcome = shared.follow(progress, verdict, op.can_repeat(), outcome, cx);
+            if let Some(outcome) = outcome {
+                return Poll::Ready(outcome);
+            }
+        }
+        cx.task().waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
 impl<W, C> Shared<W, C> {
     #[inline]
-    fn judge<T, E>(&self, attempt: u32, started: Option<Instant>, outcome: &Outcome<T, E>) -> Verdict
+    fn begin<T, E>(&self, progress: &mut Progress, cx: &mut Cx<'_, '_>)
+    where
+        W: Judge<T, E>,
+    {
+        progress.attempt = 1;
+        if W::ASKS_FOR_TIME || self.rules.total_time.is_some() {
+            progress.started = Some(cx.now());
+        }
+    }
+
+    /// The answer of the call, or `None` if another attempt is to follow.
+    #[cold]
+    fn follow<T, E>(
+        &self,
+        progress: &mut Progress,
+        verdict: Verdict,
+        repeatable: bool,
+        outcome: Outcome<T, E>,
+        cx: &mut Cx<'_, '_>,
+    ) -> Option<Outcome<T, E>> {
+        let next = match verdict {
+            Verdict::Stop => None,
+            _ => self.settle(progress, verdict, repeatable, &outcome, cx),
+        };
+        if let Some((until, delay)) = next {
+            // What failed is dropped before the wait, and before anybody is told.
+            drop(outcome);
+            self.tell_of_retry(progress.attempt, delay);
+            progress.until = Some(until);
+            progress.begun = false;
+            return None;
+        }
+        *progress = Progress::default();
+        // An earlier attempt may have begun what the refusal of a later one promises not to have.
+        Some(outcome.map_err(|refused| refused.of_started(cx.started)))
+    }
+
+    #[inline]
+    fn judge<T, E>(&self, progress: &Progress, outcome: &Outcome<T, E>) -> Verdict
     where
         W: Judge<T, E>,
     {
@@ -172,30 +221,40 @@ impl<W, C> Shared<W, C> {
                 return Verdict::Stop;
             }
         }
-        self.judge.judge(&Failure::new(attempt, started, outcome))
+        let attempt = Failure::new(progress.attempt, progress.started, outcome);
+        self.judge.judge(&attempt)
     }
 
-    /// Lets the machine decide, pays, counts and tells.
+    #[inline]
+    fn deposit(&self) {
+        if let Some(budget) = &self.budget {
+            budget.deposit();
+        }
+    }
+
+    /// Lets the machine decide, pays and counts; when and after what delay the next attempt begins, if one does.
     #[cold]
     fn settle<T, E>(
         &self,
-        outcome: Outcome<T, E>,
-        (attempt, started, verdict, repeatable): (u32, Option<Instant>, Verdict, bool),
-        previous: &mut u64,
+        progress: &mut Progress,
+        verdict: Verdict,
+        repeatable: bool,
+        outcome: &Outcome<T, E>,
         cx: &mut Cx<'_, '_>,
-    ) -> Next<T, E> {
+    ) -> Option<(Instant, Duration)> {
         let now = cx.now();
         let since = |started| now.saturating_duration_since(started);
+        let attempt = progress.attempt;
         let ended = Ended {
             attempt,
             verdict,
             unanswered: outcome.as_ref().is_err_and(unanswered),
             repeatable,
-            elapsed: started.map_or(Duration::ZERO, since),
+            elapsed: progress.started.map_or(Duration::ZERO, since),
             left: cx.deadline.map(|at| at.saturating_duration_since(now)),
             random: [self.chance.next(), self.chance.next()],
         };
-        let mut decision = self.rules.decide(ended, previous);
+        let mut decision = self.rules.decide(ended, &mut progress.previous);
         if let (Decision::After(_), Some(budget)) = (decision, &self.budget) {
             if !budget.withdraw(now, attempt == 1) {
                 decision = Decision::GiveUp(GaveUp::Budget);
@@ -203,46 +262,31 @@ impl<W, C> Shared<W, C> {
         }
         self.counters.failures.fetch_add(1, Relaxed);
         match decision {
-            Decision::Done => Next::Answer(outcome),
+            Decision::Done => None,
             Decision::GiveUp(why) => {
                 self.give_up(attempt, why);
-                Next::Answer(outcome)
+                None
             }
             Decision::After(delay) => {
-                // What failed is dropped before the wait, and before anybody is told.
-                drop(outcome);
                 self.counters.retries.fetch_add(1, Relaxed);
-                self.id.emit(&Event::Retried { name: self.id.name(), attempt, delay });
-                Next::At(time::later(now, delay))
+                Some((time::later(now, delay), delay))
             }
         }
     }
 
+    #[cold]
+    fn tell_of_retry(&self, attempt: u32, delay: Duration) {
+        self.id.emit(&Event::Retried { name: self.id.name(), attempt, delay });
+    }
+
+    #[cold]
     fn give_up(&self, attempts: u32, why: GaveUp) {
         self.counters.gave_up(why);
         self.id.emit(&Event::GaveUp { name: self.id.name(), attempts, why });
     }
 
-    /// From the backoff that ends at `until` to the next attempt, or to a refusal.
-    #[cold]
-    fn next<S>(
-        &self,
-        state: &mut Fields<'_, S>,
-        until: Instant,
-        cx: &mut Cx<'_, '_>,
-    ) -> Poll<Option<Refused>> {
-        if !cx.reached(until) {
-            return Poll::Pending;
-        }
-        *state.until = None;
-        let refused = self.too_late(*state.attempt, cx);
-        if refused.is_none() {
-            *state.attempt += 1;
-        }
-        Poll::Ready(refused)
-    }
-
     /// A refusal if the deadline passed during a backoff that was to end before it, because the wake-up came late.
+    #[cold]
     fn too_late(&self, attempts: u32, cx: &mut Cx<'_, '_>) -> Option<Refused> {
         let deadline = cx.deadline?;
         if cx.now() < deadline {

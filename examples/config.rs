@@ -1,0 +1,30 @@
+//! Settings out of a file, checked like the builders: `cargo run --example config --all-features`
+
+use mainstay::{bulkhead, circuit_breaker, retry};
+
+#[derive(serde::Deserialize)]
+struct Settings {
+    circuit_breaker: circuit_breaker::Config,
+    retry: retry::Config,
+    bulkhead: bulkhead::Config,
+}
+
+const FILE: &str = r#"{
+    "circuit_breaker": { "window": { "time": { "length": "10s" } }, "failure_rate": 0.4 },
+    "retry": { "backoff": { "exponential": { "base": "50ms" } }, "max_attempts": 3 },
+    "bulkhead": { "limit": 20, "queue": { "length": 10, "max_wait": "100ms" } }
+}"#;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let settings: Settings = serde_json::from_str(FILE)?;
+    let stack = mainstay::stack("payments")
+        .circuit_breaker(settings.circuit_breaker)
+        .retry(settings.retry)
+        .bulkhead(settings.bulkhead)
+        .build()?;
+    println!("{stack:?}\n");
+
+    let mistake = serde_json::from_str::<bulkhead::Config>(r#"{ "limit": 0 }"#);
+    println!("a limit of 0: {}", mistake.unwrap_err());
+    Ok(())
+}

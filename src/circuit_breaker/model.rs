@@ -1,0 +1,877 @@
+//! The windows and the breaker against naive models that keep every event and recompute everything from them.
+//!
+//! Each suite has twins of its model with one rule changed; a suite that does not tell a twin from the breaker would not
+//! find that fault in the breaker either.
+
+use std::{
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use proptest::{
+    collection::vec,
+    prelude::*,
+    sample::Index,
+    test_runner::{Config as Settings, TestRunner},
+};
+
+use super::{
+    CircuitBreaker, Class, Config, Mode, State, Totals, Verdict,
+    core::Core,
+    machine::{InFlight, Rules},
+    window::{Mark, Shape, Sums, Window},
+};
+use crate::event::Identity;
+
+/// Runs `property` on enough cases: 10,000, or what `MAINSTAY_CASES` says.
+fn holds<S: Strategy>(
+    strategy: S,
+    property: impl Fn(S::Value) -> Result<(), TestCaseError>,
+) -> Result<(), String> {
+    let cases = std::env::var("MAINSTAY_CASES").map_or(10_000, |cases| cases.parse().unwrap());
+    let settings = Settings { cases, failure_persistence: None, ..Settings::default() };
+    TestRunner::new(settings).run(&strategy, property).map_err(|error| error.to_string())
+}
+
+/// Runs `property`, which a mutant has a part in, until it fails.
+fn is_caught<S: Strategy>(strategy: S, property: impl Fn(S::Value) -> Result<(), TestCaseError>) -> bool {
+    let settings =
+        Settings { cases: 50_000, max_shrink_iters: 0, failure_persistence: None, ..Settings::default() };
+    TestRunner::new(settings).run(&strategy, property).is_err()
+}
+
+// === windows
+
+#[derive(Debug, Clone)]
+enum Put {
+    Good(u64),
+    One(bool, bool),
+    Advance(u64),
+    /// A good call that is told of late, so many buckets ago.
+    Behind(u64),
+    AlsoFailed(Index),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum WindowMutant {
+    None,
+    OneLonger,
+    OneShorter,
+    SurvivesAGap,
+    CountsExpired,
+    FailsTwice,
+    SlowIsFailed,
+}
+
+fn puts() -> impl Strategy<Value = Vec<Put>> {
+    vec(
+        prop_oneof![
+            3 => (0..6u64).prop_map(Put::Good),
+            4 => any::<(bool, bool)>().prop_map(|(failed, slow)| Put::One(failed, slow)),
+            2 => prop_oneof![4 => 0..3u64, 1 => 3..12u64, 1 => 1_000..2_000u64].prop_map(Put::Advance),
+            1 => (0..6u64).prop_map(Put::Behind),
+            2 => any::<Index>().prop_map(Put::AlsoFailed),
+        ],
+        0..60,
+    )
+}
+
+fn shapes() -> impl Strategy<Value = Shape> {
+    prop_oneof![
+        (1..12u64).prop_map(Shape::Count),
+        (1..6u64).prop_map(|buckets| Shape::Time { width: 1, buckets }),
+    ]
+}
+
+/// Every call: its bucket, and whether it failed and was slow.
+fn window_agrees(shape: Shape, puts: Vec<Put>, mutant: WindowMutant) -> Result<(), TestCaseError> {
+    use WindowMutant::*;
+    let mut window = Window::new(shape, 0, 0);
+    let mut all: Vec<(u64, bool, bool)> = Vec::new();
+    let mut slow_ones: Vec<Mark> = Vec::new();
+    let (mut now, mut last) = (0, 0);
+    for put in puts {
+        let mut good = |all: &mut Vec<_>, n: u64, epoch: u64| {
+            all.extend((0..n).map(|_| (epoch, false, false)));
+            let seq = all.len() as u64;
+            window.good(Mark { seq, epoch }, n);
+        };
+        match put {
+            Put::Good(n) => good(&mut all, n, now),
+            // A count window knows no buckets.
+            Put::Behind(by) => good(&mut all, 1, now.saturating_sub(by)),
+            Put::One(failed, slow) => {
+                all.push((now, failed || (slow && mutant == SlowIsFailed), slow));
+                let mark = Mark { seq: all.len() as u64, epoch: now };
+                window.one(mark, failed, slow);
+                if slow && !failed {
+                    slow_ones.push(mark);
+                }
+            }
+            Put::Advance(by) => {
+                now += by;
+                window.advance(now);
+            }
+            Put::AlsoFailed(_) if slow_ones.is_empty() => {}
+            Put::AlsoFailed(which) => {
+                let mark = slow_ones.swap_remove(which.index(slow_ones.len()));
+                window.also_failed(mark);
+                all[mark.seq as usize - 1].1 = true;
+                if mutant == FailsTwice {
+                    all.push((now, true, false));
+                }
+            }
+        }
+        let off = |size: u64| match mutant {
+            OneLonger => size + 1,
+            OneShorter => size - 1,
+            _ => size,
+        };
+        let inside: Vec<_> = match shape {
+            Shape::Count(size) => {
+                let skip = all.len().saturating_sub(off(size) as usize);
+                all.iter().skip(skip).collect()
+            }
+            Shape::Time { buckets, .. } => {
+                let oldest = match mutant {
+                    SurvivesAGap if now - last > buckets => 0,
+                    CountsExpired => 0,
+                    _ => (now + 1).saturating_sub(off(buckets)),
+                };
+                all.iter().filter(|call| call.0 >= oldest).collect()
+            }
+        };
+        last = now;
+        let expected = Sums {
+            calls: inside.len() as u64,
+            failed: inside.iter().filter(|call| call.1).count() as u64,
+            slow: inside.iter().filter(|call| call.2).count() as u64,
+        };
+        prop_assert_eq!(window.sums(), expected);
+        match (&window, shape) {
+            (Window::Count(count), Shape::Count(size)) => {
+                prop_assert!(count.remembered() as u64 <= size, "memory grows");
+            }
+            (Window::Time(time), Shape::Time { buckets, .. }) => {
+                prop_assert_eq!(time.remembered() as u64, buckets, "memory grows");
+            }
+            _ => prop_assert!(false, "another kind of window"),
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn windows_agree_with_a_list_of_all_calls() {
+    holds((shapes(), puts()), |(shape, puts)| window_agrees(shape, puts, WindowMutant::None)).unwrap();
+}
+
+#[test]
+fn the_window_suite_catches_every_twin() {
+    use WindowMutant::*;
+    for mutant in [OneLonger, OneShorter, SurvivesAGap, CountsExpired, FailsTwice, SlowIsFailed] {
+        assert!(
+            is_caught((shapes(), puts()), |(shape, puts)| window_agrees(shape, puts, mutant)),
+            "{mutant:?}"
+        );
+    }
+}
+
+// === the breaker
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Mutant {
+    None,
+    GreaterInsteadOfAtLeast,
+    MinimumIgnored,
+    LateCounts,
+    LateProbeCounts,
+    CancelledProbeCloses,
+    CancelledProbeKeepsItsPlace,
+    LeaseNeverEnds,
+    OneProbeTooMany,
+    WindowSurvivesClosing,
+    WaitNeverGrows,
+    WaitResetsWhenHalfOpen,
+    SuccessNeverTrips,
+    SuccessLeavesTheRun,
+    RampSkipsAStep,
+    RampAdmitsAll,
+    ObservedCallsCount,
+    ForcedClosedTrips,
+    DisabledCounts,
+    SlowEndsTwice,
+}
+
+const MUTANTS: [Mutant; 19] = {
+    use Mutant::*;
+    [
+        GreaterInsteadOfAtLeast,
+        MinimumIgnored,
+        LateCounts,
+        LateProbeCounts,
+        CancelledProbeCloses,
+        CancelledProbeKeepsItsPlace,
+        LeaseNeverEnds,
+        OneProbeTooMany,
+        WindowSurvivesClosing,
+        WaitNeverGrows,
+        WaitResetsWhenHalfOpen,
+        SuccessNeverTrips,
+        SuccessLeavesTheRun,
+        RampSkipsAStep,
+        RampAdmitsAll,
+        ObservedCallsCount,
+        ForcedClosedTrips,
+        DisabledCounts,
+        SlowEndsTwice,
+    ]
+};
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// A call begins on one of the threads.
+    Begin(usize),
+    /// A call ends on one of the threads.
+    End(usize, Index, Class),
+    /// A call begins and ends.
+    Whole(usize, Class),
+    /// Many good calls, one after the other.
+    Good(usize, u32),
+    /// A call in flight looks at the clock.
+    Look(usize, Index),
+    Advance(Duration),
+    Mode(Mode),
+    Reset,
+    Check,
+}
+
+const MS: Duration = Duration::from_millis(1);
+const THREADS: usize = 3;
+
+fn classes() -> impl Strategy<Value = Class> {
+    prop_oneof![
+        6 => Just(Class::Success),
+        6 => Just(Class::Failure),
+        2 => Just(Class::Ignored),
+        1 => (1..400u32).prop_map(|ms| Class::OpenFor(MS * ms)),
+    ]
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let thread = || prop_oneof![4 => Just(0), 1 => 0..THREADS];
+    let step = prop_oneof![
+        6 => thread().prop_map(Step::Begin),
+        8 => (thread(), any::<Index>(), classes()).prop_map(|(on, which, class)| Step::End(on, which, class)),
+        14 => (thread(), classes()).prop_map(|(on, class)| Step::Whole(on, class)),
+        4 => (thread(), 1..12u32).prop_map(|(on, n)| Step::Good(on, n)),
+        2 => (thread(), any::<Index>()).prop_map(|(on, which)| Step::Look(on, which)),
+        8 => prop_oneof![
+            2 => 1..30u32, 2 => 30..250u32, 1 => 250..3_000u32
+        ].prop_map(|ms| Step::Advance(MS * ms)),
+        1 => prop_oneof![
+            4 => Just(Mode::Normal), 1 => Just(Mode::ObserveOnly), 1 => Just(Mode::ForcedOpen),
+            1 => Just(Mode::ForcedClosed), 1 => Just(Mode::Disabled),
+        ].prop_map(Step::Mode),
+        1 => Just(Step::Reset),
+        2 => Just(Step::Check),
+    ];
+    vec(step, 0..70)
+}
+
+fn configs() -> impl Strategy<Value = Config> {
+    let window = prop_oneof![
+        (1..12u32).prop_map(|calls| CircuitBreaker::config().count_window(calls)),
+        (1..5u32).prop_map(|buckets| CircuitBreaker::config().time_window(MS * 400, buckets)),
+    ];
+    let rates = prop_oneof![Just(None), (1..=10u8).prop_map(|tenths| Some(f64::from(tenths) / 10.0))];
+    let rules = (
+        window,
+        1..8u32,
+        rates,
+        proptest::option::of((1..=10u8).prop_map(|tenths| f64::from(tenths) / 10.0)),
+        proptest::option::of(1..4u32),
+        proptest::option::of((1..4u32, 0..4u32)),
+    );
+    let recovery = (
+        1..4u32,
+        proptest::option::of((1..=10u8).prop_map(|tenths| f64::from(tenths) / 10.0)),
+        proptest::option::of(1..4u32),
+        any::<u64>(),
+    );
+    (rules, recovery).prop_map(
+        |((config, minimum, failed, slow, in_a_row, of_last), (probes, verdict, ramp, seed))| {
+            let mut config = config
+                .failure_rate(failed)
+                .open_wait(MS * 100, 2.0, MS * 500)
+                .open_for_max(MS * 300)
+                .probes(probes)
+                .probe_timeout(MS * 400)
+                .immediate_close()
+                .seed(seed);
+            // A minimum above a count window is refused; then its own default holds.
+            if config.clone().minimum_calls(minimum).rules().is_ok() {
+                config = config.minimum_calls(minimum);
+            }
+            if let Some(rate) = slow {
+                config = config.slow_rate(rate, MS * 50);
+            }
+            if let Some(most) = in_a_row {
+                config = config.consecutive_failures(most);
+            }
+            if let Some((failures, more)) = of_last {
+                config = config.failures_of_last(failures, failures + more);
+            }
+            if let Some(rate) = verdict {
+                config = config.probe_verdict(Verdict::Rate(rate));
+            }
+            if let Some(results) = ramp {
+                config = config.ramp(results);
+            }
+            config
+        },
+    )
+}
+
+/// A call in flight: what the breaker and what the model know of it.
+#[derive(Debug, Clone)]
+struct Flying {
+    ticket: u64,
+    started: Option<Instant>,
+    mark: Option<Mark>,
+    heard: bool,
+    model: Token,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Token {
+    /// The number of the state it was admitted in; `None` if nobody listens.
+    round: Option<u64>,
+    probe: u64,
+    started: Duration,
+    /// Where it stands in the list of calls, once it was found slow in flight.
+    slow: Option<usize>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Phase {
+    Closed,
+    Open(Duration),
+    HalfOpen { given: Vec<(u64, Duration)>, results: Vec<bool> },
+    Recovering { share: f64, results: Vec<(bool, bool)>, credit: f64, last: Duration },
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    at: Duration,
+    failed: bool,
+    slow: bool,
+}
+
+/// Keeps everything since the breaker was last empty.
+struct Model {
+    rules: Rules,
+    mutant: Mutant,
+    mode: Mode,
+    phase: Phase,
+    round: u64,
+    probe: u64,
+    now: Duration,
+    calls: Vec<Seen>,
+    /// Whether each call that ended failed, in the order of their ends.
+    ends: Vec<bool>,
+    openings: i32,
+    totals: Totals,
+    /// The wait that the breaker must have drawn from this range.
+    drawn: Option<(Duration, Duration)>,
+}
+
+impl Model {
+    fn new(rules: Rules, mutant: Mutant) -> Self {
+        Model {
+            rules,
+            mutant,
+            mode: Mode::Normal,
+            phase: Phase::Closed,
+            round: 0,
+            probe: 0,
+            now: Duration::ZERO,
+            calls: Vec::new(),
+            ends: Vec::new(),
+            openings: 0,
+            totals: Totals::default(),
+            drawn: None,
+        }
+    }
+
+    fn decides(&self) -> bool {
+        matches!(self.mode, Mode::Normal | Mode::ObserveOnly)
+    }
+
+    fn state(&self) -> State {
+        match (self.mode, &self.phase) {
+            (Mode::ForcedOpen, _) => State::ForcedOpen,
+            (Mode::ForcedClosed, _) => State::ForcedClosed,
+            (Mode::Disabled, _) => State::Disabled,
+            (_, Phase::Closed) => State::Closed,
+            (_, Phase::Open(until)) if self.now < *until => State::Open,
+            (_, Phase::Open(_) | Phase::HalfOpen { .. }) => State::HalfOpen,
+            (_, Phase::Recovering { .. }) => State::Recovering,
+        }
+    }
+
+    fn inside(&self) -> Vec<Seen> {
+        match self.rules.shape {
+            Shape::Count(size) => {
+                let skip = self.calls.len().saturating_sub(size as usize);
+                self.calls[skip..].to_vec()
+            }
+            Shape::Time { width, buckets } => {
+                let bucket = |at: Duration| at.as_nanos() as u64 / width;
+                let now = bucket(self.now);
+                self.calls.iter().filter(|call| bucket(call.at) + buckets > now).copied().collect()
+            }
+        }
+    }
+
+    fn go(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.round += 1;
+    }
+
+    fn forget(&mut self) {
+        self.calls.clear();
+        self.ends.clear();
+    }
+
+    fn open(&mut self) {
+        let growth = match self.mutant {
+            Mutant::WaitNeverGrows => 1.0,
+            _ => self.rules.wait_growth.powi(self.openings),
+        };
+        let longest = self.rules.wait.mul_f64(growth).min(self.rules.wait_max);
+        self.drawn = Some((longest / 2, longest));
+        self.openings += 1;
+        // Until the breaker says what it has drawn.
+        self.go(Phase::Open(self.now + longest));
+    }
+
+    fn recovered(&mut self) {
+        self.openings = 0;
+        self.go(Phase::Closed);
+        if self.mutant != Mutant::WindowSurvivesClosing {
+            self.forget();
+        }
+    }
+
+    fn begin(&mut self) -> Option<Token> {
+        let token = |round, probe| Token { round, probe, started: self.now, slow: None };
+        match self.mode {
+            Mode::Disabled if self.mutant == Mutant::DisabledCounts => {
+                return Some(token(Some(self.round), 0));
+            }
+            Mode::Disabled => return Some(token(None, 0)),
+            Mode::ForcedOpen => {
+                self.totals.refused += 1;
+                return None;
+            }
+            _ => {}
+        }
+        if let Phase::Open(until) = self.phase {
+            if self.now >= until {
+                if self.mutant == Mutant::WaitResetsWhenHalfOpen {
+                    self.openings = 0;
+                }
+                self.go(Phase::HalfOpen { given: Vec::new(), results: Vec::new() });
+            }
+        }
+        let now = self.now;
+        let extra = usize::from(self.mutant == Mutant::OneProbeTooMany);
+        let all = self.mutant == Mutant::RampAdmitsAll;
+        let endless = self.mutant == Mutant::LeaseNeverEnds;
+        let admitted = match &mut self.phase {
+            Phase::Closed => true,
+            Phase::Open(_) => false,
+            Phase::HalfOpen { given, results } => {
+                given.retain(|lease| endless || now < lease.1);
+                let free = given.len() + results.len() < self.rules.probes as usize + extra;
+                if free {
+                    self.probe += 1;
+                    given.push((self.probe, now + self.rules.probe_timeout));
+                }
+                free
+            }
+            Phase::Recovering { share, credit, last, .. } => {
+                *credit = (*credit + *share).min(1.0);
+                let admitted = *credit >= 1.0 || now - *last >= MS * 100 || all;
+                if admitted {
+                    *credit = (*credit - 1.0).max(0.0);
+                    *last = now;
+                }
+                admitted
+            }
+        };
+        if admitted {
+            return Some(Token { round: Some(self.round), probe: self.probe, started: now, slow: None });
+        }
+        self.totals.refused += 1;
+        (self.mode == Mode::ObserveOnly).then(|| Token {
+            round: (self.mutant == Mutant::ObservedCallsCount).then_some(self.round),
+            probe: self.probe,
+            started: now,
+            slow: None,
+        })
+    }
+
+    fn end(&mut self, token: Token, class: Class, in_flight: bool) -> Option<usize> {
+        token.round?;
+        let mutant = self.mutant;
+        let current = match (&mut self.phase, self.mode) {
+            (_, Mode::ForcedOpen) | (Phase::Open(_), _) => false,
+            (_, Mode::Disabled) => mutant == Mutant::DisabledCounts,
+            (Phase::HalfOpen { given, .. }, _) => {
+                let at = given
+                    .iter()
+                    .position(|lease| lease.0 == token.probe || (mutant == Mutant::LateProbeCounts));
+                let keep = mutant == Mutant::CancelledProbeKeepsItsPlace && class == Class::Ignored;
+                if let Some(at) = at.filter(|_| token.round == Some(self.round) && !keep) {
+                    given.remove(at);
+                }
+                at.is_some() && token.round == Some(self.round)
+            }
+            (Phase::Closed | Phase::Recovering { .. }, _) => {
+                token.round == Some(self.round) || mutant == Mutant::LateCounts
+            }
+        };
+        if !current {
+            self.totals.late += 1;
+            return None;
+        }
+        let failed = match class {
+            Class::Ignored => {
+                self.totals.neutral += 1;
+                if mutant == Mutant::CancelledProbeCloses && self.state() == State::HalfOpen {
+                    self.recovered();
+                }
+                return None;
+            }
+            Class::Success => {
+                self.totals.succeeded += u64::from(!in_flight);
+                false
+            }
+            Class::Failure | Class::OpenFor(_) => {
+                self.totals.failed += 1;
+                true
+            }
+        };
+        let lasted = self.now - token.started;
+        let slow = self.rules.slow_after.is_some_and(|after| lasted >= after);
+        let known = token.slow.filter(|_| mutant != Mutant::SlowEndsTwice);
+        if known.is_none() {
+            self.totals.slow += u64::from(slow);
+        }
+        let mut at = known;
+        if self.phase == Phase::Closed {
+            match known {
+                Some(at) => self.calls[at].failed |= failed,
+                None => {
+                    self.calls.push(Seen { at: self.now, failed, slow });
+                    at = Some(self.calls.len() - 1);
+                }
+            }
+            if !in_flight && (failed || mutant != Mutant::SuccessLeavesTheRun) {
+                self.ends.push(failed);
+            }
+        }
+        if let Class::OpenFor(wait) = class {
+            if self.mode != Mode::ForcedClosed {
+                self.go(Phase::Open(self.now + wait.min(self.rules.hint_max)));
+                return None;
+            }
+        }
+        self.judge(failed, slow);
+        at.filter(|_| in_flight)
+    }
+
+    fn judge(&mut self, failed: bool, slow: bool) {
+        let rules = self.rules.clone();
+        match &mut self.phase {
+            Phase::Open(_) => {}
+            Phase::Closed => {
+                let shielded = self.mode == Mode::ForcedClosed && self.mutant != Mutant::ForcedClosedTrips;
+                let passed_over = self.mutant == Mutant::SuccessNeverTrips && !failed && !slow;
+                if !shielded && !passed_over && self.is_bad() {
+                    self.open();
+                }
+            }
+            Phase::HalfOpen { results, .. } => {
+                results.push(failed || slow);
+                let bad = results.iter().filter(|bad| **bad).count();
+                let all = results.len() >= rules.probes as usize;
+                let opens = match rules.verdict {
+                    Verdict::FirstFailure => bad > 0,
+                    Verdict::Rate(rate) => bad as f64 / f64::from(rules.probes) >= rate,
+                };
+                match (opens, all, rules.ramp) {
+                    (true, _, _) => self.open(),
+                    (false, false, _) => {}
+                    (false, true, None) => self.recovered(),
+                    (false, true, Some(_)) => self.go(Phase::Recovering {
+                        share: 0.125,
+                        results: Vec::new(),
+                        credit: 1.0,
+                        last: self.now,
+                    }),
+                }
+            }
+            Phase::Recovering { share, results, .. } => {
+                results.push((failed, slow));
+                let needed = f64::from(rules.ramp.unwrap());
+                let of = |which: fn(&(bool, bool)) -> bool| {
+                    results.iter().filter(|result| which(result)).count() as f64
+                };
+                let (failures, slows) = (of(|result| result.0), of(|result| result.1));
+                let by_failures = failures > 0.0 && failures / needed >= rules.failure_rate.unwrap_or(0.5);
+                let by_slows = slows > 0.0 && rules.slow_rate.is_some_and(|rate| slows / needed >= rate);
+                if by_failures || by_slows {
+                    self.open();
+                } else if results.len() as f64 >= needed {
+                    results.clear();
+                    *share *= match self.mutant {
+                        Mutant::RampSkipsAStep => 4.0,
+                        _ => 2.0,
+                    };
+                    if *share >= 1.0 {
+                        self.recovered();
+                    }
+                }
+            }
+        }
+    }
+
+    fn in_a_row(&self) -> usize {
+        self.ends.iter().rev().take_while(|failed| **failed).count()
+    }
+
+    fn is_bad(&self) -> bool {
+        let inside = self.inside();
+        let met = |rate: Option<f64>, which: fn(&Seen) -> bool| {
+            let bad = inside.iter().filter(|call| which(call)).count() as f64;
+            let share = bad / inside.len() as f64;
+            rate.is_some_and(|rate| match self.mutant {
+                Mutant::GreaterInsteadOfAtLeast => share > rate,
+                _ => share >= rate,
+            })
+        };
+        let enough = inside.len() as u64 >= self.rules.minimum || self.mutant == Mutant::MinimumIgnored;
+        let by_rate = enough
+            && (met(self.rules.failure_rate, |call| call.failed)
+                || met(self.rules.slow_rate, |call| call.slow));
+        let of_last = self.rules.of_last.is_some_and(|(failures, calls)| {
+            let skip = self.calls.len().saturating_sub(calls as usize);
+            let failed = self.calls[skip..].iter().filter(|call| call.failed);
+            failed.count() >= failures as usize
+        });
+        by_rate || of_last || self.rules.consecutive.is_some_and(|most| self.in_a_row() >= most as usize)
+    }
+
+    fn set_mode(&mut self, mode: Mode) {
+        if mode == self.mode {
+            return;
+        }
+        let before = self.decides();
+        let forgets = matches!(self.mode, Mode::ForcedOpen | Mode::Disabled);
+        self.mode = mode;
+        if before && self.decides() {
+            return;
+        }
+        if forgets {
+            self.forget();
+        }
+        self.openings = 0;
+        self.go(Phase::Closed);
+    }
+}
+
+/// Threads that do what they are told, one at a time: each counts in its own slot.
+struct Crew {
+    doors: Vec<mpsc::Sender<Job>>,
+    done: mpsc::Receiver<()>,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+impl Crew {
+    fn new() -> Self {
+        let (report, done) = mpsc::channel();
+        let doors = (1..THREADS)
+            .map(|_| {
+                let (door, jobs) = mpsc::channel::<Job>();
+                let report = report.clone();
+                thread::spawn(move || {
+                    for job in jobs {
+                        job();
+                        if report.send(()).is_err() {
+                            break;
+                        }
+                    }
+                });
+                door
+            })
+            .collect();
+        Crew { doors, done }
+    }
+
+    fn run<T: Send + 'static>(&self, on: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
+        if on == 0 {
+            return work();
+        }
+        let (result, answer) = mpsc::channel();
+        let job = Box::new(move || drop(result.send(work())));
+        self.doors[on - 1].send(job).unwrap();
+        self.done.recv().unwrap();
+        answer.recv().unwrap()
+    }
+}
+
+fn breaker_agrees(
+    crew: &Crew,
+    config: &Config,
+    steps: Vec<Step>,
+    mutant: Mutant,
+) -> Result<(), TestCaseError> {
+    let base = Instant::now();
+    let rules = config.rules().unwrap();
+    let seed = config.seed_value();
+    let id = Identity::new("model");
+    let core = Arc::new(Core::new(rules.clone(), seed, false, None, id, base));
+    let mut model = Model::new(rules, mutant);
+    let mut flying: Vec<Flying> = Vec::new();
+
+    let begin = |on: usize, model: &mut Model| -> Result<Option<Flying>, TestCaseError> {
+        let at = base + model.now;
+        let shared = core.clone();
+        let ticket = crew.run(on, move || shared.acquire(|| at).ok());
+        let token = model.begin();
+        prop_assert_eq!(ticket.is_some(), token.is_some(), "admission in {:?}", model.phase);
+        Ok(ticket.zip(token).map(|(ticket, model)| Flying {
+            ticket,
+            started: core.slow_after().map(|_| at),
+            mark: None,
+            heard: true,
+            model,
+        }))
+    };
+    let end = |on: usize, call: Flying, class: Class, model: &mut Model| {
+        let at = base + model.now;
+        let shared = core.clone();
+        crew.run(on, move || match call.mark {
+            _ if !call.heard => {}
+            Some(mark) => shared.settle_slow(call.ticket, mark, class, at),
+            None => shared.settle(call.ticket, class, call.started, || at),
+        });
+        if call.heard {
+            model.end(call.model, class, false);
+        }
+    };
+    for step in steps {
+        match step {
+            Step::Begin(on) => flying.extend(begin(on, &mut model)?),
+            Step::End(..) | Step::Look(..) if flying.is_empty() => {}
+            Step::End(on, which, class) => {
+                let call = flying.swap_remove(which.index(flying.len()));
+                end(on, call, class, &mut model);
+            }
+            Step::Whole(on, class) => {
+                if let Some(call) = begin(on, &mut model)? {
+                    end(on, call, class, &mut model);
+                }
+            }
+            Step::Good(on, n) => {
+                for _ in 0..n {
+                    if let Some(call) = begin(on, &mut model)? {
+                        end(on, call, Class::Success, &mut model);
+                    }
+                    adopt(&core, &mut model, base)?;
+                }
+            }
+            Step::Look(on, which) => {
+                let at = which.index(flying.len());
+                let call = &mut flying[at];
+                let after = core.slow_after();
+                let is_slow = after.is_some_and(|after| model.now - call.model.started >= after);
+                if is_slow && call.mark.is_none() && call.heard {
+                    let (shared, ticket, now) = (core.clone(), call.ticket, base + model.now);
+                    match crew.run(on, move || shared.slow_in_flight(ticket, now)) {
+                        InFlight::Unknown => prop_assert!(false, "there is a threshold"),
+                        InFlight::Counted(mark) => call.mark = Some(mark),
+                        InFlight::Settled => call.heard = false,
+                    }
+                    let known = model.end(call.model, Class::Success, true);
+                    call.model.slow = known;
+                }
+            }
+            Step::Advance(by) => model.now += by,
+            Step::Mode(mode) => {
+                core.set_mode(mode, base + model.now);
+                model.set_mode(mode);
+            }
+            Step::Reset => {
+                core.reset(base + model.now);
+                model.forget();
+                model.openings = 0;
+                model.go(Phase::Closed);
+            }
+            Step::Check => {
+                let snapshot = core.snapshot(base + model.now);
+                prop_assert_eq!(snapshot.totals, model.totals);
+                let inside = model.inside();
+                let counts = snapshot.counts;
+                prop_assert_eq!(counts.calls, inside.len() as u64);
+                prop_assert_eq!(counts.failures, inside.iter().filter(|call| call.failed).count() as u64);
+                prop_assert_eq!(counts.slow, inside.iter().filter(|call| call.slow).count() as u64);
+                prop_assert_eq!(counts.consecutive_failures, model.in_a_row() as u64);
+                if let (Phase::Recovering { share, .. }, true) = (&model.phase, model.decides()) {
+                    prop_assert_eq!(snapshot.share, *share);
+                }
+            }
+        }
+        adopt(&core, &mut model, base)?;
+    }
+    Ok(())
+}
+
+/// The states agree; a wait that was drawn lies where it may, and is the model's from now on.
+fn adopt(core: &Core, model: &mut Model, base: Instant) -> Result<(), TestCaseError> {
+    let now = base + model.now;
+    if let Some((shortest, longest)) = model.drawn.take() {
+        if model.decides() {
+            let until = core.retry_at(now);
+            prop_assert!(until.is_some(), "the breaker did not open");
+            let until = until.unwrap() - base;
+            let wait = until - model.now;
+            prop_assert!(wait >= shortest && wait <= longest, "{wait:?} of {longest:?}");
+            model.phase = Phase::Open(until);
+        }
+    }
+    prop_assert_eq!(core.state(now), model.state());
+    Ok(())
+}
+
+#[test]
+fn the_breaker_agrees_with_a_model_that_keeps_every_call() {
+    let crew = Crew::new();
+    holds((configs(), steps()), |(config, steps)| breaker_agrees(&crew, &config, steps, Mutant::None))
+        .unwrap();
+}
+
+#[test]
+fn the_breaker_suite_catches_every_twin() {
+    let crew = Crew::new();
+    for mutant in MUTANTS {
+        let caught =
+            is_caught((configs(), steps()), |(config, steps)| breaker_agrees(&crew, &config, steps, mutant));
+        assert!(caught, "{mutant:?}");
+    }
+}
