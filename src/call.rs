@@ -313,6 +313,7 @@ impl<'w> Cx<'_, 'w> {
     ///
     /// While the call's timer is armed for an earlier instant and has not fired, the answer costs no
     /// clock read.
+    #[inline]
     pub(crate) fn reached(&mut self, at: Instant) -> bool {
         let armed_before =
             self.timer.is_some_and(|timer| timer.deadline().into_std() <= at && !timer.is_elapsed());
@@ -324,6 +325,7 @@ impl<'w> Cx<'_, 'w> {
     }
 
     /// The waker of the task that polls this call.
+    #[inline]
     pub(crate) fn task(&mut self) -> &mut Context<'w> {
         self.task
     }

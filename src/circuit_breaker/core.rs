@@ -268,29 +268,40 @@ impl Core {
             let lasted = end.saturating_duration_since(started);
             self.slow_after().is_some_and(|after| lasted >= after)
         });
-        let word = self.hot.word.load(Acquire);
-        if word >> FLAGS == ticket {
-            let calm = word & ((1 << FLAGS) - 1);
-            if class == Class::Success && calm == FAST && !slow {
-                if let Some((_, slot)) = self.slots.mine() {
-                    let good = slot.good.load(Relaxed);
-                    let width = self.hot.width.load(Relaxed);
-                    let in_its_bucket = width == 0 || {
-                        let at = self.nanos(*end.get_or_insert_with(&mut now));
-                        at.wrapping_sub(slot.from.load(Relaxed)) < width
-                    };
-                    if in_its_bucket && good >> 48 == ticket & 0xffff && good & COUNT < COUNT {
-                        slot.good.store(good + 1, Release);
-                        return;
-                    }
+        match class {
+            Class::Success if !slow && self.counts(ticket, || *end.get_or_insert_with(&mut now)) => return,
+            Class::Ignored => {
+                let word = self.hot.word.load(Acquire);
+                if word >> FLAGS == ticket && word & ((1 << FLAGS) - 1) <= ARMED {
+                    bump(self.rest(), |rest| &rest.neutral);
+                    return;
                 }
-            } else if class == Class::Ignored && calm <= ARMED {
-                bump(self.rest(), |rest| &rest.neutral);
-                return;
             }
+            _ => {}
         }
         let report = Report { class, slow };
         self.report(ticket, report, end.unwrap_or_else(now));
+    }
+
+    /// Counts a good result without the lock, if nothing depends on it.
+    #[inline]
+    fn counts(&self, ticket: u64, now: impl FnOnce() -> Instant) -> bool {
+        if self.hot.word.load(Acquire) != (ticket << FLAGS | FAST) {
+            return false;
+        }
+        let Some((_, slot)) = self.slots.mine() else {
+            return false;
+        };
+        let good = slot.good.load(Relaxed);
+        let width = self.hot.width.load(Relaxed);
+        if width != 0 && self.nanos(now()).wrapping_sub(slot.from.load(Relaxed)) >= width {
+            return false;
+        }
+        let counts = good >> 48 == ticket & 0xffff && good & COUNT < COUNT;
+        if counts {
+            slot.good.store(good + 1, Release);
+        }
+        counts
     }
 
     #[cold]
