@@ -71,7 +71,7 @@ fn each_policy(c: &mut Criterion) -> Result<(), ConfigError> {
     group.bench_function("bulkhead", |b| b.iter(|| run(bulkhead.call(ready))));
     let breaker = CircuitBreaker::config().count_window(100).build()?;
     group.bench_function("breaker, count window", |b| b.iter(|| run(breaker.call(ready))));
-    let breaker = CircuitBreaker::config().time_window(Duration::from_secs(10)).build()?;
+    let breaker = CircuitBreaker::config().time_window(Duration::from_secs(10), 10).build()?;
     group.bench_function("breaker, time window", |b| b.iter(|| run(breaker.call(ready))));
     group.finish();
 
