@@ -26,7 +26,7 @@
 //! | What happens to calls of a key that was evicted? | They finish with the policy they began with. The key's next call finds a new one. |
 //! | What does the name say? | `name[key]`; metrics use the part before the bracket, so their labels stay few. |
 //! | Reconfiguration | [`Keyed::reconfigure`] changes every key's policy and keeps its evidence, and applies to keys to come. Of a bulkhead that exists it changes the limit alone. |
-//! | In a stack | [`Keyed::by`] picks the policy by the request. It keeps the name and the listeners of its settings, and does not take over the stack's. |
+//! | In a stack | `.policy(keyed.by(key))` picks the policy by the request, see [`Keyed::by`]. It keeps the name and the listeners of its settings, and does not take over the stack's. |
 //!
 //! # Sharing
 //!
