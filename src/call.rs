@@ -96,10 +96,18 @@ pub trait Operation {
 pub enum End {
     /// The caller dropped it.
     Cancelled,
-    /// A timeout or deadline of the same stack gave it up.
+    /// A timeout or deadline of the same stack gave it up after the operation was started.
     TimedOut,
     /// The operation panicked.
     Panicked,
+}
+
+impl End {
+    /// Given up by a timeout or deadline. What was never started, a call in a queue for instance, says nothing about
+    /// the operation.
+    pub(crate) fn given_up(started: bool) -> Self {
+        if started { End::TimedOut } else { End::Cancelled }
+    }
 }
 
 /// A list of policies around operations on `R` that return `Result<T, E>`: `()`, or a policy and the list
@@ -305,6 +313,7 @@ impl<'w> Cx<'_, 'w> {
     ///
     /// While the call's timer is armed for an earlier instant and has not fired, the answer costs no
     /// clock read.
+    #[inline]
     pub(crate) fn reached(&mut self, at: Instant) -> bool {
         let armed_before =
             self.timer.is_some_and(|timer| timer.deadline().into_std() <= at && !timer.is_elapsed());
@@ -316,6 +325,7 @@ impl<'w> Cx<'_, 'w> {
     }
 
     /// The waker of the task that polls this call.
+    #[inline]
     pub(crate) fn task(&mut self) -> &mut Context<'w> {
         self.task
     }

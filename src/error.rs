@@ -2,6 +2,8 @@
 
 use std::{borrow::Borrow, error, fmt, ops::Deref, sync::Arc, time::Duration};
 
+use crate::time;
+
 /// The error of a protected call: either a policy [refused](Refused) it or the operation itself failed.
 ///
 /// However many policies are stacked, there is one level: a refusal by the innermost policy and
@@ -101,19 +103,26 @@ impl<E: error::Error + 'static> error::Error for Error<E> {
 pub struct Refused {
     kind: Kind,
     name: Name,
-    retry_after: Option<Duration>,
+    /// In nanoseconds, or [`NO_HINT`]: every call's result has room for a refusal, so it is kept small.
+    retry_after: u64,
     started: bool,
 }
 
+/// What stands where nobody knows when to try again.
+const NO_HINT: u64 = u64::MAX;
+
 impl Refused {
     /// A refusal before the operation was started.
+    #[inline]
     pub(crate) fn unstarted(kind: Kind, name: &Name, retry_after: Option<Duration>) -> Self {
+        let retry_after = retry_after.map_or(NO_HINT, |wait| time::nanos(wait).min(NO_HINT - 1));
         Refused { kind, name: name.clone(), retry_after, started: false }
     }
 
     /// A refusal that gives up on a call whose operation was started, or not.
+    #[inline]
     pub(crate) fn ended(kind: Kind, name: &Name, started: bool) -> Self {
-        Refused { kind, name: name.clone(), retry_after: None, started }
+        Refused { kind, name: name.clone(), retry_after: NO_HINT, started }
     }
 
     /// The same refusal of a call whose operation may have begun in an earlier attempt.
@@ -139,7 +148,7 @@ impl Refused {
 
     /// When another try has a chance, where the policy knows: an open breaker's remaining wait.
     pub fn retry_after(&self) -> Option<Duration> {
-        self.retry_after
+        (self.retry_after != NO_HINT).then(|| Duration::from_nanos(self.retry_after))
     }
 
     /// Whether the operation may have begun.
@@ -155,7 +164,7 @@ impl Refused {
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.name, self.kind)?;
-        match self.retry_after {
+        match self.retry_after() {
             Some(wait) => write!(f, ", retry after {wait:?}"),
             None => Ok(()),
         }
@@ -214,8 +223,8 @@ pub struct Name(Text);
 enum Text {
     Static(&'static str),
     Shared(Arc<str>),
-    /// `base[key]`, and where the base ends.
-    Keyed(Arc<str>, usize),
+    /// `base[key]`, and where the base ends: 32 bits, which keep a refusal small.
+    Keyed(Arc<str>, u32),
 }
 
 impl Name {
@@ -226,13 +235,14 @@ impl Name {
 
     /// The name of the policy for one key: `base[key]`.
     pub(crate) fn keyed(base: &str, key: &dyn fmt::Display) -> Self {
-        Name(Text::Keyed(format!("{base}[{key}]").into(), base.len()))
+        let end = u32::try_from(base.len()).unwrap_or(u32::MAX);
+        Name(Text::Keyed(format!("{base}[{key}]").into(), end))
     }
 
     /// The name without the key of a [`Keyed`](crate::Keyed) policy.
     pub fn base(&self) -> &str {
         match &self.0 {
-            Text::Keyed(name, end) => &name[..*end],
+            Text::Keyed(name, end) => name.get(..*end as usize).unwrap_or(name),
             _ => self,
         }
     }
@@ -240,7 +250,7 @@ impl Name {
     /// The key, for a policy out of a [`Keyed`](crate::Keyed).
     pub fn key(&self) -> Option<&str> {
         match &self.0 {
-            Text::Keyed(name, end) => name.get(end + 1..name.len() - 1),
+            Text::Keyed(name, end) => name.get(*end as usize + 1..name.len() - 1),
             _ => None,
         }
     }

@@ -24,7 +24,7 @@ impl<T> Slots<T> {
     #[inline]
     pub(crate) fn mine(&self) -> Option<(usize, &T)> {
         let index = index::get();
-        self.0.get(index).map(|slot| (index, &slot.0))
+        if index < self.0.len() { Some((index, &self.0[index].0)) } else { None }
     }
 
     /// All slots, in the order of their indexes.

@@ -6,12 +6,14 @@
 use std::time::{Duration, Instant};
 
 /// The present. Costs one read of the monotonic clock.
+#[inline]
 #[allow(clippy::disallowed_methods)]
 pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
 /// `at + by`, or an instant too far away to matter when the sum does not exist.
+#[inline]
 pub(crate) fn later(at: Instant, by: Duration) -> Instant {
     // Thirty years: what tokio's timer uses for "far in the future", and what every platform's
     // `Instant` can hold.

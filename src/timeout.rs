@@ -160,9 +160,10 @@ where
                 *this.running.insert(clock)
             }
         };
-        if let Poll::Ready(outcome) = inner.poll(this.inner.as_mut(), op.as_mut(), cx) {
+        let polled = inner.poll(this.inner.as_mut(), op.as_mut(), cx);
+        if polled.is_ready() {
             *this.running = None;
-            return Poll::Ready(outcome);
+            return polled;
         }
         let until = match clock {
             Clock::Until(until) => until,
@@ -173,7 +174,7 @@ where
             return Poll::Pending;
         }
         *this.running = None;
-        inner.end(this.inner, op, End::TimedOut);
+        inner.end(this.inner, op, End::given_up(cx.started));
         Poll::Ready(Err(self.id.refuse(Refused::ended(Kind::TimedOut, self.id.name(), cx.started))))
     }
 

@@ -44,29 +44,36 @@ impl Bulkhead {
     /// Moves from any seat towards `Holding`.
     #[inline]
     fn sit(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> Poll<Result<(), Refused>> {
+        if self.sits(seat, cx) { Poll::Ready(Ok(())) } else { self.sit_later(seat, cx) }
+    }
+
+    /// Whether the seat is held, or a permit is free.
+    #[inline]
+    fn sits(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> bool {
         match *seat {
-            Seat::Holding => Poll::Ready(Ok(())),
-            Seat::None => {
-                // The policies outside have read the clock for it; if not, the deadline came from around the call.
-                if cx.deadline.is_some_and(|deadline| cx.now() >= deadline) {
-                    return self.no_seat(Kind::DeadlineExceeded, cx);
-                }
-                if self.take() {
-                    *seat = Seat::Holding;
-                    return Poll::Ready(Ok(()));
-                }
-                self.queue_up(seat, cx)
+            Seat::Holding => true,
+            Seat::None if !is_late(cx) && self.take() => {
+                *seat = Seat::Holding;
+                true
             }
-            Seat::Waiting { ticket, until } => self.wait(seat, ticket, until, cx),
+            _ => false,
         }
     }
 
+    /// For a call that was not given a permit at once.
     #[cold]
+    fn sit_later(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> Poll<Result<(), Refused>> {
+        match *seat {
+            Seat::Waiting { ticket, until } => self.wait(seat, ticket, until, cx),
+            _ if is_late(cx) => self.no_seat(Kind::DeadlineExceeded, cx),
+            _ => self.queue_up(seat, cx),
+        }
+    }
+
     fn no_seat(&self, kind: Kind, cx: &Cx<'_, '_>) -> Poll<Result<(), Refused>> {
         Poll::Ready(Err(self.refuse(kind, cx.started)))
     }
 
-    #[cold]
     fn queue_up(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> Poll<Result<(), Refused>> {
         let Some((shared, queue)) = self.queue().filter(|(shared, _)| !shared.is_full()) else {
             return self.no_seat(Kind::BulkheadFull, cx);
@@ -89,7 +96,6 @@ impl Bulkhead {
         }
     }
 
-    #[cold]
     fn wait(
         &self,
         seat: &mut Seat,
@@ -113,7 +119,7 @@ impl Bulkhead {
             Asked::Granted => {
                 *seat = Seat::Holding;
                 // A permit that comes at the end of the wait is used, one that comes after the deadline is not.
-                if cx.deadline.is_some_and(|deadline| cx.now() >= deadline) {
+                if is_late(cx) {
                     self.stand_up(seat);
                     return self.no_seat(Kind::DeadlineExceeded, cx);
                 }
@@ -137,6 +143,13 @@ impl Bulkhead {
     }
 }
 
+/// Whether the deadline has passed. The policies outside have read the clock for it; if not, the deadline came from
+/// around the call.
+#[inline]
+fn is_late(cx: &mut Cx<'_, '_>) -> bool {
+    cx.deadline.is_some_and(|deadline| cx.now() >= deadline)
+}
+
 impl<R, T, E, I: Run<R, T, E>> Guard<R, T, E, I> for Bulkhead {
     type State = State<I::State>;
 
@@ -157,7 +170,8 @@ impl<R, T, E, I: Run<R, T, E>> Guard<R, T, E, I> for Bulkhead {
         }
         let polled = inner.poll(this.inner, op, cx);
         if polled.is_ready() {
-            self.stand_up(this.seat);
+            *this.seat = Seat::None;
+            self.give_back();
         }
         polled
     }

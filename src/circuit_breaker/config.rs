@@ -4,8 +4,7 @@ use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use super::{CircuitBreaker, Class, Snapshot, machine::Rules, window::Shape};
 use crate::{
-    call::Outcome,
-    error::{ConfigError, Name},
+    error::{ConfigError, Name, Refused},
     event::{Identity, Observer},
     limit::not_zero,
     time,
@@ -575,16 +574,9 @@ impl<F: Fn(&E) -> Class, T, E> Classify<T, E> for ErrorClassifier<F, E> {
     }
 }
 
-/// What an outcome means: the operation's own result by `classify`, a refusal from a policy inside by what it says about
-/// the operation.
-#[inline]
-pub(super) fn class_of<T, E>(classify: &impl Classify<T, E>, outcome: &Outcome<T, E>) -> Class {
-    match outcome {
-        Ok(result) => classify.classify(result),
-        // The operation was started and brought nothing: by hanging, or by failing before an attempt of a retry
-        // inside was refused.
-        Err(refused) if refused.was_started() => Class::Failure,
-        // A refusal of our own says nothing about the dependency.
-        Err(_) => Class::Ignored,
-    }
+/// What a refusal by a policy inside means, by what it says about the operation.
+pub(super) fn class_of_refusal(refused: &Refused) -> Class {
+    // The operation was started and brought nothing: by hanging, or by failing before an attempt of a retry inside
+    // was refused. Otherwise a refusal of our own says nothing about the dependency.
+    if refused.was_started() { Class::Failure } else { Class::Ignored }
 }

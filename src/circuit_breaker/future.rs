@@ -4,7 +4,7 @@ use std::{pin::Pin, task::Poll, time::Instant};
 
 use pin_project::pin_project;
 
-use super::{CircuitBreaker, Class, Classify, config::class_of, machine::InFlight, window::Mark};
+use super::{CircuitBreaker, Class, Classify, config::class_of_refusal, machine::InFlight, window::Mark};
 use crate::{
     call::{Cx, End, Guard, Operation, Outcome, Run},
     time,
@@ -95,10 +95,14 @@ where
             *this.held = Held::Ticket { ticket, started: self.core.slow_after().map(|_| cx.now()) };
         }
         match inner.poll(this.inner, op, cx) {
-            Poll::Ready(outcome) => {
-                let class = class_of(&*self.classify, &outcome);
+            Poll::Ready(Ok(result)) => {
+                let class = self.classify.classify(&result);
                 self.settle(this.held, class, || cx.now());
-                Poll::Ready(outcome)
+                Poll::Ready(Ok(result))
+            }
+            Poll::Ready(Err(refused)) => {
+                self.settle(this.held, class_of_refusal(&refused), || cx.now());
+                Poll::Ready(Err(refused))
             }
             Poll::Pending => {
                 self.look_at_the_clock(this.held, cx);

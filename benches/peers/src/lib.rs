@@ -19,6 +19,7 @@ pub mod worker;
 mod failsafe_rows;
 mod floors;
 mod hand_composed;
+mod mainstay_rows;
 mod recloser_rows;
 mod retry_rows;
 mod seatbelt_rows;
@@ -30,6 +31,7 @@ mod tower_rows;
 pub fn rows() -> Vec<row::Row> {
     let mut rows = row::Rows::default();
     floors::rows(&mut rows);
+    mainstay_rows::rows(&mut rows);
     tokio_rows::rows(&mut rows);
     failsafe_rows::rows(&mut rows);
     recloser_rows::rows(&mut rows);
