@@ -13,6 +13,7 @@ use crate::error::{Kind, Name, Refused};
 #[non_exhaustive]
 pub enum Event<'a> {
     /// A circuit breaker changed its state.
+    #[non_exhaustive]
     Transition {
         /// The breaker.
         name: &'a Name,
@@ -24,6 +25,7 @@ pub enum Event<'a> {
         counts: Counts,
     },
     /// A policy ended a call.
+    #[non_exhaustive]
     Refused {
         /// What the caller is told.
         refused: &'a Refused,
@@ -31,6 +33,7 @@ pub enum Event<'a> {
         observed: bool,
     },
     /// A retry will start another attempt.
+    #[non_exhaustive]
     Retried {
         /// The retry.
         name: &'a Name,
@@ -40,6 +43,7 @@ pub enum Event<'a> {
         delay: Duration,
     },
     /// A retry would have gone on but was not allowed to.
+    #[non_exhaustive]
     GaveUp {
         /// The retry.
         name: &'a Name,
@@ -49,6 +53,7 @@ pub enum Event<'a> {
         why: GaveUp,
     },
     /// A fallback answered in place of the operation.
+    #[non_exhaustive]
     FellBack {
         /// The fallback.
         name: &'a Name,

@@ -65,7 +65,7 @@ async fn observe_only_reports_what_it_would_refuse_and_refuses_nothing() {
         .observe({
             let seen = observed.clone();
             move |event: &Event<'_>| {
-                if let Event::Refused { observed: true, refused } = event {
+                if let Event::Refused { observed: true, refused, .. } = event {
                     assert_eq!(refused.kind(), Kind::CircuitOpen);
                     seen.fetch_add(1, Relaxed);
                 }

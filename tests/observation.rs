@@ -29,7 +29,7 @@ impl Log {
         let log = self.clone();
         move |event: &Event<'_>| {
             let line = match event {
-                Event::Transition { name, from, to, counts } => format!(
+                Event::Transition { name, from, to, counts, .. } => format!(
                     "{name}: {} to {}, {} of {} failed, {} slow, {} in a row",
                     from.as_str(),
                     to.as_str(),
@@ -38,16 +38,16 @@ impl Log {
                     counts.slow,
                     counts.consecutive_failures
                 ),
-                Event::Refused { refused, observed } => {
+                Event::Refused { refused, observed, .. } => {
                     format!("{refused}, started {}, observed {observed}", refused.was_started())
                 }
-                Event::Retried { name, attempt, delay } => {
+                Event::Retried { name, attempt, delay, .. } => {
                     format!("{name}: retried {attempt} after {delay:?}")
                 }
-                Event::GaveUp { name, attempts, why } => {
+                Event::GaveUp { name, attempts, why, .. } => {
                     format!("{name}: gave up after {attempts}: {}", why.as_str())
                 }
-                Event::FellBack { name, instead_of } => format!("{name}: fell back from {instead_of:?}"),
+                Event::FellBack { name, instead_of, .. } => format!("{name}: fell back from {instead_of:?}"),
                 other => format!("{other:?}"),
             };
             log.0.lock().unwrap().push(line);

@@ -25,7 +25,7 @@ use crate::{
 ///     r#"{ "limit": 20, "queue": { "length": 10, "max_wait": "100ms" }, "name": "payments" }"#,
 /// )?;
 /// let bulkhead = config.build().expect("was checked when it was read");
-/// # assert_eq!((bulkhead.limit(), &**bulkhead.name()), (20, "payments"));
+/// # assert_eq!((bulkhead.limit(), bulkhead.name()), (20, "payments"));
 /// # }
 /// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```

@@ -127,7 +127,7 @@ impl Bulkhead {
     }
 
     /// The name that appears in events, metrics and errors.
-    pub fn name(&self) -> &Name {
+    pub fn name(&self) -> &str {
         self.0.id.name()
     }
 
@@ -148,7 +148,7 @@ impl Bulkhead {
 
     /// All numbers, of one instant. Takes the lock: meant for dashboards, not for each call.
     pub fn snapshot(&self) -> Snapshot {
-        let name = self.name().clone();
+        let name = self.0.id.name().clone();
         match &self.0.permits {
             Permits::Own { shared, queue } => {
                 let usage = shared.usage();

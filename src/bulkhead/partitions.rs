@@ -80,7 +80,7 @@ impl Partitions {
 
     /// The partition `name`.
     pub fn get(&self, name: &str) -> Option<&Bulkhead> {
-        self.iter().find(|part| &**part.name() == name)
+        self.iter().find(|part| part.name() == name)
     }
 
     /// All partitions, in the order in which they were given.

@@ -117,6 +117,11 @@ impl Retry {
 }
 
 impl<W, C> Retry<W, C> {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.0.id.name()
+    }
+
     fn new(config: Config<W, C>, budget: Option<Budget>) -> Self {
         let rules = config.plain.rules();
         Retry(Arc::new(Shared {
