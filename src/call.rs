@@ -96,10 +96,18 @@ pub trait Operation {
 pub enum End {
     /// The caller dropped it.
     Cancelled,
-    /// A timeout or deadline of the same stack gave it up.
+    /// A timeout or deadline of the same stack gave it up after the operation was started.
     TimedOut,
     /// The operation panicked.
     Panicked,
+}
+
+impl End {
+    /// Given up by a timeout or deadline. What was never started, a call in a queue for instance, says nothing about
+    /// the operation.
+    pub(crate) fn given_up(started: bool) -> Self {
+        if started { End::TimedOut } else { End::Cancelled }
+    }
 }
 
 /// A list of policies around operations on `R` that return `Result<T, E>`: `()`, or a policy and the list

@@ -233,7 +233,7 @@ where
             return Poll::Pending;
         }
         *this.until = None;
-        inner.end(this.inner, op, End::TimedOut);
+        inner.end(this.inner, op, End::given_up(cx.started));
         Poll::Ready(Err(self.id.refuse(Refused::ended(Kind::DeadlineExceeded, self.id.name(), cx.started))))
     }
 

@@ -63,6 +63,16 @@ impl<E> Error<E> {
     }
 }
 
+impl<E> Error<Error<E>> {
+    /// One level instead of two, for a protected call made inside another.
+    pub fn flatten(self) -> Error<E> {
+        match self {
+            Error::Refused(refused) => Error::Refused(refused),
+            Error::Inner(error) => error,
+        }
+    }
+}
+
 impl<E> From<Refused> for Error<E> {
     fn from(refused: Refused) -> Self {
         Error::Refused(refused)

@@ -29,11 +29,14 @@ use crate::{
 /// [set](Fallback::limit).
 pub const DEFAULT_LIMIT: usize = 100;
 
+type Predicate<E> = Arc<dyn Fn(&Error<E>) -> bool + Send + Sync>;
+type Mark<T> = Arc<dyn Fn(&mut T) + Send + Sync>;
+
 /// Answers in place of an operation that was refused or failed; see the [module](self).
 pub struct Fallback<H, T, E> {
     handler: H,
-    when: Option<Arc<dyn Fn(&Error<E>) -> bool + Send + Sync>>,
-    mark: Option<Arc<dyn Fn(&mut T) + Send + Sync>>,
+    when: Option<Predicate<E>>,
+    mark: Option<Mark<T>>,
     limit: usize,
     running: Arc<AtomicUsize>,
     id: Arc<Identity>,

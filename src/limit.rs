@@ -11,8 +11,14 @@ pub trait Limit<R>: Clone {
 }
 
 /// The same limit for every call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Fixed(pub(crate) Duration);
+
+impl fmt::Debug for Fixed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 impl<R> Limit<R> for Fixed {
     #[inline]

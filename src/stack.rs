@@ -48,7 +48,8 @@ pub fn stack(name: impl Into<Name>) -> Builder<()> {
 /// A stack of policies: calls operations through them, and is a tower `Layer` that does.
 ///
 /// `L` is a nested pair: `(CircuitBreaker, (Timeout, ()))` is a breaker around a timeout. A stack without closures has a
-/// type that can be written down; [`boxed`](Stack::boxed) gives one type for all the others.
+/// type that can be written down, [`Stack!`](macro@crate::Stack) is short for it; [`boxed`](Stack::boxed) gives one type for
+/// all the others.
 ///
 /// Cloning shares everything: permits, windows, budgets.
 pub struct Stack<L> {
@@ -56,8 +57,24 @@ pub struct Stack<L> {
     list: Arc<L>,
 }
 
+/// The type of a stack of these policies, outermost first, for a struct or a signature.
+///
+/// ```
+/// use mainstay::{Bulkhead, CircuitBreaker, Stack, Timeout};
+///
+/// struct App {
+///     search: Stack![CircuitBreaker, Bulkhead, Timeout],
+/// }
+/// ```
+#[macro_export]
+macro_rules! Stack {
+    (@list) => { () };
+    (@list $outermost:ty $(, $inner:ty)*) => { ($outermost, $crate::Stack!(@list $($inner),*)) };
+    ($($policy:ty),* $(,)?) => { $crate::Stack<$crate::Stack!(@list $($policy),*)> };
+}
+
 /// The stack that [`recommended`] builds.
-pub type Recommended = Stack<(Deadline, (CircuitBreaker, (Retry, (Bulkhead, (Timeout, ())))))>;
+pub type Recommended = Stack![Deadline, CircuitBreaker, Retry, Bulkhead, Timeout];
 
 /// The recommended stack: a deadline for the whole call, a circuit breaker that counts calls, a retry with a
 /// success-funded budget, a bulkhead of `concurrency` attempts, and a timeout of `attempt` for each.
@@ -478,11 +495,11 @@ macro_rules! callable {
         impl<$($generic),*> $policy {
             /// Calls `operation` through this policy alone; see [`Stack::call`](crate::Stack::call).
             #[inline]
-            pub fn call<'a, Op, Fut, Out, Err>(
-                &'a self,
+            pub fn call<Op, Fut, Out, Err>(
+                &self,
                 mut operation: Op,
             ) -> $crate::call::Call<
-                (&'a Self, ()),
+                (&Self, ()),
                 impl $crate::call::Operation<Request = (), Output = Out, Error = Err> + use<Op, Fut, Out, Err, $($generic),*>,
                 $crate::call::Flat,
             >

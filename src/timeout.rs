@@ -174,7 +174,7 @@ where
             return Poll::Pending;
         }
         *this.running = None;
-        inner.end(this.inner, op, End::TimedOut);
+        inner.end(this.inner, op, End::given_up(cx.started));
         Poll::Ready(Err(self.id.refuse(Refused::ended(Kind::TimedOut, self.id.name(), cx.started))))
     }
 

@@ -1,5 +1,5 @@
 //! What can be sent to other threads, shared between them, and moved: every public handle, stack and future.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::disallowed_methods)] // Time is measured from outside.
 
 use std::{
     cell::Cell,

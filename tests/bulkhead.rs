@@ -494,7 +494,7 @@ fn settings_in_a_file_are_checked_like_those_in_code() {
         (r#"{"limit": 0}"#, "bulkhead.limit"),
         (r#"{"limit": 3, "queue": {"length": 0, "max_wait": "1s"}}"#, "bulkhead.queue.length"),
         (r#"{"limit": 3, "queue": {"length": 2, "max_wait": "0s"}}"#, "bulkhead.queue.max_wait"),
-        (r#"{"limit": 3, "queue": {"length": 2, "max_wait": "soon"}}"#, "not a duration"),
+        (r#"{"limit": 3, "queue": {"length": 2, "max_wait": "soon"}}"#, "expected a duration with its unit"),
         (r#"{"limit": 3, "permits": 3}"#, "unknown field"),
         (r#"{"limit": 3, "queue": {"length": 2, "max_wait": "1s", "order": 1}}"#, "unknown field"),
         (r#"{}"#, "missing field"),

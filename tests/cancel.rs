@@ -1,5 +1,5 @@
 //! Every call dropped at every await point: whatever it held is free again, and nothing was counted.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::disallowed_methods, clippy::type_complexity)]
 
 use std::{
     cell::Cell,
@@ -112,7 +112,9 @@ enum Setup {
     /// The breaker has one probe to give.
     HalfOpen,
     /// All permits are taken, and given back before this poll if there is one.
-    Queue { until: Option<usize> },
+    Queue {
+        until: Option<usize>,
+    },
 }
 
 const SETUPS: [Setup; 4] =
@@ -297,7 +299,7 @@ exact! {
     timeout_alone: |w, op| w.timeout.call(|| op.start()).await;
     deadline_alone: |w, op| w.deadline.call(|| op.start()).await;
     fallback_alone: |w, op| w.fallback.call(|| op.start()).await;
-    within: |w, op| deadline::within(std::time::Instant::now(), w.breaker.call(|| op.start())).await;
+    within: |w, op| deadline::within(tokio::time::Instant::now().into_std(), w.breaker.call(|| op.start())).await;
     full_stack: |w, op| full(w).call(|| op.start()).await;
     full_stack_marked: |w, op| full(w).call_marked(|| op.start()).await;
     full_stack_told_of_the_attempt: |w, op| full(w).call_with(|_| op.start()).await;
@@ -326,10 +328,14 @@ exact! {
 /// All six, with the world's own state.
 fn full(
     w: &World,
-) -> mainstay::Stack<(
+) -> mainstay::Stack![
     Fallback<Handler, u32, &'static str>,
-    (Deadline, (CircuitBreaker, (Retry, (Bulkhead, (Timeout, ()))))),
-)> {
+    Deadline,
+    CircuitBreaker,
+    Retry,
+    Bulkhead,
+    Timeout
+] {
     mainstay::stack("full")
         .fallback_with(w.fallback.clone())
         .deadline(w.deadline.clone())
@@ -341,7 +347,7 @@ fn full(
         .unwrap()
 }
 
-fn bare(w: &World) -> mainstay::Stack<(Deadline, (CircuitBreaker, (Retry, (Bulkhead, (Timeout, ())))))> {
+fn bare(w: &World) -> mainstay::Stack![Deadline, CircuitBreaker, Retry, Bulkhead, Timeout] {
     mainstay::stack("bare")
         .deadline(w.deadline.clone())
         .circuit_breaker(w.breaker.clone())

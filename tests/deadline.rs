@@ -1,5 +1,5 @@
 //! Deadlines: nested, readable inside, and nothing begins that cannot finish.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::disallowed_methods, clippy::type_complexity)]
 
 use std::{
     cell::Cell,
@@ -233,7 +233,11 @@ async fn a_wait_in_a_queue_ends_with_it() {
     assert_eq!((refused.kind(), refused.was_started()), (Kind::DeadlineExceeded, false));
     assert_eq!((now() - begin, bulkhead.waiting()), (100 * MS, 0));
     let totals = breaker.snapshot().totals;
-    assert_eq!((totals.failed, totals.neutral), (0, 1), "waiting for ourselves is not the dependency's failure");
+    assert_eq!(
+        (totals.failed, totals.neutral),
+        (0, 1),
+        "waiting for ourselves is not the dependency's failure"
+    );
 
     // A permit that is free when the deadline has passed is not used.
     let mut call = Box::pin(stack.call(|| ready(Answer::Ok(1))));
@@ -271,8 +275,7 @@ async fn a_result_that_is_ready_wins() {
 async fn a_hung_dependency_trips_the_breaker_of_the_same_stack() {
     let breaker =
         CircuitBreaker::config().count_window(10).minimum_calls(3).immediate_close().seed(1).build().unwrap();
-    let stack =
-        mainstay::stack("hung").deadline(100 * MS).circuit_breaker(breaker.clone()).build().unwrap();
+    let stack = mainstay::stack("hung").deadline(100 * MS).circuit_breaker(breaker.clone()).build().unwrap();
     for call in 1..=3 {
         assert_eq!(breaker.state(), State::Closed, "before call {call}");
         let refused = refusal(stack.call(pending::<Answer>).await);
@@ -294,7 +297,11 @@ async fn a_breaker_outside_counts_it_if_the_operation_was_started() {
     advance(MS).await;
     refusal(deadline::within(past, stack.call(|| ready(Answer::Ok(1)))).await);
     let totals = breaker.snapshot().totals;
-    assert_eq!((totals.failed, totals.neutral), (1, 1), "refused unstarted says nothing about the dependency");
+    assert_eq!(
+        (totals.failed, totals.neutral),
+        (1, 1),
+        "refused unstarted says nothing about the dependency"
+    );
 }
 
 #[tokio::test(start_paused = true)]

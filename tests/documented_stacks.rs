@@ -1,6 +1,6 @@
 //! Every stack that the README and the pages in `docs/` show is built here and called, in both forms.
 #![cfg(feature = "tower")]
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::disallowed_methods)] // Time is measured from outside.
 
 mod support;
 
@@ -157,7 +157,7 @@ async fn the_readmes_tower_stack() {
 #[tokio::test(start_paused = true)]
 async fn the_readmes_ways_to_keep_a_stack() {
     struct App {
-        search: Stack<(CircuitBreaker, (Bulkhead, (Timeout, ())))>,
+        search: Stack![CircuitBreaker, Bulkhead, Timeout],
     }
     let app = App {
         search: mainstay::stack("search")

@@ -5,15 +5,14 @@ use std::{
     collections::HashSet,
     future::{pending, ready},
     sync::{
-        Arc, Barrier,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use mainstay::{
-    Bulkhead, CircuitBreaker, ConfigError, Keyed, Kind, Registry, circuit_breaker,
-    circuit_breaker::State,
+    Bulkhead, CircuitBreaker, ConfigError, Keyed, Kind, Registry, circuit_breaker, circuit_breaker::State,
 };
 use tokio::time::advance;
 
@@ -56,11 +55,10 @@ async fn each_key_has_its_own_and_keeps_it() {
     assert_eq!(names(&breakers), set(&["a", "b"]));
     assert_eq!(breakers.clone().get("a").state(), State::Open, "clones share");
     let refused = breakers.get("a").try_acquire().unwrap_err();
-    assert_eq!((refused.name(), refused.full_name().base(), refused.full_name().key()), (
-        "hosts[a]",
-        "hosts",
-        Some("a")
-    ));
+    assert_eq!(
+        (refused.name(), refused.full_name().base(), refused.full_name().key()),
+        ("hosts[a]", "hosts", Some("a"))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -192,10 +190,10 @@ async fn a_stack_asks_for_the_key_of_each_call() {
         stack.call(|| ready(Err::<(), _>("down"))).await.unwrap_err();
     }
     let refused = stack.call(|| ready(Ok::<_, &str>(()))).await.unwrap_err();
-    assert_eq!(refused.refused().map(|refused| (refused.kind(), refused.name())), Some((
-        Kind::CircuitOpen,
-        "hosts[sick]"
-    )));
+    assert_eq!(
+        refused.refused().map(|refused| (refused.kind(), refused.name())),
+        Some((Kind::CircuitOpen, "hosts[sick]"))
+    );
     sick.store(false, Relaxed);
     assert_eq!(stack.call(|| ready(Ok::<_, &str>(()))).await, Ok(()));
     sick.store(true, Relaxed);
@@ -206,16 +204,22 @@ async fn a_stack_asks_for_the_key_of_each_call() {
 
 #[test]
 fn many_threads_get_one_policy_per_key() {
-    const THREADS: usize = 4;
-    const KEYS: usize = 50;
+    const THREADS: usize = 2;
+    const KEYS: usize = 2_000;
     let bulkheads = Keyed::<String, _>::new(KEYS, Bulkhead::config(THREADS)).unwrap();
-    let barrier = Barrier::new(THREADS);
+    let arrived = AtomicUsize::new(0);
     let taken: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
             .map(|_| {
                 scope.spawn(|| {
-                    barrier.wait();
-                    let take = |key: usize| bulkheads.get(&key.to_string()).try_acquire().unwrap().into_owned();
+                    // All ask for each key at the same time, when there is none yet.
+                    let take = |key: usize| {
+                        arrived.fetch_add(1, Relaxed);
+                        while arrived.load(Relaxed) < THREADS * (key + 1) {
+                            std::thread::yield_now();
+                        }
+                        bulkheads.get(&key.to_string()).try_acquire().unwrap().into_owned()
+                    };
                     (0..KEYS).map(take).collect::<Vec<_>>()
                 })
             })

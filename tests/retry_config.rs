@@ -24,7 +24,7 @@ fn an_empty_file_is_the_default() {
 fn every_setting_survives_a_round_trip() {
     let ms = Duration::from_millis;
     let config = Retry::sequence([ms(50), ms(1_500)])
-        .named("payments")
+        .name("payments")
         .factor(3.0)
         .cap(ms(2_000))
         .jitter(Jitter::Decorrelated)
@@ -71,7 +71,7 @@ fn a_file_is_checked_like_code_and_says_what_is_wrong() {
 
 #[test]
 fn a_snapshot_can_be_written() {
-    let retry = Retry::constant(Duration::ZERO).named("payments").build().unwrap();
+    let retry = Retry::constant(Duration::ZERO).name("payments").build().unwrap();
     let snapshot = to_value(retry.snapshot()).unwrap();
     assert_eq!(snapshot["name"], "payments");
     assert_eq!(snapshot["gave_up"]["budget"], 0);

@@ -1,5 +1,5 @@
 //! Timeouts: one attempt, dropped when it is given up; a result that is ready wins.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::disallowed_methods, clippy::type_complexity)]
 
 use std::{
     cell::Cell,
@@ -42,14 +42,16 @@ async fn it_ends_the_attempt_at_its_limit_and_drops_it() {
     }
     let (begin, dropped) = (now(), Cell::new(None));
     let timeout = of(100 * MS).named("slow");
-    let call = timeout.call(|| async {
+    let mut call = Box::pin(timeout.call(|| async {
         let _dropped = Dropped(&dropped);
         pending::<Answer>().await
-    });
-    let refused = refusal(call.await);
+    }));
+    let refused = refusal(call.as_mut().await);
     assert_eq!((refused.kind(), refused.name(), refused.was_started()), (Kind::TimedOut, "slow", true));
     assert_eq!(refused.retry_after(), None);
+    // The call itself still exists.
     assert_eq!((now(), dropped.get()), (begin + 100 * MS, Some(begin + 100 * MS)));
+    drop(call);
 }
 
 #[tokio::test(start_paused = true)]
@@ -102,6 +104,15 @@ async fn it_begins_when_the_attempt_does_and_anew_for_each() {
     let refused = refusal(stack.call(pending::<Answer>).await);
     assert_eq!(refused.kind(), Kind::TimedOut);
     assert_eq!(now() - begin, 320 * MS, "three attempts and two waits");
+
+    // Also after an attempt that answered.
+    let begin = now();
+    let slow_failure = || async {
+        sleep(60 * MS).await;
+        Answer::Err("down")
+    };
+    assert_eq!(stack.call(slow_failure).await, Err(Error::Inner("down")));
+    assert_eq!(now() - begin, 200 * MS, "three attempts and two waits");
 }
 
 #[tokio::test(start_paused = true)]
@@ -152,8 +163,7 @@ async fn the_shorter_of_timeout_and_deadline_ends_the_call() {
     for (deadline, timeout, kind) in
         [(50, 100, Kind::DeadlineExceeded), (100, 50, Kind::TimedOut), (50, 50, Kind::TimedOut)]
     {
-        let stack =
-            mainstay::stack("both").deadline(deadline * MS).timeout(timeout * MS).build().unwrap();
+        let stack = mainstay::stack("both").deadline(deadline * MS).timeout(timeout * MS).build().unwrap();
         let begin = now();
         assert_eq!(refusal(stack.call(pending::<Answer>).await).kind(), kind);
         assert_eq!(now() - begin, 50 * MS);

@@ -1,6 +1,6 @@
 //! Stacks over, under and among tower's own middleware.
 #![cfg(feature = "tower")]
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::disallowed_methods)] // Time is measured from outside.
 
 mod support;
 

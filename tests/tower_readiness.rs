@@ -1,13 +1,13 @@
 //! Every policy and every stack obeys tower's contract: it calls the instance that said it was ready, once for each time
 //! that it said so, and reserves nothing of its own in `poll_ready`.
 #![cfg(feature = "tower")]
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::disallowed_methods)] // Time is measured from outside.
 
 mod support;
 
 use std::{
     convert::Infallible,
-    future::{Ready, pending, ready},
+    future::{Future, Ready, pending, ready},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -261,6 +261,11 @@ impl Service<u32> for Stuck {
     }
 }
 
+/// Fails where `answer` would never come.
+async fn soon<F: Future>(answer: F) -> F::Output {
+    caught(answer).await.unwrap()
+}
+
 fn kind(answer: Result<u32, Failed>) -> Option<Kind> {
     match answer {
         Err(Failed::Refused(refused)) => Some(refused.kind()),
@@ -273,7 +278,7 @@ async fn a_shut_breaker_answers_without_asking_the_service() {
     let stuck = Stuck::default();
     let breaker = open();
     let alone = breaker.layer(stuck.clone());
-    assert_eq!(kind(alone.oneshot(1).await), Some(Kind::CircuitOpen));
+    assert_eq!(kind(soon(alone.oneshot(1)).await), Some(Kind::CircuitOpen));
 
     let stack = mainstay::stack("shut")
         .deadline(1_000 * MS)
@@ -283,19 +288,22 @@ async fn a_shut_breaker_answers_without_asking_the_service() {
         .timeout(100 * MS)
         .build()
         .unwrap();
-    assert_eq!(kind(stack.layer(stuck.clone()).oneshot(1).await), Some(Kind::CircuitOpen));
-    assert_eq!(kind(stack.layer(full().layer(stuck.clone())).oneshot(1).await), Some(Kind::CircuitOpen));
+    assert_eq!(kind(soon(stack.layer(stuck.clone()).oneshot(1)).await), Some(Kind::CircuitOpen));
+    assert_eq!(
+        kind(soon(stack.layer(full().layer(stuck.clone())).oneshot(1)).await),
+        Some(Kind::CircuitOpen)
+    );
 
     let fallback = mainstay::stack("fallback")
         .fallback(|_why| async { Ok::<_, Failed>(7) })
         .circuit_breaker(breaker.clone())
         .build()
         .unwrap();
-    assert_eq!(fallback.layer(stuck.clone()).oneshot(1).await, Ok(7));
+    assert_eq!(soon(fallback.layer(stuck.clone()).oneshot(1)).await, Ok(7));
 
     let forced = CircuitBreaker::config().build().unwrap();
     forced.force_open();
-    assert_eq!(kind(forced.layer(stuck.clone()).oneshot(1).await), Some(Kind::CircuitOpen));
+    assert_eq!(kind(soon(forced.layer(stuck.clone()).oneshot(1)).await), Some(Kind::CircuitOpen));
     assert_eq!(stuck.asked.load(Relaxed), 0);
 
     // One that is not shut asks, whatever the reason for it.
@@ -323,6 +331,21 @@ async fn a_call_after_a_shut_breaker_opened_up_asks_the_service_first() {
     tokio::time::advance(100 * MS).await;
     assert_eq!(call.await, Ok(2), "the probe must wait until the service is ready");
     assert_eq!((record.asked(), record.calls(), record.reserved()), (2, 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_of_a_ready_instance_is_not_ready() {
+    let breaker = touchy().build().unwrap();
+    let (strict, record) = Strict::failing(0);
+    let mut service = breaker.layer(strict);
+    service.ready().await.unwrap();
+    let mut clone = service.clone();
+    breaker.try_acquire().unwrap().failure();
+    // The breaker is shut, so the clone is told to go on without the service being asked.
+    clone.ready().await.unwrap();
+    tokio::time::advance(100 * MS).await;
+    assert_eq!(clone.call(1).await, Ok(2));
+    assert_eq!((record.calls(), record.reserved()), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]

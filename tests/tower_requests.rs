@@ -1,6 +1,6 @@
 //! What becomes of the request: when it is copied, and what looks at it.
 #![cfg(feature = "tower")]
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::disallowed_methods)] // Time is measured from outside.
 
 mod support;
 

@@ -4,6 +4,7 @@
 
 mod support;
 
+use futures::future::BoxFuture;
 use std::{
     convert::Infallible,
     future::{Future, Ready, ready},
@@ -290,7 +291,7 @@ async fn reqwest_shaped_a_client_by_value_and_by_reference() {
 struct Channel {
     queue: mpsc::Sender<Job>,
     place: Option<mpsc::OwnedPermit<Job>>,
-    reserving: Option<Pin<Box<dyn Future<Output = Result<mpsc::OwnedPermit<Job>, BoxError>> + Send>>>,
+    reserving: Option<BoxFuture<'static, Result<mpsc::OwnedPermit<Job>, BoxError>>>,
 }
 
 type Job = (Request<Vec<u8>>, oneshot::Sender<Response<usize>>);

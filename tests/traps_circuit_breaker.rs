@@ -376,7 +376,7 @@ async fn a_listener_may_call_back_into_the_breaker() {
         .unwrap();
     BREAKER.set(breaker.clone()).unwrap();
     fail(&breaker).await;
-    assert_eq!(*seen.lock().unwrap(), [State::Closed, State::Open]);
+    assert_eq!(*seen.lock().unwrap(), [State::Open, State::Closed], "told in their order");
     assert_eq!(breaker.state(), State::Closed, "the listener has reset it");
 }
 
@@ -641,4 +641,54 @@ async fn a_success_trips_when_older_successes_have_left_the_time_window() {
     assert_eq!(breaker.state(), State::Closed, "nothing was decided yet");
     ok(&breaker).await;
     assert_eq!(breaker.state(), State::Open, "30 of 31 failed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_given_up_in_a_queue_says_nothing_about_the_dependency() {
+    let breaker = touchy().build().unwrap();
+    let bulkhead = mainstay::Bulkhead::config(1).queue(1, SEC).build().unwrap();
+    let stack = mainstay::stack("s")
+        .timeout(100 * MS)
+        .circuit_breaker(breaker.clone())
+        .bulkhead(bulkhead.clone())
+        .build()
+        .unwrap();
+    let permit = bulkhead.try_acquire().unwrap();
+    let refused = stack.call(|| ready(Unit::Ok(()))).await.unwrap_err();
+    let refused = refused.refused().unwrap();
+    assert_eq!((refused.kind(), refused.was_started()), (mainstay::Kind::TimedOut, false));
+    assert_eq!((breaker.state(), bulkhead.waiting()), (State::Closed, 0));
+    drop(permit);
+}
+
+#[test]
+fn transitions_are_told_in_their_order_also_when_threads_race() {
+    use std::sync::{Arc, Mutex};
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let listener = {
+        let told = told.clone();
+        move |event: &mainstay::Event<'_>| {
+            if let mainstay::Event::Transition { from, to, .. } = event {
+                // Invites another thread to overtake.
+                std::thread::yield_now();
+                told.lock().unwrap().push((*from, *to));
+            }
+        }
+    };
+    let breaker = CircuitBreaker::config().observe(listener).build().unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..500 {
+                    breaker.force_open();
+                    breaker.normal();
+                }
+            });
+        }
+    });
+    let told = told.lock().unwrap();
+    assert!(told.len() > 1_000, "{}", told.len());
+    for pair in told.windows(2) {
+        assert_eq!(pair[0].1, pair[1].0, "each state is left as it was entered");
+    }
 }

@@ -240,7 +240,7 @@ fn requests_need_no_clone_and_are_copied_by_the_hook_of_the_outermost_retry() {
     let copier: &Never = none.copier();
     assert_eq!(copier.copy(&Request(1)), None);
 
-    let hook = |request: &Request| (request.0 < 10).then(|| Request(request.0));
+    let hook = |request: &Request| (request.0 < 10).then_some(Request(request.0));
     let hooked = Retry::constant(MS).clone_request(hook).build().unwrap();
     let list = (Deadline::new(SECOND).unwrap(), (hooked, (timeout(), ())));
     assert_eq!(list.copier().copy(&Request(3)), Some(Request(3)));

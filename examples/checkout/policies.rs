@@ -72,7 +72,7 @@ impl Policies {
         let bulkhead = Bulkhead::config(20).queue(20, Duration::from_millis(50));
         Ok(Self {
             breaker: breaker.name(name).observe(listener.clone()).build()?,
-            retry: retry.named(name).observe(listener.clone()).build()?,
+            retry: retry.name(name).observe(listener.clone()).build()?,
             bulkhead: bulkhead.name(name).observe(listener.clone()).build()?,
             listener,
         })

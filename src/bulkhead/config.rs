@@ -39,8 +39,6 @@ use crate::{
 pub struct Config {
     limit: usize,
     queue: Option<Queue>,
-    /// The name that was given.
-    name: Option<Name>,
     id: Identity,
 }
 
@@ -58,7 +56,7 @@ pub struct Queue {
 impl Config {
     /// A bulkhead of `limit` permits that refuses at once.
     pub fn new(limit: usize) -> Self {
-        Config { limit, queue: None, name: None, id: Identity::new("bulkhead") }
+        Config { limit, queue: None, id: Identity::new("bulkhead") }
     }
 
     /// Lets up to `length` calls wait, each for at most `max_wait`, first come first served.
@@ -73,9 +71,7 @@ impl Config {
 
     /// Names the bulkhead in events, metrics and errors.
     pub fn name(mut self, name: impl Into<Name>) -> Self {
-        let name = name.into();
-        self.id.set_name(name.clone());
-        self.name = Some(name);
+        self.id.set_name(name.into());
         self
     }
 
@@ -157,6 +153,6 @@ impl TryFrom<File> for Config {
 #[cfg(feature = "serde")]
 impl From<Config> for File {
     fn from(config: Config) -> Self {
-        File { limit: config.limit, queue: config.queue, name: config.name }
+        File { limit: config.limit, queue: config.queue, name: config.id.given_name().cloned() }
     }
 }

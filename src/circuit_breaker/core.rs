@@ -14,7 +14,10 @@
 //! * Only a success that completes the minimum of a bad window can trip. While that is possible `word` is `ARMED`, and
 //!   successes take the lock.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use super::{
     Class, Mode, Snapshot, State,
@@ -70,6 +73,8 @@ pub(crate) struct Core {
     id: Identity,
     chance: Chance,
     cancelled_is_failure: AtomicBool,
+    /// Whether a thread is telling the listeners.
+    telling: AtomicBool,
     /// Refusals and neutral results of threads without a slot.
     rest: Rest,
     shared: Mutex<Shared>,
@@ -108,6 +113,8 @@ struct Shared {
     machine: Machine,
     /// The counters when they were last collected.
     seen: Vec<u64>,
+    /// What the listeners have not heard yet.
+    untold: VecDeque<Transition>,
 }
 
 impl Core {
@@ -132,8 +139,9 @@ impl Core {
             id,
             chance: Chance::new(seed),
             cancelled_is_failure: AtomicBool::new(cancelled_is_failure),
+            telling: AtomicBool::new(false),
             rest: Rest::default(),
-            shared: Mutex::new(Shared { machine, seen }),
+            shared: Mutex::new(Shared { machine, seen, untold: VecDeque::new() }),
         };
         core.publish(&lock(&core.shared).machine);
         core
@@ -190,15 +198,13 @@ impl Core {
         let mut shared = lock(&self.shared);
         let (admission, transition) = shared.machine.admit(now);
         let observing = shared.machine.mode() == Mode::ObserveOnly;
-        self.publish(&shared.machine);
-        drop(shared);
         if let Admission::Granted(ticket) = admission {
             // A listener that panics does not take the probe with it.
             let unused = Unused(self, ticket);
-            self.tell(transition);
+            self.release(shared, transition);
             std::mem::forget(unused);
         } else {
-            self.tell(transition);
+            self.release(shared, transition);
         }
         match admission {
             Admission::Granted(ticket) => Ok(ticket),
@@ -303,12 +309,10 @@ impl Core {
         let random = self.chance.next();
         let mut shared = self.collected(now);
         let transition = shared.machine.settle(ticket, report, now, random);
-        self.publish(&shared.machine);
         if report.class == Class::Success {
             self.turn_counter(&mut shared, now);
         }
-        drop(shared);
-        self.tell(transition);
+        self.release(shared, transition);
     }
 
     /// The call of `ticket` has been in flight for as long as makes it slow.
@@ -320,9 +324,7 @@ impl Core {
         let random = self.chance.next();
         let mut shared = self.collected(now);
         let (known, transition) = shared.machine.slow_in_flight(ticket, now, random);
-        self.publish(&shared.machine);
-        drop(shared);
-        self.tell(transition);
+        self.release(shared, transition);
         known
     }
 
@@ -332,9 +334,7 @@ impl Core {
         let random = self.chance.next();
         let mut shared = self.collected(now);
         let transition = shared.machine.settle_slow(ticket, mark, class, now, random);
-        self.publish(&shared.machine);
-        drop(shared);
-        self.tell(transition);
+        self.release(shared, transition);
     }
 
     // === orders and questions
@@ -358,9 +358,7 @@ impl Core {
     fn change(&self, now: Instant, order: impl FnOnce(&mut Machine) -> Option<Transition>) {
         let mut shared = self.collected(now);
         let transition = order(&mut shared.machine);
-        self.publish(&shared.machine);
-        drop(shared);
-        self.tell(transition);
+        self.release(shared, transition);
     }
 
     /// What this thread's counter holds.
@@ -414,7 +412,7 @@ impl Core {
     /// The lock, with everything in the window that was counted beside it.
     fn collected(&self, now: Instant) -> MutexGuard<'_, Shared> {
         let mut shared = lock(&self.shared);
-        let Shared { machine, seen } = &mut *shared;
+        let Shared { machine, seen, .. } = &mut *shared;
         let (generation, epoch) = (machine.generation(), machine.epoch(now));
         for (slot, seen) in self.slots.iter().zip(seen) {
             let good = slot.good.load(Acquire);
@@ -493,10 +491,39 @@ impl Core {
         set(&self.hot.word, machine.generation() << FLAGS | flag);
     }
 
-    /// Tells the listeners; call it with no lock held.
-    fn tell(&self, transition: Option<Transition>) {
-        if let Some(Transition { from, to, counts }) = transition {
-            self.id.emit(&Event::Transition { name: self.id.name(), from, to, counts });
+    /// Ends a step: shows the state, lets the lock go, and tells the listeners.
+    fn release(&self, mut shared: MutexGuard<'_, Shared>, transition: Option<Transition>) {
+        self.publish(&shared.machine);
+        let something_to_tell = transition.is_some();
+        shared.untold.extend(transition);
+        drop(shared);
+        if something_to_tell {
+            self.tell();
+        }
+    }
+
+    /// Tells the listeners in the order in which things happened, or they would take an old state for the present one. One
+    /// thread tells at a time, with no lock held; what happens meanwhile, also through a listener that calls back, it tells too.
+    fn tell(&self) {
+        struct Telling<'a>(&'a AtomicBool);
+
+        impl Drop for Telling<'_> {
+            fn drop(&mut self) {
+                self.0.store(false, Release);
+            }
+        }
+
+        let next = || lock(&self.shared).untold.pop_front();
+        while !self.telling.swap(true, Acquire) {
+            let telling = Telling(&self.telling);
+            while let Some(Transition { from, to, counts }) = next() {
+                self.id.emit(&Event::Transition { name: self.id.name(), from, to, counts });
+            }
+            drop(telling);
+            // Somebody may have left more to tell since the last look.
+            if lock(&self.shared).untold.is_empty() {
+                break;
+            }
         }
     }
 }

@@ -198,7 +198,7 @@ struct Bad {
 
 impl Count {
     /// How many calls take up memory.
-    #[cfg(test)]
+    #[cfg(all(test, not(mainstay_loom)))]
     pub(crate) fn remembered(&self) -> usize {
         self.bad.len()
     }
@@ -243,7 +243,7 @@ pub(crate) struct Time {
 }
 
 impl Time {
-    #[cfg(test)]
+    #[cfg(all(test, not(mainstay_loom)))]
     pub(crate) fn remembered(&self) -> usize {
         self.ring.len()
     }

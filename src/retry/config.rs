@@ -193,7 +193,7 @@ impl<W, C> Config<W, C> {
     }
 
     /// The name in events, metrics and errors.
-    pub fn named(mut self, name: impl Into<Name>) -> Self {
+    pub fn name(mut self, name: impl Into<Name>) -> Self {
         self.id.set_name(name.into());
         self
     }

@@ -126,7 +126,7 @@ impl From<File> for Config {
             None => Funding::Own(BudgetConfig::default()),
         };
         match file.name {
-            Some(name) => config.named(name),
+            Some(name) => config.name(name),
             None => config,
         }
     }

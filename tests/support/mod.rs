@@ -122,9 +122,13 @@ impl Service<u32> for Strict {
     }
 }
 
-/// The answer of `future`, or the message of its panic.
+/// The answer of `future`, or the message of its panic, or that it hangs.
 pub async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
-    AssertUnwindSafe(future).catch_unwind().await.map_err(|panic| match panic.downcast::<&str>() {
+    let Ok(ended) = tokio::time::timeout(3_600_000 * MS, AssertUnwindSafe(future).catch_unwind()).await
+    else {
+        return Err("hangs".to_owned());
+    };
+    ended.map_err(|panic| match panic.downcast::<&str>() {
         Ok(message) => message.to_string(),
         Err(panic) => panic.downcast::<String>().map_or_else(|_| "?".to_owned(), |message| *message),
     })
