@@ -10,8 +10,8 @@ struct Settings {
 }
 
 const FILE: &str = r#"{
-    "circuit_breaker": { "window": { "time": { "length": "10s" } }, "failure_rate": 0.4 },
-    "retry": { "backoff": { "exponential": { "base": "50ms" } }, "max_attempts": 3 },
+    "circuit_breaker": { "window": { "time": { "length": "10s", "buckets": 10 } }, "failure_rate": 0.4 },
+    "retry": { "backoff": { "exponential": "50ms" }, "max_attempts": 3 },
     "bulkhead": { "limit": 20, "queue": { "length": 10, "max_wait": "100ms" } }
 }"#;
 

@@ -178,7 +178,7 @@ impl error::Error for Refused {}
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Kind {
-    /// A circuit breaker is open, or half-open with all its probes given out.
+    /// A circuit breaker is open, or half-open with all its probes given out, or recovering and the call is not in its share.
     CircuitOpen,
     /// A bulkhead has no free permit and no room to wait.
     BulkheadFull,
@@ -186,7 +186,7 @@ pub enum Kind {
     QueueTimeout,
     /// One attempt lasted longer than its timeout.
     TimedOut,
-    /// The deadline of the whole call passed, or would pass before the next step could finish.
+    /// The deadline of the whole call has come.
     DeadlineExceeded,
 }
 

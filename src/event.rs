@@ -94,8 +94,9 @@ impl GaveUp {
 
 /// Receives [events](Event). Every `Fn(&Event<'_>)` closure is one.
 ///
-/// It runs on the thread of the call, so it must not block. A panic in it unwinds into that call;
-/// the policy has already settled its own state.
+/// It runs on the thread of the call, so it must not block. Of several transitions of one circuit breaker that happen at the
+/// same time, one thread reports all, in their order. A panic in it unwinds into the call; the policy has already settled its
+/// own state.
 pub trait Observer: Send + Sync {
     /// Receives one event.
     fn on_event(&self, event: &Event<'_>);

@@ -1,6 +1,8 @@
 //! One policy per host, tenant or shard, with the same settings for all of them.
 //!
-//! A circuit breaker shared by many hosts turns the failure of one into the failure of all. `Keyed` gives each its own:
+//! A circuit breaker shared by many hosts turns the failure of one into the failure of all. `Keyed` gives each its own.
+//!
+//! # Example
 //!
 //! ```
 //! use mainstay::{CircuitBreaker, Keyed};
@@ -23,11 +25,24 @@
 //! | What is lost? | Nothing with a closed breaker without failures in its window, or a bulkhead without calls. A little evidence with a closed breaker that has seen failures. An open breaker is kept in preference to both, so a flood of keys, even of failing ones, does not reset it. |
 //! | What happens to calls of a key that was evicted? | They finish with the policy they began with. The key's next call finds a new one. |
 //! | What does the name say? | `name[key]`; metrics use the part before the bracket, so their labels stay few. |
-//! | Reconfiguration | [`Keyed::reconfigure`] changes every key's policy and keeps its evidence, and applies to keys to come. |
+//! | Reconfiguration | [`Keyed::reconfigure`] changes every key's policy and keeps its evidence, and applies to keys to come. Of a bulkhead that exists it changes the limit alone. |
+//! | In a stack | `.policy(keyed.by(key))` picks the policy by the request, see [`Keyed::by`]. It keeps the name and the listeners of its settings, and does not take over the stack's. |
 //!
 //! # Sharing
 //!
 //! Cloning shares the keys and their policies.
+//!
+//! # Cancel safety
+//!
+//! That of the policy. A call that is dropped lets go of its handle; the key stays.
+//!
+//! # Errors
+//!
+//! Those of the policy, under its name with the key.
+//!
+//! # Panics
+//!
+//! None of its own. A panic of the function that computes the key unwinds through the call, which holds nothing then.
 //!
 //! # Cost
 //!

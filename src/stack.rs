@@ -116,7 +116,7 @@ impl<L> Stack<L> {
     /// # Cancel safety
     ///
     /// Dropping the future drops the attempt in progress, gives back every permit and leaves every queue. No policy
-    /// counts the call.
+    /// counts the call, unless a circuit breaker was told to.
     #[inline]
     pub fn call<F, Fut, T, E>(
         &self,

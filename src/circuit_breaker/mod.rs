@@ -52,7 +52,7 @@ pub enum State {
 }
 
 impl State {
-    /// Every state, in the order of their numbers in a gauge.
+    /// Every state.
     pub const ALL: [State; 7] = [
         State::Closed,
         State::Open,

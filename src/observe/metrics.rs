@@ -15,7 +15,7 @@ use crate::{Event, Observer};
 ///
 /// The label `policy` is the name without the key of a [`Keyed`](crate::Keyed) policy, so its values are as
 /// many as there are policies in the program. The state gauge is set only for policies without a key: one number
-/// cannot say the state of many.
+/// cannot say the state of many. It has a value from the breaker's first transition on.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Metrics;
 

@@ -126,8 +126,8 @@ fn thousandths(ratio: f64) -> u64 {
 /// A budget of retries. Clones share it, so several policies can draw from one.
 ///
 /// Every success deposits 0.1 token, every retry costs one. The bucket holds at most a tenth of the calls of the
-/// last three seconds, at least 1 and at most 100, and starts with 3 or what it holds. All
-/// four numbers are [settings](Budget::config).
+/// last three seconds, at least 1 and at most 100, and starts full but with at most 3. All but the last of
+/// these numbers are [settings](Budget::config).
 #[derive(Clone)]
 pub struct Budget(Arc<Shared>);
 

@@ -27,14 +27,8 @@ fn note(bytes: usize) {
     if ENABLED.load(Ordering::Relaxed) {
         // `try_with`: the allocator also runs while a thread is being torn down.
         let _ = COUNT.try_with(|count| {
-            let Count {
-                allocations,
-                bytes: sum,
-            } = count.get();
-            count.set(Count {
-                allocations: allocations + 1,
-                bytes: sum + bytes as u64,
-            });
+            let Count { allocations, bytes: sum } = count.get();
+            count.set(Count { allocations: allocations + 1, bytes: sum + bytes as u64 });
         });
     }
 }
@@ -68,8 +62,5 @@ pub fn count(work: impl FnOnce()) -> Count {
     work();
     ENABLED.store(false, Ordering::Relaxed);
     let after = COUNT.get();
-    Count {
-        allocations: after.allocations - before.allocations,
-        bytes: after.bytes - before.bytes,
-    }
+    Count { allocations: after.allocations - before.allocations, bytes: after.bytes - before.bytes }
 }

@@ -30,13 +30,8 @@ struct Options {
 
 impl Options {
     fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut options = Self {
-            effort: Effort::FULL,
-            markdown: false,
-            list: false,
-            help: false,
-            filters: Vec::new(),
-        };
+        let mut options =
+            Self { effort: Effort::FULL, markdown: false, list: false, help: false, filters: Vec::new() };
         let mut rounds = None;
         let mut one_thread = false;
         while let Some(argument) = arguments.next() {
@@ -49,11 +44,7 @@ impl Options {
                 "--one-thread" => one_thread = true,
                 "--rounds" => {
                     let value = arguments.next().and_then(|n| n.parse().ok());
-                    rounds = Some(
-                        value
-                            .filter(|n| *n > 0)
-                            .ok_or("--rounds needs a number above 0")?,
-                    );
+                    rounds = Some(value.filter(|n| *n > 0).ok_or("--rounds needs a number above 0")?);
                 }
                 other if other.starts_with('-') => return Err(format!("unknown option {other}")),
                 filter => options.filters.push(filter.to_lowercase()),
@@ -93,19 +84,14 @@ fn main() -> ExitCode {
     let all = rows();
     let bare = |row: &Row| matches!(row.what, What::Bare | What::BarePending);
     if options.list {
-        all.iter()
-            .filter(|row| options.wants(row))
-            .for_each(|row| println!("{row}"));
+        all.iter().filter(|row| options.wants(row)).for_each(|row| println!("{row}"));
         return ExitCode::SUCCESS;
     }
     if !all.iter().any(|row| options.wants(row)) {
         eprintln!("no row matches; --list prints their names");
         return ExitCode::FAILURE;
     }
-    let chosen: Vec<&Row> = all
-        .iter()
-        .filter(|row| options.wants(row) || bare(row))
-        .collect();
+    let chosen: Vec<&Row> = all.iter().filter(|row| options.wants(row) || bare(row)).collect();
 
     match measure(&chosen, options.effort) {
         Ok(measured) if options.markdown => print!("{}", table::markdown(&measured)),
@@ -124,12 +110,8 @@ fn main() -> ExitCode {
 /// What the numbers were measured on.
 fn machine() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let model = model.map_or("unknown processor", |(_, model)| model);
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
-    format!(
-        "{model}, {processors} processors; medians; `2 threads` is their rate over one thread's"
-    )
+    format!("{model}, {processors} processors; medians; `2 threads` is their rate over one thread's")
 }

@@ -24,10 +24,7 @@ fn open_wait() -> impl Iterator<Item = Duration> + Clone + Send + Sync {
 
 /// Opens after failures in a row. Reads no clock while closed.
 pub fn consecutive() -> impl CircuitBreaker + Clone + Send + Sync + 'static {
-    build(failure_policy::consecutive_failures(
-        CONSECUTIVE,
-        open_wait(),
-    ))
+    build(failure_policy::consecutive_failures(CONSECUTIVE, open_wait()))
 }
 
 fn time_window() -> impl CircuitBreaker + Clone + Send + Sync + 'static {
@@ -48,19 +45,13 @@ fn build<P: FailurePolicy + Send + Sync + 'static>(
 pub fn rows(rows: &mut Rows) {
     let form = Form::Wrapper;
 
-    rows.add_noted(
-        What::BreakerCount,
-        FAILSAFE,
-        form,
-        "consecutive failures, no window",
-        || {
-            let breaker = consecutive();
-            move || {
-                let breaker = breaker.clone();
-                answered(move || breaker.call(ReadyCall::start(REQUEST)))
-            }
-        },
-    );
+    rows.add_noted(What::BreakerCount, FAILSAFE, form, "consecutive failures, no window", || {
+        let breaker = consecutive();
+        move || {
+            let breaker = breaker.clone();
+            answered(move || breaker.call(ReadyCall::start(REQUEST)))
+        }
+    });
 
     for calls in [1_000, 10_000] {
         rows.add(What::BreakerTime { calls }, FAILSAFE, form, || {

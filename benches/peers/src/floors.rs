@@ -40,9 +40,7 @@ fn register_timer() {
 pub fn rows(rows: &mut Rows) {
     let floor = What::Floor;
 
-    rows.add(floor("one Instant::now()"), "-", Form::Plain, || {
-        || repeated(Instant::now)
-    });
+    rows.add(floor("one Instant::now()"), "-", Form::Plain, || || repeated(Instant::now));
 
     rows.add(floor("one atomic load"), "-", Form::Plain, || {
         let word = Word::leaked();
@@ -58,33 +56,21 @@ pub fn rows(rows: &mut Rows) {
     });
 
     // With two threads both want the same word: what a shared counter costs.
-    rows.add(
-        floor("one atomic add, shared word"),
-        "-",
-        Form::Plain,
-        || {
-            let word = Word::leaked();
-            move || repeated(move || word.add())
-        },
-    );
-
-    rows.add(floor("register and drop a timer"), "-", Form::Plain, || {
-        || repeated(register_timer)
+    rows.add(floor("one atomic add, shared word"), "-", Form::Plain, || {
+        let word = Word::leaked();
+        move || repeated(move || word.add())
     });
+
+    rows.add(floor("register and drop a timer"), "-", Form::Plain, || || repeated(register_timer));
 
     // A stack of five has to read the clock once, and to change three words:
     // bulkhead in, bulkhead out, and the breaker's window.
-    rows.add(
-        floor("five: clock + 3 atomic adds"),
-        "-",
-        Form::Plain,
+    rows.add(floor("five: clock + 3 atomic adds"), "-", Form::Plain, || {
         || {
-            || {
-                let [a, b, c] = [Word::leaked(), Word::leaked(), Word::leaked()];
-                repeated(move || (black_box(Instant::now()), a.add(), b.add(), c.add()))
-            }
-        },
-    );
+            let [a, b, c] = [Word::leaked(), Word::leaked(), Word::leaked()];
+            repeated(move || (black_box(Instant::now()), a.add(), b.add(), c.add()))
+        }
+    });
 
     // The same when the call does not answer at once.
     rows.add(floor("five: the same + timer"), "-", Form::Plain, || {
@@ -102,8 +88,6 @@ pub fn rows(rows: &mut Rows) {
 }
 
 fn bare<O: Operation>(what: What, rows: &mut Rows) {
-    rows.add(what, "-", Form::Wrapper, || {
-        || answered(|| O::start(REQUEST))
-    });
+    rows.add(what, "-", Form::Wrapper, || || answered(|| O::start(REQUEST)));
     rows.add(what, "-", Form::Tower, || || served(Dependency::<O>::new()));
 }

@@ -23,19 +23,13 @@ struct Composed<B> {
 impl<B: CircuitBreaker> Composed<B> {
     async fn attempt<O: Operation>(&self) -> Result<u64, CallError> {
         let _permit = self.permits.try_acquire().map_err(|_| CallError::Refused)?;
-        timeout(TIMEOUT, O::start(REQUEST))
-            .await
-            .map_err(|_| CallError::Refused)?
+        timeout(TIMEOUT, O::start(REQUEST)).await.map_err(|_| CallError::Refused)?
     }
 
     async fn guarded<O: Operation>(&self) -> Result<u64, CallError> {
-        let attempts = (|| self.attempt::<O>())
-            .retry(retry_rows::backon())
-            .when(|error| *error == CallError::Failed);
-        self.breaker
-            .call(attempts)
-            .await
-            .map_err(|_| CallError::Refused)
+        let attempts =
+            (|| self.attempt::<O>()).retry(retry_rows::backon()).when(|error| *error == CallError::Failed);
+        self.breaker.call(attempts).await.map_err(|_| CallError::Refused)
     }
 
     async fn call<O: Operation>(&self) -> Result<u64, CallError> {
@@ -51,10 +45,7 @@ impl<B: CircuitBreaker> Composed<B> {
 }
 
 fn composed() -> &'static Composed<impl CircuitBreaker + Send + Sync> {
-    Box::leak(Box::new(Composed {
-        breaker: failsafe_rows::consecutive(),
-        permits: Semaphore::new(LIMIT),
-    }))
+    Box::leak(Box::new(Composed { breaker: failsafe_rows::consecutive(), permits: Semaphore::new(LIMIT) }))
 }
 
 pub fn rows(rows: &mut Rows) {

@@ -27,19 +27,11 @@ pub struct Effort {
 }
 
 impl Effort {
-    pub const FULL: Self = Self {
-        rounds: 400,
-        batch: Duration::from_micros(200),
-        pair_rounds: 300,
-        counted: 2_000,
-    };
+    pub const FULL: Self =
+        Self { rounds: 400, batch: Duration::from_micros(200), pair_rounds: 300, counted: 2_000 };
 
-    pub const QUICK: Self = Self {
-        rounds: 30,
-        batch: Duration::from_micros(100),
-        pair_rounds: 20,
-        counted: 500,
-    };
+    pub const QUICK: Self =
+        Self { rounds: 30, batch: Duration::from_micros(100), pair_rounds: 20, counted: 500 };
 }
 
 /// What was found out about one row.
@@ -192,11 +184,7 @@ struct Samples {
 
 impl Samples {
     fn push(&mut self, sample: f64, disturbed: bool) {
-        let samples = if disturbed {
-            &mut self.disturbed
-        } else {
-            &mut self.quiet
-        };
+        let samples = if disturbed { &mut self.disturbed } else { &mut self.quiet };
         samples.push(sample);
     }
 
@@ -232,27 +220,15 @@ fn timed(worker: &mut dyn Worker, calls: u64) -> Span {
     let start = Instant::now();
     worker.run(calls);
     let end = Instant::now();
-    Span {
-        start,
-        end,
-        disturbed: self::waited() != waited,
-    }
+    Span { start, end, disturbed: self::waited() != waited }
 }
 
 /// How long this thread was ready to run and did not, as Linux tells it;
 /// elsewhere nothing is known and no batch is left out.
 fn waited() -> Option<u64> {
     let mut text = [0; 64];
-    let length = File::open("/proc/thread-self/schedstat")
-        .ok()?
-        .read(&mut text)
-        .ok()?;
-    std::str::from_utf8(&text[..length])
-        .ok()?
-        .split_whitespace()
-        .nth(1)?
-        .parse()
-        .ok()
+    let length = File::open("/proc/thread-self/schedstat").ok()?.read(&mut text).ok()?;
+    std::str::from_utf8(&text[..length]).ok()?.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// A second thread that runs batches at the same moment as this one.
@@ -286,9 +262,7 @@ impl Partner {
 
     fn together(&self, spawner: &Spawner, worker: &mut dyn Worker, calls: u64) -> (Span, Span) {
         self.gate.store(0, Ordering::Release);
-        self.jobs
-            .send((spawner.clone(), calls))
-            .expect("the partner waits for jobs");
+        self.jobs.send((spawner.clone(), calls)).expect("the partner waits for jobs");
         meet(&self.gate);
         let mine = timed(worker, calls);
         let theirs = self.spans.recv().expect("the partner answers every job");

@@ -51,9 +51,7 @@ pub struct ReadyCall {
 impl Operation for ReadyCall {
     #[inline]
     fn start(request: u64) -> Self {
-        Self {
-            request: black_box(request),
-        }
+        Self { request: black_box(request) }
     }
 }
 
@@ -76,10 +74,7 @@ pub struct PendsOnce {
 impl Operation for PendsOnce {
     #[inline]
     fn start(request: u64) -> Self {
-        Self {
-            request: black_box(request),
-            polled: false,
-        }
+        Self { request: black_box(request), polled: false }
     }
 }
 

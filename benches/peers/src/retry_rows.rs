@@ -40,17 +40,11 @@ pub fn rows(rows: &mut Rows) {
         move || answered(move || start.retry(settings))
     });
 
-    rows.add_noted(
-        What::Retry,
-        "tokio-retry 0.3",
-        form,
-        "no budget",
+    rows.add_noted(What::Retry, "tokio-retry 0.3", form, "no budget", move || {
+        let delays = tokio_retry();
         move || {
-            let delays = tokio_retry();
-            move || {
-                let delays = delays.clone();
-                answered(move || Retry::start(delays.clone(), start))
-            }
-        },
-    );
+            let delays = delays.clone();
+            answered(move || Retry::start(delays.clone(), start))
+        }
+    });
 }

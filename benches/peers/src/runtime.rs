@@ -11,11 +11,8 @@ pub const TICK: Duration = Duration::from_millis(10);
 /// that is always due before any timeout here: so arming a timeout does not
 /// wake the worker, as it rarely does in a service with other timers.
 pub fn driven() -> Runtime {
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_time()
-        .build()
-        .expect("a runtime can be built");
+    let runtime =
+        Builder::new_multi_thread().worker_threads(1).enable_time().build().expect("a runtime can be built");
     runtime.spawn(async {
         let mut tick = tokio::time::interval(TICK);
         loop {
@@ -27,8 +24,5 @@ pub fn driven() -> Runtime {
 
 /// A runtime that nothing drives: calls count their own instructions only.
 pub fn still() -> Runtime {
-    Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .expect("a runtime can be built")
+    Builder::new_current_thread().enable_time().build().expect("a runtime can be built")
 }

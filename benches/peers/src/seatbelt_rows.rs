@@ -22,8 +22,8 @@ use crate::operation::{CallError, Dependency, Operation, PendsOnce, REQUEST, Rea
 use crate::row::{Form, Rows, What};
 use crate::runtime;
 use crate::settings::{
-    ATTEMPTS, BACKOFF, BACKOFF_CAP, DEADLINE, FAILURE_RATE, FALLBACK, LIMIT, MINIMUM_CALLS,
-    OPEN_WAIT, TIMEOUT, WINDOW_TIME,
+    ATTEMPTS, BACKOFF, BACKOFF_CAP, DEADLINE, FAILURE_RATE, FALLBACK, LIMIT, MINIMUM_CALLS, OPEN_WAIT,
+    TIMEOUT, WINDOW_TIME,
 };
 use crate::worker::{answered, fail, refused, served, shared, turned_away};
 
@@ -83,9 +83,7 @@ fn retry() -> RetryLayer<u64, Answer> {
 }
 
 fn timeout(limit: Duration) -> TimeoutLayer<u64, Answer> {
-    Timeout::layer("timeout", &context())
-        .timeout_error(|_| CallError::Refused)
-        .timeout(limit)
+    Timeout::layer("timeout", &context()).timeout_error(|_| CallError::Refused).timeout(limit)
 }
 
 fn fallback() -> FallbackLayer<u64, Answer> {
@@ -109,10 +107,7 @@ impl<S> Layer<S> for Limit {
     type Service = Limited<S>;
 
     fn layer(&self, inner: S) -> Limited<S> {
-        Limited {
-            permits: Arc::new(Semaphore::new(LIMIT)),
-            inner,
-        }
+        Limited { permits: Arc::new(Semaphore::new(LIMIT)), inner }
     }
 }
 
@@ -168,27 +163,12 @@ fn leaked<S>(service: S) -> &'static S {
 }
 
 fn five<O: Operation>() -> impl Service<u64, Out = Answer> {
-    let stack = (
-        fallback(),
-        breaker(),
-        retry(),
-        Limit,
-        timeout(TIMEOUT),
-        execute::<O>(),
-    );
+    let stack = (fallback(), breaker(), retry(), Limit, timeout(TIMEOUT), execute::<O>());
     stack.into_service()
 }
 
 fn five_in_time<O: Operation>() -> impl Service<u64, Out = Answer> {
-    let stack = (
-        fallback(),
-        timeout(DEADLINE),
-        breaker(),
-        retry(),
-        Limit,
-        timeout(TIMEOUT),
-        execute::<O>(),
-    );
+    let stack = (fallback(), timeout(DEADLINE), breaker(), retry(), Limit, timeout(TIMEOUT), execute::<O>());
     stack.into_service()
 }
 
@@ -295,14 +275,9 @@ fn services(rows: &mut Rows) {
         shared(service, turned_away)
     });
 
-    rows.add(What::Timeout, SEATBELT, form, move || {
-        shared(timeout(TIMEOUT).layer(dependency()), served)
-    });
+    rows.add(What::Timeout, SEATBELT, form, move || shared(timeout(TIMEOUT).layer(dependency()), served));
     rows.add(What::TimeoutPending, SEATBELT, form, || {
-        shared(
-            timeout(TIMEOUT).layer(Dependency::<PendsOnce>::new()),
-            served,
-        )
+        shared(timeout(TIMEOUT).layer(Dependency::<PendsOnce>::new()), served)
     });
 
     rows.add_noted(What::Retry, SEATBELT, form, "no budget", move || {
@@ -310,13 +285,9 @@ fn services(rows: &mut Rows) {
     });
 
     let note = "no budget, time window";
-    rows.add_noted(What::Five, WITH_TOKIO, form, note, || {
-        shared(five_tower::<ReadyCall>(), served)
-    });
+    rows.add_noted(What::Five, WITH_TOKIO, form, note, || shared(five_tower::<ReadyCall>(), served));
     rows.add_noted(What::FiveDeadline, WITH_TOKIO, form, note, || {
         shared(five_in_time_tower::<ReadyCall>(), served)
     });
-    rows.add_noted(What::FivePending, WITH_TOKIO, form, note, || {
-        shared(five_tower::<PendsOnce>(), served)
-    });
+    rows.add_noted(What::FivePending, WITH_TOKIO, form, note, || shared(five_tower::<PendsOnce>(), served));
 }

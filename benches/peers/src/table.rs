@@ -22,10 +22,7 @@ const NUMBERS: std::ops::Range<usize> = 3..9;
 /// The table's cells, a blank row between different things measured.
 fn cells(measured: &[Measured<'_>]) -> Vec<[String; 10]> {
     let bare = |what: What, form: Form| {
-        measured
-            .iter()
-            .find(|m| m.row.what == what && m.row.form == form)
-            .map(|m| m.ns)
+        measured.iter().find(|m| m.row.what == what && m.row.form == form).map(|m| m.ns)
     };
     measured
         .iter()
@@ -41,8 +38,7 @@ fn cells(measured: &[Measured<'_>]) -> Vec<[String; 10]> {
                 count(m.allocations),
                 format!("{:.0}", m.bytes),
                 m.future.map_or("-".to_owned(), |size| size.to_string()),
-                m.pair
-                    .map_or("-".to_owned(), |ratio| format!("{ratio:.2}x")),
+                m.pair.map_or("-".to_owned(), |ratio| format!("{ratio:.2}x")),
                 row.note.to_owned(),
             ]
         })
@@ -50,11 +46,7 @@ fn cells(measured: &[Measured<'_>]) -> Vec<[String; 10]> {
 }
 
 fn nanoseconds(ns: f64) -> String {
-    if ns >= 10_000.0 {
-        format!("{ns:.0}")
-    } else {
-        format!("{ns:.1}")
-    }
+    if ns >= 10_000.0 { format!("{ns:.0}") } else { format!("{ns:.1}") }
 }
 
 /// Whole numbers as such; a rare allocation shows as a fraction.
@@ -104,11 +96,7 @@ pub fn text(measured: &[Measured<'_>]) -> String {
 pub fn markdown(measured: &[Measured<'_>]) -> String {
     let mut table = format!("| {} |\n|", HEAD.join(" | "));
     for column in 0..HEAD.len() {
-        table.push_str(if NUMBERS.contains(&column) {
-            "---:|"
-        } else {
-            "---|"
-        });
+        table.push_str(if NUMBERS.contains(&column) { "---:|" } else { "---|" });
     }
     table.push('\n');
     for row in cells(measured) {

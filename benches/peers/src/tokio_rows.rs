@@ -18,9 +18,7 @@ async fn limited(semaphore: &Semaphore) -> Result<u64, CallError> {
 }
 
 async fn timed<O: Operation>() -> Result<u64, CallError> {
-    timeout(TIMEOUT, O::start(REQUEST))
-        .await
-        .map_err(|_| CallError::Refused)?
+    timeout(TIMEOUT, O::start(REQUEST)).await.map_err(|_| CallError::Refused)?
 }
 
 fn semaphore(permits: usize) -> &'static Semaphore {
@@ -30,36 +28,17 @@ fn semaphore(permits: usize) -> &'static Semaphore {
 pub fn rows(rows: &mut Rows) {
     let form = Form::Wrapper;
 
-    rows.add_noted(
-        What::BulkheadFree,
-        TOKIO,
-        form,
-        "Semaphore::try_acquire",
-        || {
-            let semaphore = semaphore(LIMIT);
-            move || answered(|| limited(semaphore))
-        },
-    );
-
-    rows.add_noted(
-        What::BulkheadFull,
-        TOKIO,
-        form,
-        "Semaphore::try_acquire",
-        || {
-            let semaphore = semaphore(LIMIT);
-            semaphore
-                .try_acquire_many(LIMIT as u32)
-                .expect("all permits are free")
-                .forget();
-            move || refused(|| limited(semaphore))
-        },
-    );
-
-    rows.add_noted(What::Timeout, TOKIO, form, "time::timeout", || {
-        || answered(timed::<ReadyCall>)
+    rows.add_noted(What::BulkheadFree, TOKIO, form, "Semaphore::try_acquire", || {
+        let semaphore = semaphore(LIMIT);
+        move || answered(|| limited(semaphore))
     });
-    rows.add_noted(What::TimeoutPending, TOKIO, form, "time::timeout", || {
-        || answered(timed::<PendsOnce>)
+
+    rows.add_noted(What::BulkheadFull, TOKIO, form, "Semaphore::try_acquire", || {
+        let semaphore = semaphore(LIMIT);
+        semaphore.try_acquire_many(LIMIT as u32).expect("all permits are free").forget();
+        move || refused(|| limited(semaphore))
     });
+
+    rows.add_noted(What::Timeout, TOKIO, form, "time::timeout", || || answered(timed::<ReadyCall>));
+    rows.add_noted(What::TimeoutPending, TOKIO, form, "time::timeout", || || answered(timed::<PendsOnce>));
 }

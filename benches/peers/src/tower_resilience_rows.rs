@@ -18,8 +18,8 @@ use tower_resilience::timelimiter::{TimeLimiterError, TimeLimiterLayer};
 use crate::operation::{CallError, Dependency, Operation, PendsOnce, REQUEST, ReadyCall};
 use crate::row::{Form, Rows, What};
 use crate::settings::{
-    ATTEMPTS, BACKOFF, BACKOFF_CAP, DEADLINE, FAILURE_RATE, FALLBACK, LIMIT, MINIMUM_CALLS,
-    OPEN_WAIT, TIMEOUT, WINDOW_CALLS, WINDOW_TIME,
+    ATTEMPTS, BACKOFF, BACKOFF_CAP, DEADLINE, FAILURE_RATE, FALLBACK, LIMIT, MINIMUM_CALLS, OPEN_WAIT,
+    TIMEOUT, WINDOW_CALLS, WINDOW_TIME,
 };
 use crate::worker::{refused_later, served, shared, turned_away};
 
@@ -35,10 +35,7 @@ fn breaker() -> CircuitBreakerConfigBuilder {
 }
 
 fn count_window() -> CircuitBreakerLayer {
-    breaker()
-        .build_with_handle()
-        .expect("the settings are in range")
-        .0
+    breaker().build_with_handle().expect("the settings are in range").0
 }
 
 fn time_window() -> CircuitBreakerLayer {
@@ -52,17 +49,11 @@ fn time_window() -> CircuitBreakerLayer {
 
 /// Does not wait for a permit.
 fn bulkhead() -> BulkheadConfigBuilder {
-    BulkheadLayer::builder()
-        .name("peers")
-        .max_concurrent_calls(LIMIT)
-        .reject_when_full()
+    BulkheadLayer::builder().name("peers").max_concurrent_calls(LIMIT).reject_when_full()
 }
 
 fn time_limiter(limit: Duration) -> TimeLimiterLayer {
-    TimeLimiterLayer::builder()
-        .name("peers")
-        .timeout_duration(limit)
-        .build()
+    TimeLimiterLayer::builder().name("peers").timeout_duration(limit).build()
 }
 
 /// Its budget is paid one token per success, or so many per second.
@@ -91,12 +82,7 @@ fn five<O: Operation>()
         .layer(FallbackLayer::<u64, u64, Broken>::value(FALLBACK))
         .layer(count_window())
         .layer(retry::<Limited>())
-        .layer(
-            bulkhead()
-                .build_with_handle()
-                .expect("the limit is in range")
-                .0,
-        )
+        .layer(bulkhead().build_with_handle().expect("the limit is in range").0)
         .layer(time_limiter(TIMEOUT))
         .service(Dependency::<O>::new())
 }
@@ -104,18 +90,11 @@ fn five<O: Operation>()
 fn five_in_time<O: Operation>()
 -> impl Service<u64, Response = u64, Error: std::fmt::Debug, Future: Send> + Clone + Send + Sync {
     ServiceBuilder::new()
-        .layer(FallbackLayer::<u64, u64, TimeLimiterError<Broken>>::value(
-            FALLBACK,
-        ))
+        .layer(FallbackLayer::<u64, u64, TimeLimiterError<Broken>>::value(FALLBACK))
         .layer(time_limiter(DEADLINE))
         .layer(count_window())
         .layer(retry::<Limited>())
-        .layer(
-            bulkhead()
-                .build_with_handle()
-                .expect("the limit is in range")
-                .0,
-        )
+        .layer(bulkhead().build_with_handle().expect("the limit is in range").0)
         .layer(time_limiter(TIMEOUT))
         .service(Dependency::<O>::new())
 }
@@ -128,9 +107,7 @@ pub fn rows(rows: &mut Rows) {
     let form = Form::Tower;
     let library = TOWER_RESILIENCE;
 
-    rows.add(What::BreakerCount, library, form, || {
-        shared(count_window().layer(dependency()), served)
-    });
+    rows.add(What::BreakerCount, library, form, || shared(count_window().layer(dependency()), served));
 
     for calls in [1_000, 10_000] {
         rows.add(What::BreakerTime { calls }, library, form, || {
@@ -139,38 +116,20 @@ pub fn rows(rows: &mut Rows) {
     }
 
     rows.add(What::BreakerOpen, library, form, || {
-        let (layer, handle) = breaker()
-            .build_with_handle()
-            .expect("the settings are in range");
+        let (layer, handle) = breaker().build_with_handle().expect("the settings are in range");
         tokio::runtime::Handle::current().block_on(handle.force_open());
         shared(layer.layer(dependency()), turned_away)
     });
 
-    rows.add_noted(
-        What::BulkheadFree,
-        library,
-        form,
-        "reject_when_full",
-        || {
-            let (layer, _) = bulkhead()
-                .build_with_handle()
-                .expect("the limit is in range");
-            shared(layer.layer(dependency()), served)
-        },
-    );
-    rows.add_noted(
-        What::BulkheadFree,
-        library,
-        form,
-        "waits when full: its default",
-        || {
-            let waiting = BulkheadLayer::builder()
-                .name("peers")
-                .max_concurrent_calls(LIMIT);
-            let (layer, _) = waiting.build_with_handle().expect("the limit is in range");
-            shared(layer.layer(dependency()), served)
-        },
-    );
+    rows.add_noted(What::BulkheadFree, library, form, "reject_when_full", || {
+        let (layer, _) = bulkhead().build_with_handle().expect("the limit is in range");
+        shared(layer.layer(dependency()), served)
+    });
+    rows.add_noted(What::BulkheadFree, library, form, "waits when full: its default", || {
+        let waiting = BulkheadLayer::builder().name("peers").max_concurrent_calls(LIMIT);
+        let (layer, _) = waiting.build_with_handle().expect("the limit is in range");
+        shared(layer.layer(dependency()), served)
+    });
 
     // Refuses through a timer of zero length, that is at the next millisecond:
     // the thread sleeps until then.
@@ -183,9 +142,8 @@ pub fn rows(rows: &mut Rows) {
             .build_with_handle()
             .expect("the limit is in range");
         // One call that never ends holds the only permit.
-        let mut holder = layer.layer(tower::service_fn(|_: u64| {
-            std::future::pending::<Result<u64, CallError>>()
-        }));
+        let mut holder =
+            layer.layer(tower::service_fn(|_: u64| std::future::pending::<Result<u64, CallError>>()));
         let held: &'static mut _ = Box::leak(Box::new(holder.call(REQUEST)));
         crate::worker::begin(held);
         let service = layer.layer(dependency());
@@ -195,27 +153,16 @@ pub fn rows(rows: &mut Rows) {
         }
     });
 
-    rows.add(What::Timeout, library, form, || {
-        shared(time_limiter(TIMEOUT).layer(dependency()), served)
-    });
+    rows.add(What::Timeout, library, form, || shared(time_limiter(TIMEOUT).layer(dependency()), served));
     rows.add(What::TimeoutPending, library, form, || {
-        shared(
-            time_limiter(TIMEOUT).layer(Dependency::<PendsOnce>::new()),
-            served,
-        )
+        shared(time_limiter(TIMEOUT).layer(Dependency::<PendsOnce>::new()), served)
     });
 
     rows.add_noted(What::Retry, library, form, "token bucket", || {
         shared(retry::<CallError>().layer(dependency()), served)
     });
 
-    rows.add(What::Five, library, form, || {
-        shared(five::<ReadyCall>(), served)
-    });
-    rows.add(What::FiveDeadline, library, form, || {
-        shared(five_in_time::<ReadyCall>(), served)
-    });
-    rows.add(What::FivePending, library, form, || {
-        shared(five::<PendsOnce>(), served)
-    });
+    rows.add(What::Five, library, form, || shared(five::<ReadyCall>(), served));
+    rows.add(What::FiveDeadline, library, form, || shared(five_in_time::<ReadyCall>(), served));
+    rows.add(What::FivePending, library, form, || shared(five::<PendsOnce>(), served));
 }

@@ -41,14 +41,9 @@ impl Attempts {
         // are the budget's own defaults.
         let budget = TpsBudget::new(Duration::from_secs(10), 10, BUDGET as f32);
         let jitter = 1.0;
-        let mut backoff =
-            ExponentialBackoffMaker::new(BACKOFF, BACKOFF_CAP, jitter, HasherRng::default())
-                .expect("the settings are in range");
-        Self {
-            left: ATTEMPTS - 1,
-            budget: Arc::new(budget),
-            backoff: backoff.make_backoff(),
-        }
+        let mut backoff = ExponentialBackoffMaker::new(BACKOFF, BACKOFF_CAP, jitter, HasherRng::default())
+            .expect("the settings are in range");
+        Self { left: ATTEMPTS - 1, budget: Arc::new(budget), backoff: backoff.make_backoff() }
     }
 }
 
@@ -103,15 +98,12 @@ impl From<BoxError> for CallError {
 }
 
 /// All that is below the fallback and the deadline.
-fn guarded<O: Operation>()
--> impl Service<u64, Response = u64, Error = CallError, Future: Send> + Clone + Send {
+fn guarded<O: Operation>() -> impl Service<u64, Response = u64, Error = CallError, Future: Send> + Clone + Send
+{
     let breaker = recloser_rows::breaker();
     ServiceBuilder::new()
         .map_err(|_: recloser::Error<BoxError>| CallError::Refused)
-        .layer_fn(move |inner| Breaker {
-            breaker: breaker.clone(),
-            inner,
-        })
+        .layer_fn(move |inner| Breaker { breaker: breaker.clone(), inner })
         .retry(Attempts::new())
         .load_shed()
         .concurrency_limit(LIMIT)
@@ -119,8 +111,7 @@ fn guarded<O: Operation>()
         .service(Dependency::<O>::new())
 }
 
-fn five<O: Operation>()
--> impl Service<u64, Response = u64, Error = CallError, Future: Send> + Clone + Send {
+fn five<O: Operation>() -> impl Service<u64, Response = u64, Error = CallError, Future: Send> + Clone + Send {
     ServiceBuilder::new()
         .map_result(|result: Result<u64, CallError>| Ok::<_, CallError>(result.unwrap_or(FALLBACK)))
         .service(guarded::<O>())
@@ -141,59 +132,30 @@ fn dependency() -> Dependency<ReadyCall> {
 pub fn rows(rows: &mut Rows) {
     let form = Form::Tower;
 
-    rows.add_noted(
-        What::BulkheadFree,
-        TOWER,
-        form,
-        "ConcurrencyLimit: waits when full",
-        || {
-            let service = ConcurrencyLimit::new(dependency(), LIMIT);
-            shared(service, served)
-        },
-    );
-    rows.add_noted(
-        What::BulkheadFree,
-        TOWER,
-        form,
-        "LoadShed + ConcurrencyLimit",
-        || {
-            let service = LoadShed::new(ConcurrencyLimit::new(dependency(), LIMIT));
-            shared(service, served)
-        },
-    );
-    rows.add_noted(
-        What::BulkheadFull,
-        TOWER,
-        form,
-        "LoadShed + ConcurrencyLimit",
-        || {
-            let none = Arc::new(Semaphore::new(0));
-            let service = LoadShed::new(ConcurrencyLimit::with_semaphore(dependency(), none));
-            shared(service, turned_away)
-        },
-    );
-
-    rows.add(What::Timeout, TOWER, form, || {
-        shared(Timeout::new(dependency(), TIMEOUT), served)
+    rows.add_noted(What::BulkheadFree, TOWER, form, "ConcurrencyLimit: waits when full", || {
+        let service = ConcurrencyLimit::new(dependency(), LIMIT);
+        shared(service, served)
     });
+    rows.add_noted(What::BulkheadFree, TOWER, form, "LoadShed + ConcurrencyLimit", || {
+        let service = LoadShed::new(ConcurrencyLimit::new(dependency(), LIMIT));
+        shared(service, served)
+    });
+    rows.add_noted(What::BulkheadFull, TOWER, form, "LoadShed + ConcurrencyLimit", || {
+        let none = Arc::new(Semaphore::new(0));
+        let service = LoadShed::new(ConcurrencyLimit::with_semaphore(dependency(), none));
+        shared(service, turned_away)
+    });
+
+    rows.add(What::Timeout, TOWER, form, || shared(Timeout::new(dependency(), TIMEOUT), served));
     rows.add(What::TimeoutPending, TOWER, form, || {
-        shared(
-            Timeout::new(Dependency::<PendsOnce>::new(), TIMEOUT),
-            served,
-        )
+        shared(Timeout::new(Dependency::<PendsOnce>::new(), TIMEOUT), served)
     });
 
     rows.add_noted(What::Retry, TOWER, form, "TpsBudget", || {
         shared(Retry::new(Attempts::new(), dependency()), served)
     });
 
-    rows.add(What::Five, WITH_RECLOSER, form, || {
-        shared(five::<ReadyCall>(), served)
-    });
-    rows.add(What::FiveDeadline, WITH_RECLOSER, form, || {
-        shared(five_in_time::<ReadyCall>(), served)
-    });
-    rows.add(What::FivePending, WITH_RECLOSER, form, || {
-        shared(five::<PendsOnce>(), served)
-    });
+    rows.add(What::Five, WITH_RECLOSER, form, || shared(five::<ReadyCall>(), served));
+    rows.add(What::FiveDeadline, WITH_RECLOSER, form, || shared(five_in_time::<ReadyCall>(), served));
+    rows.add(What::FivePending, WITH_RECLOSER, form, || shared(five::<PendsOnce>(), served));
 }

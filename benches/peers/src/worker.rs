@@ -51,10 +51,7 @@ pub fn begin<F: Future + Unpin>(mut call: F) {
 }
 
 /// Every worker gets its own clone of a service; clones share the policy.
-pub fn shared<S, W>(
-    service: S,
-    worker: impl Fn(S) -> W + Send + Sync,
-) -> impl Fn() -> W + Send + Sync
+pub fn shared<S, W>(service: S, worker: impl Fn(S) -> W + Send + Sync) -> impl Fn() -> W + Send + Sync
 where
     S: Clone + Send + Sync,
 {
@@ -105,23 +102,13 @@ where
 }
 
 /// A worker whose calls must be answered by the operation.
-pub fn answered<F: Future<Output = Result<u64, E>>, E: fmt::Debug>(
-    call: impl FnMut() -> F,
-) -> impl Worker {
-    Wrapped {
-        call,
-        expect: Expect::Answer,
-    }
+pub fn answered<F: Future<Output = Result<u64, E>>, E: fmt::Debug>(call: impl FnMut() -> F) -> impl Worker {
+    Wrapped { call, expect: Expect::Answer }
 }
 
 /// A worker whose calls must be refused.
-pub fn refused<F: Future<Output = Result<u64, E>>, E: fmt::Debug>(
-    call: impl FnMut() -> F,
-) -> impl Worker {
-    Wrapped {
-        call,
-        expect: Expect::Refusal,
-    }
+pub fn refused<F: Future<Output = Result<u64, E>>, E: fmt::Debug>(call: impl FnMut() -> F) -> impl Worker {
+    Wrapped { call, expect: Expect::Refusal }
 }
 
 struct Served<S> {
@@ -178,10 +165,7 @@ where
     S: Service<u64, Response = u64>,
     S::Error: fmt::Debug,
 {
-    Served {
-        service,
-        expect: Expect::Answer,
-    }
+    Served { service, expect: Expect::Answer }
 }
 
 /// A worker on its own clone of a service; calls must be refused.
@@ -190,10 +174,7 @@ where
     S: Service<u64, Response = u64>,
     S::Error: fmt::Debug,
 {
-    Served {
-        service,
-        expect: Expect::Refusal,
-    }
+    Served { service, expect: Expect::Refusal }
 }
 
 struct Repeated<A>(A);
@@ -255,9 +236,5 @@ pub fn refused_later<F: Future<Output = Result<u64, E>>, E: fmt::Debug>(
     call: impl FnMut() -> F,
 ) -> impl Worker {
     let runtime = tokio::runtime::Handle::current();
-    Blocked {
-        runtime,
-        call,
-        expect: Expect::Refusal,
-    }
+    Blocked { runtime, call, expect: Expect::Refusal }
 }
