@@ -257,3 +257,21 @@ mod files {
         assert_eq!(serde_json::from_str::<Snapshot>(&text).unwrap(), snapshot);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn fewer_probes_than_have_reported_do_not_wedge_a_half_open_breaker() {
+    let probing = touchy().probes(3).probe_verdict(Verdict::Rate(1.0));
+    for bad in [false, true] {
+        let breaker = probing.clone().build().unwrap();
+        breaker.try_acquire().unwrap().failure();
+        advance(100 * MS).await;
+        for _ in 0..2 {
+            let probe = breaker.try_acquire().unwrap();
+            if bad { probe.failure() } else { probe.success() }
+        }
+        breaker.reconfigure(&touchy().probes(1)).unwrap();
+        assert_eq!(breaker.state(), State::HalfOpen);
+        breaker.try_acquire().expect("somebody has to find out").success();
+        assert_eq!(breaker.state(), State::Closed);
+    }
+}

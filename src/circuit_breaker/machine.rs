@@ -509,6 +509,11 @@ impl Machine {
             // Tickets stay valid, but successes are no longer counted into old buckets unseen.
             self.generation += 1;
         }
+        if let Phase::HalfOpen { judged, .. } = &mut self.phase {
+            // One more result decides, or a breaker that has all the results it now asks for would wait for ever.
+            judged.calls = judged.calls.min(u64::from(rules.probes) - 1);
+            judged.failed = judged.failed.min(judged.calls);
+        }
         self.rules = rules;
         self.trim_recent();
     }
