@@ -275,3 +275,39 @@ async fn fewer_probes_than_have_reported_do_not_wedge_a_half_open_breaker() {
         assert_eq!(breaker.state(), State::Closed);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_call_that_fails_after_its_window_got_wider_buckets_leaves_the_window_in_its_time() {
+    let window = |length, buckets| {
+        CircuitBreaker::config()
+            .time_window(length, buckets)
+            .minimum_calls(10)
+            .failure_rate(0.5)
+            .slow_rate(1.0, 10 * MS)
+    };
+    let breaker = window(SEC, 1_000).build().unwrap();
+    advance(5 * SEC).await;
+    let slow = tokio::spawn({
+        let breaker = breaker.clone();
+        async move {
+            breaker
+                .call(|| async {
+                    tokio::time::sleep(100 * MS).await;
+                    Err::<(), _>("failed")
+                })
+                .await
+        }
+    });
+    tokio::task::yield_now().await;
+    advance(50 * MS).await;
+    tokio::task::yield_now().await;
+    assert_eq!(breaker.snapshot().counts.slow, 1, "it counts as slow in flight");
+    breaker.reconfigure(&window(10 * SEC, 10)).unwrap();
+    slow.await.unwrap().unwrap_err();
+    let counts = breaker.snapshot().counts;
+    assert_eq!((counts.calls, counts.failures, counts.slow), (1, 1, 1));
+    for _ in 0..9 {
+        breaker.try_acquire().unwrap().failure();
+    }
+    assert_eq!(breaker.state(), State::Open, "the breaker is blind");
+}

@@ -111,7 +111,11 @@ impl Window {
                     }
                 }
             }
-            Window::Time(time) => time.put(mark.epoch, Sums { calls: 0, failed: 1, slow: 0 }),
+            // A mark that lies ahead was made when the buckets were narrower.
+            Window::Time(time) => {
+                let epoch = mark.epoch.min(time.head);
+                time.put(epoch, Sums { calls: 0, failed: 1, slow: 0 });
+            }
         }
     }
 
