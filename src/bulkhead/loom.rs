@@ -1,7 +1,7 @@
 //! Every interleaving of a few threads on one pool.
 
 use std::{
-    sync::Arc as StdArc,
+    sync::{Arc as StdArc, atomic::AtomicUsize as StdCount},
     task::{Wake, Waker},
 };
 
@@ -35,7 +35,13 @@ fn bell() -> StdArc<Bell> {
 fn model(test: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
-    builder.check(test);
+    let tried = StdArc::new(StdCount::new(0));
+    let count = tried.clone();
+    builder.check(move || {
+        count.fetch_add(1, SeqCst);
+        test();
+    });
+    assert!(tried.load(SeqCst) > 1, "the threads never met: there was one order to try");
 }
 
 /// The slots are given out by hand: this thread has the first.
@@ -86,20 +92,24 @@ fn the_limit_is_never_exceeded_while_permits_are_stolen_and_returned() {
 fn a_refusal_means_that_every_permit_was_in_use() {
     model(|| {
         let pool = pool(2, 0);
-        // One permit stays in use; the other goes in and out on another thread, which never has both.
-        assert!(pool.take());
+        // Both permits are in caches, one of them in that of a thread that is gone.
+        for slot in [2, 0] {
+            assume(slot);
+            assert!(pool.take());
+            pool.give_back();
+        }
+        // Each of two threads uses one at a time, so neither may be refused; but the other has to get at a cache.
         let other = {
             let pool = pool.clone();
             on(1, move || {
-                for _ in 0..2 {
-                    assert!(pool.take(), "was refused while one of two was free");
-                    pool.give_back();
-                }
+                assert!(pool.take(), "was refused while one of two was free");
+                pool.give_back();
             })
         };
-        pool.give_back();
-        assert!(pool.take(), "was refused while one of two was free");
-        pool.give_back();
+        for _ in 0..2 {
+            assert!(pool.take(), "was refused while one of two was free");
+            pool.give_back();
+        }
         other.join().unwrap();
         is_idle(&pool);
     });
