@@ -115,7 +115,7 @@ struct Shared<K, C: Template> {
 }
 
 struct Keys<K, C: Template> {
-    config: C,
+    config: Arc<C>,
     /// A policy without a key, which says what all of them are to a stack.
     sample: C::Policy,
     entries: HashMap<K, Entry<C::Policy>>,
@@ -157,7 +157,7 @@ where
     pub fn new(capacity: usize, config: C) -> Result<Self, ConfigError> {
         ConfigError::unless(capacity > 0, "keyed.capacity", capacity, "1 or more")?;
         let sample = config.build_for(&"*")?;
-        let keys = Keys { config, sample, entries: HashMap::new() };
+        let keys = Keys { config: Arc::new(config), sample, entries: HashMap::new() };
         Ok(Keyed { shared: Arc::new(Shared { capacity, tick: AtomicU64::new(0), keys: RwLock::new(keys) }) })
     }
 
@@ -180,19 +180,29 @@ where
 
     #[cold]
     fn insert(&self, key: K, tick: u64) -> C::Policy {
-        let mut keys = self.shared.keys.write().unwrap_or_else(PoisonError::into_inner);
-        let keys = &mut *keys;
-        if !keys.entries.contains_key(&key) && keys.entries.len() >= self.shared.capacity {
-            keys.evict();
+        loop {
+            let (config, sample) = {
+                let keys = self.shared.keys.read().unwrap_or_else(PoisonError::into_inner);
+                (keys.config.clone(), keys.sample.clone())
+            };
+            // Made without the lock, because it asks the key for its name. The settings were checked when they came in,
+            // and no check looks at the name.
+            let policy = config.build_for(&key).unwrap_or(sample);
+            let mut keys = self.shared.keys.write().unwrap_or_else(PoisonError::into_inner);
+            if !Arc::ptr_eq(&keys.config, &config) {
+                // It has other settings now than those that came meanwhile.
+                continue;
+            }
+            if let Some(entry) = keys.entries.get(&key) {
+                return entry.policy.clone();
+            }
+            let evicted = if keys.entries.len() >= self.shared.capacity { keys.evict() } else { None };
+            keys.entries.insert(key, Entry { policy: policy.clone(), last_asked: AtomicU64::new(tick) });
+            // What was the user's, listeners for instance, is dropped without the lock.
+            drop(keys);
+            drop(evicted);
+            return policy;
         }
-        let make = || match keys.config.build_for(&key) {
-            Ok(policy) => policy,
-            // The settings were checked when they came in, and no check looks at the name.
-            Err(_) => keys.sample.clone(),
-        };
-        let policy = make();
-        let entry = keys.entries.entry(key).or_insert(Entry { policy, last_asked: AtomicU64::new(tick) });
-        entry.policy.clone()
     }
 
     /// Changes the settings of every policy, keeping the evidence of each, and of those to come.
@@ -206,7 +216,7 @@ where
         for entry in keys.entries.values() {
             config.apply_to(&entry.policy)?;
         }
-        keys.config = config;
+        keys.config = Arc::new(config);
         keys.sample = sample;
         Ok(())
     }
@@ -223,16 +233,14 @@ where
 }
 
 impl<K: Hash + Eq, C: Template> Keys<K, C> {
-    fn evict(&mut self) {
-        let mut oldest: Option<(Loss, u64)> = None;
-        for entry in self.entries.values() {
-            let rank = (C::loss(&entry.policy), entry.last_asked.load(Relaxed));
-            oldest = Some(oldest.map_or(rank, |other| other.min(rank)));
-        }
+    /// Takes out the policy with which least is lost, and of those the one that was asked for longest ago.
+    fn evict(&mut self) -> Option<C::Policy> {
+        let rank = |entry: &Entry<C::Policy>| (C::loss(&entry.policy), entry.last_asked.load(Relaxed));
+        let oldest = self.entries.values().min_by_key(|entry| rank(entry))?;
+        let (tick, policy) = (oldest.last_asked.load(Relaxed), oldest.policy.clone());
         // Ticks are unique, so this removes one entry.
-        if let Some((_, tick)) = oldest {
-            self.entries.retain(|_, entry| entry.last_asked.load(Relaxed) != tick);
-        }
+        self.entries.retain(|_, entry| entry.last_asked.load(Relaxed) != tick);
+        Some(policy)
     }
 }
 

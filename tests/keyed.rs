@@ -264,3 +264,30 @@ fn a_registry_lists_the_policies_there_are_when_it_is_asked() {
     names.sort();
     assert_eq!(names, ["hosts[a]", "hosts[b]"]);
 }
+
+/// A key that looks at the registry it is used in while it says its name.
+#[derive(PartialEq, Eq, Hash, Clone)]
+struct Curious(u32);
+
+static CURIOUS: std::sync::OnceLock<Keyed<Curious, circuit_breaker::Config>> = std::sync::OnceLock::new();
+
+impl std::fmt::Display for Curious {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let others = CURIOUS.get().map_or(0, Keyed::len);
+        write!(f, "{}-{others}", self.0)
+    }
+}
+
+#[test]
+fn a_key_is_asked_for_its_name_with_no_lock_held() {
+    let (done, finished) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let breakers = CURIOUS.get_or_init(|| Keyed::new(10, config()).unwrap());
+        for number in 0..2 {
+            done.send(breakers.get(&Curious(number)).name().to_owned()).unwrap();
+        }
+    });
+    let next =
+        || finished.recv_timeout(Duration::from_secs(10)).expect("the key waits for a lock that it is under");
+    assert_eq!([next(), next()], ["hosts[0-0]", "hosts[1-1]"]);
+}
