@@ -33,8 +33,7 @@ fn bell() -> StdArc<Bell> {
 }
 
 fn model(test: impl Fn() + Send + Sync + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
+    let builder = loom::model::Builder::new();
     let tried = StdArc::new(StdCount::new(0));
     let count = tried.clone();
     builder.check(move || {
