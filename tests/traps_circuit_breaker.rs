@@ -578,7 +578,12 @@ async fn a_hanging_attempt_is_a_failure_though_the_next_one_is_refused() {
     let bulkhead = mainstay::Bulkhead::new(1).unwrap();
     let stack = mainstay::stack("s")
         .circuit_breaker(breaker.clone())
-        .retry(mainstay::Retry::constant(10 * MS).idempotent().no_budget())
+        .retry(
+            mainstay::Retry::constant(10 * MS)
+                .jitter(mainstay::backoff::Jitter::None)
+                .idempotent()
+                .no_budget(),
+        )
         .bulkhead(bulkhead.clone())
         .timeout(100 * MS)
         .build()
