@@ -5,7 +5,7 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc, task::Poll};
 use pin_project::pin_project;
 
 use crate::{
-    call::{Attempt, Call, Closure, Cx, End, Flat, Marked, Operation, Outcome, Run, Sealed},
+    call::{Attempt, Call, Closure, Cx, End, Flat, Marked, Operation, Run, Sealed, Slot},
     error::Name,
 };
 
@@ -88,13 +88,14 @@ impl<T, E> Run<(), T, E> for BoxedStack<T, E> {
         state: Pin<&mut Self::State>,
         mut op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>>
+        out: &mut Slot<T, E>,
+    ) -> Poll<()>
     where
         O: Operation<Request = (), Output = T, Error = E> + ?Sized,
     {
         let call = state.get_mut().get_or_insert_with(|| self.list.begin());
         let op: Pin<&mut Pin<&mut O>> = Pin::new(&mut op);
-        call.as_mut().poll(op, cx)
+        call.as_mut().poll(op, cx, out)
     }
 
     fn end<O>(&self, state: Pin<&mut Self::State>, mut op: Pin<&mut O>, how: End)
@@ -148,7 +149,8 @@ pub trait ErasedCall<T, E>: Send {
         self: Pin<&mut Self>,
         op: Pin<&mut DynOperation<'_, T, E>>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>>;
+        out: &mut Slot<T, E>,
+    ) -> Poll<()>;
 
     #[doc(hidden)]
     fn end(self: Pin<&mut Self>, op: Pin<&mut DynOperation<'_, T, E>>, how: End);
@@ -184,9 +186,10 @@ where
         self: Pin<&mut Self>,
         op: Pin<&mut DynOperation<'_, T, E>>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>> {
+        out: &mut Slot<T, E>,
+    ) -> Poll<()> {
         let this = self.project();
-        this.list.poll(this.state, op, cx)
+        this.list.poll(this.state, op, cx, out)
     }
 
     fn end(self: Pin<&mut Self>, op: Pin<&mut DynOperation<'_, T, E>>, how: End) {

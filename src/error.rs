@@ -125,10 +125,9 @@ impl Refused {
         Refused { kind, name: name.clone(), retry_after: NO_HINT, started }
     }
 
-    /// The same refusal of a call whose operation may have begun in an earlier attempt.
-    pub(crate) fn of_started(mut self, started: bool) -> Self {
+    /// Takes into account that an earlier attempt of the call may have begun.
+    pub(crate) fn add_started(&mut self, started: bool) {
         self.started |= started;
-        self
     }
 
     /// The rule that ended the call.
