@@ -5,8 +5,10 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc, task::Poll};
 use pin_project::pin_project;
 
 use crate::{
-    call::{Attempt, Call, Closure, Cx, End, Flat, Marked, Operation, Outcome, Run, Sealed},
+    call::{Attempt, Call, Closure, Cx, End, Flat, Marked, Operation, Run, Sealed, Slot},
     error::Name,
+    registry::{Inspect, Snapshot},
+    stack::List,
 };
 
 /// A stack whose policies are behind a pointer; made by [`Stack::boxed`](crate::Stack::boxed).
@@ -21,7 +23,7 @@ pub struct BoxedStack<T, E> {
 impl<T: 'static, E: 'static> BoxedStack<T, E> {
     pub(crate) fn new<L>(name: Name, list: Arc<L>) -> Self
     where
-        L: Run<(), T, E> + Send + Sync + 'static,
+        L: Run<(), T, E> + List + Send + Sync + 'static,
         L::State: Send + 'static,
     {
         BoxedStack { name, list: Arc::new(Erased(list)) }
@@ -45,7 +47,10 @@ impl<T: 'static, E: 'static> BoxedStack<T, E> {
     }
 
     /// Like [`call`](Self::call), telling the operation the number of the attempt and the deadline.
-    pub fn call_with<F, Fut>(&self, operation: F) -> Call<&Self, Closure<F, Fut>, Flat>
+    pub fn call_with<F, Fut>(
+        &self,
+        operation: F,
+    ) -> Call<&Self, impl Operation<Request = (), Output = T, Error = E> + use<F, Fut, T, E>, Flat>
     where
         F: FnMut(Attempt) -> Fut,
         Fut: Future<Output = Result<T, E>>,
@@ -80,6 +85,12 @@ impl<T, E> fmt::Debug for BoxedStack<T, E> {
 
 impl<T, E> Sealed for BoxedStack<T, E> {}
 
+impl<T, E> Inspect for BoxedStack<T, E> {
+    fn inspect(&self, show: &mut dyn FnMut(Snapshot)) {
+        self.list.inspect(show);
+    }
+}
+
 impl<T, E> Run<(), T, E> for BoxedStack<T, E> {
     type State = Option<Pin<Box<dyn ErasedCall<T, E>>>>;
 
@@ -88,13 +99,14 @@ impl<T, E> Run<(), T, E> for BoxedStack<T, E> {
         state: Pin<&mut Self::State>,
         mut op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>>
+        out: &mut Slot<T, E>,
+    ) -> Poll<()>
     where
         O: Operation<Request = (), Output = T, Error = E> + ?Sized,
     {
         let call = state.get_mut().get_or_insert_with(|| self.list.begin());
         let op: Pin<&mut Pin<&mut O>> = Pin::new(&mut op);
-        call.as_mut().poll(op, cx)
+        call.as_mut().poll(op, cx, out)
     }
 
     fn end<O>(&self, state: Pin<&mut Self::State>, mut op: Pin<&mut O>, how: End)
@@ -139,6 +151,8 @@ type DynOperation<'a, T, E> = dyn Operation<Request = (), Output = T, Error = E>
 
 trait ErasedList<T, E>: Send + Sync {
     fn begin(&self) -> Pin<Box<dyn ErasedCall<T, E>>>;
+
+    fn inspect(&self, show: &mut dyn FnMut(Snapshot));
 }
 
 /// The policies' half of one call, whatever the policies are.
@@ -148,7 +162,8 @@ pub trait ErasedCall<T, E>: Send {
         self: Pin<&mut Self>,
         op: Pin<&mut DynOperation<'_, T, E>>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>>;
+        out: &mut Slot<T, E>,
+    ) -> Poll<()>;
 
     #[doc(hidden)]
     fn end(self: Pin<&mut Self>, op: Pin<&mut DynOperation<'_, T, E>>, how: End);
@@ -158,13 +173,17 @@ struct Erased<L>(Arc<L>);
 
 impl<T, E, L> ErasedList<T, E> for Erased<L>
 where
-    L: Run<(), T, E> + Send + Sync + 'static,
+    L: Run<(), T, E> + List + Send + Sync + 'static,
     L::State: Send + 'static,
     T: 'static,
     E: 'static,
 {
     fn begin(&self) -> Pin<Box<dyn ErasedCall<T, E>>> {
         Box::pin(Live { list: self.0.clone(), state: L::State::default() })
+    }
+
+    fn inspect(&self, show: &mut dyn FnMut(Snapshot)) {
+        self.0.each(&mut |part| part.inspect(show));
     }
 }
 
@@ -184,9 +203,10 @@ where
         self: Pin<&mut Self>,
         op: Pin<&mut DynOperation<'_, T, E>>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>> {
+        out: &mut Slot<T, E>,
+    ) -> Poll<()> {
         let this = self.project();
-        this.list.poll(this.state, op, cx)
+        this.list.poll(this.state, op, cx, out)
     }
 
     fn end(self: Pin<&mut Self>, op: Pin<&mut DynOperation<'_, T, E>>, how: End) {

@@ -30,6 +30,17 @@ use crate::{
 /// What came of a call or an attempt: a policy's refusal, or the operation's own result.
 pub type Outcome<T, E> = Result<Result<T, E>, Refused>;
 
+/// Where the outcome of a call is put: written once by whoever makes it, and looked at in place by the policies around, so
+/// that a value is not moved once for each policy.
+pub type Slot<T, E> = Option<Outcome<T, E>>;
+
+/// Ready, with a policy's refusal.
+#[inline]
+pub(crate) fn refuse<T, E>(out: &mut Slot<T, E>, refused: Refused) -> Poll<()> {
+    *out = Some(Err(refused));
+    Poll::Ready(())
+}
+
 /// What an operation may know about the attempt it is started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -118,13 +129,14 @@ pub trait Run<R, T, E>: Sealed {
     /// What the list remembers of one call. As new again after `poll` was ready and after `end`.
     type State: Default;
 
-    /// Moves the call on.
+    /// Moves the call on. When it is ready, `out` holds the outcome.
     fn poll<O>(
         &self,
         state: Pin<&mut Self::State>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>>
+        out: &mut Slot<T, E>,
+    ) -> Poll<()>
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized;
 
@@ -139,14 +151,15 @@ pub trait Guard<R, T, E, I: Run<R, T, E>>: Sealed {
     /// What the policy and the inner list remember of one call; see [`Run::State`].
     type State: Default;
 
-    /// Moves the call on.
+    /// Moves the call on. When it is ready, `out` holds the outcome.
     fn poll<O>(
         &self,
         inner: &I,
         state: Pin<&mut Self::State>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>>
+        out: &mut Slot<T, E>,
+    ) -> Poll<()>
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized;
 
@@ -175,11 +188,17 @@ where
     type State = P::State;
 
     #[inline]
-    fn poll<O>(&self, state: Pin<&mut P::State>, op: Pin<&mut O>, cx: &mut Cx<'_, '_>) -> Poll<Outcome<T, E>>
+    fn poll<O>(
+        &self,
+        state: Pin<&mut P::State>,
+        op: Pin<&mut O>,
+        cx: &mut Cx<'_, '_>,
+        out: &mut Slot<T, E>,
+    ) -> Poll<()>
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        self.0.poll(&self.1, state, op, cx)
+        self.0.poll(&self.1, state, op, cx, out)
     }
 
     #[inline]
@@ -206,11 +225,12 @@ where
         state: Pin<&mut P::State>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>>
+        out: &mut Slot<T, E>,
+    ) -> Poll<()>
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        P::poll(self, inner, state, op, cx)
+        P::poll(self, inner, state, op, cx, out)
     }
 
     #[inline]
@@ -234,11 +254,12 @@ macro_rules! run_through_pointer {
                 state: Pin<&mut L::State>,
                 op: Pin<&mut O>,
                 cx: &mut Cx<'_, '_>,
-            ) -> Poll<Outcome<T, E>>
+                out: &mut Slot<T, E>,
+            ) -> Poll<()>
             where
                 O: Operation<Request = R, Output = T, Error = E> + ?Sized,
             {
-                L::poll(self, state, op, cx)
+                L::poll(self, state, op, cx, out)
             }
 
             #[inline]
@@ -259,14 +280,14 @@ impl<R, T, E> Run<R, T, E> for () {
     type State = ();
 
     #[inline]
-    fn poll<O>(&self, _: Pin<&mut ()>, op: Pin<&mut O>, cx: &mut Cx<'_, '_>) -> Poll<Outcome<T, E>>
+    fn poll<O>(&self, _: Pin<&mut ()>, op: Pin<&mut O>, cx: &mut Cx<'_, '_>, out: &mut Slot<T, E>) -> Poll<()>
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
         cx.started = true;
         let attempt = Attempt { number: cx.attempt, last: cx.last, deadline: cx.deadline };
         let _readable = cx.deadline.map(deadline::enter);
-        op.poll_attempt(cx.task, attempt).map(Ok)
+        op.poll_attempt(cx.task, attempt).map(|result| *out = Some(Ok(result)))
     }
 
     #[inline]
@@ -465,6 +486,7 @@ where
             Phase::Polling | Phase::Done => panic!("a call was polled after it had ended"),
         }
         *this.phase = Phase::Polling;
+        let mut out = None;
         loop {
             let mut cx = Cx {
                 task: &mut *task,
@@ -477,12 +499,15 @@ where
                 started: *this.started,
                 degraded: false,
             };
-            let polled = this.policies.poll(this.state.as_mut(), this.op.as_mut(), &mut cx);
+            let polled = this.policies.poll(this.state.as_mut(), this.op.as_mut(), &mut cx, &mut out);
             let (wake_at, degraded) = (cx.wake_at, cx.degraded);
             *this.started = cx.started;
-            if let Poll::Ready(outcome) = polled {
+            if polled.is_ready() {
                 *this.phase = Phase::Done;
-                return Poll::Ready(M::finish(outcome, degraded));
+                return match out {
+                    Some(outcome) => Poll::Ready(M::finish(outcome, degraded)),
+                    None => unreachable!("policies that are ready have left an outcome"),
+                };
             }
             let timer_is_due = match wake_at {
                 Some(at) => arm(this.timer.as_mut(), at, task),

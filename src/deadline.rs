@@ -13,7 +13,7 @@ use std::{
 use pin_project::pin_project;
 
 use crate::{
-    call::{Cx, End, Guard, Operation, Outcome, Run, Sealed},
+    call::{Cx, End, Guard, Operation, Run, Sealed, Slot, refuse},
     error::{ConfigError, Kind, Name, Refused},
     event::{Identity, Observer},
     limit::{Fixed, Limit, PerRequest, not_zero},
@@ -200,7 +200,8 @@ where
         state: Pin<&mut Self::State>,
         mut op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>>
+        out: &mut Slot<T, E>,
+    ) -> Poll<()>
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
@@ -213,17 +214,13 @@ where
                 let own = time::later(now, self.limit.limit(op.request()));
                 let until = around.map_or(own, |around| around.min(own));
                 if until <= now {
-                    return Poll::Ready(Err(self.id.refuse(Refused::ended(
-                        Kind::DeadlineExceeded,
-                        self.id.name(),
-                        cx.started,
-                    ))));
+                    return refuse(out, self.exceeded(cx.started));
                 }
                 *this.until.insert(until)
             }
         };
         cx.deadline = Some(until);
-        let polled = inner.poll(this.inner.as_mut(), op.as_mut(), cx);
+        let polled = inner.poll(this.inner.as_mut(), op.as_mut(), cx, out);
         cx.deadline = around;
         if polled.is_ready() {
             *this.until = None;
@@ -234,7 +231,7 @@ where
         }
         *this.until = None;
         inner.end(this.inner, op, End::given_up(cx.started));
-        Poll::Ready(Err(self.id.refuse(Refused::ended(Kind::DeadlineExceeded, self.id.name(), cx.started))))
+        refuse(out, self.exceeded(cx.started))
     }
 
     fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
@@ -244,6 +241,12 @@ where
         let this = state.project();
         *this.until = None;
         inner.end(this.inner, op, how);
+    }
+}
+
+impl<L> Deadline<L> {
+    fn exceeded(&self, started: bool) -> Refused {
+        self.id.refuse(Refused::ended(Kind::DeadlineExceeded, self.id.name(), started))
     }
 }
 

@@ -63,6 +63,24 @@ impl<E> Error<E> {
     }
 }
 
+impl<E: From<Refused>> Error<E> {
+    /// The operation's error type alone, where a refusal can be turned into it: what tower services do by themselves.
+    ///
+    /// ```
+    /// # async fn charge() -> Result<u32, Box<dyn std::error::Error + Send + Sync>> { Ok(7) }
+    /// # async fn buy() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    /// let stack = mainstay::stack("payments").bulkhead(20).build()?;
+    /// let receipt = stack.call(charge).await.map_err(mainstay::Error::absorb)?;
+    /// # let _ = receipt; Ok(()) }
+    /// ```
+    pub fn absorb(self) -> E {
+        match self {
+            Error::Refused(refused) => E::from(refused),
+            Error::Inner(error) => error,
+        }
+    }
+}
+
 impl<E> Error<Error<E>> {
     /// One level instead of two, for a protected call made inside another.
     pub fn flatten(self) -> Error<E> {
@@ -99,7 +117,7 @@ impl<E: error::Error + 'static> error::Error for Error<E> {
 }
 
 /// Why a policy ended a call. Making one allocates nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Refused {
     kind: Kind,
     name: Name,
@@ -125,10 +143,9 @@ impl Refused {
         Refused { kind, name: name.clone(), retry_after: NO_HINT, started }
     }
 
-    /// The same refusal of a call whose operation may have begun in an earlier attempt.
-    pub(crate) fn of_started(mut self, started: bool) -> Self {
+    /// Takes into account that an earlier attempt of the call may have begun.
+    pub(crate) fn add_started(&mut self, started: bool) {
         self.started |= started;
-        self
     }
 
     /// The rule that ended the call.
@@ -161,11 +178,23 @@ impl Refused {
     }
 }
 
+impl fmt::Debug for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refused")
+            .field("kind", &self.kind)
+            .field("name", &self.name)
+            .field("retry_after", &self.retry_after())
+            .field("was_started", &self.started)
+            .finish()
+    }
+}
+
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.name, self.kind)?;
         match self.retry_after() {
-            Some(wait) => write!(f, ", retry after {wait:?}"),
+            // Rounded up: who comes back at the time that is printed does not come too early.
+            Some(wait) => write!(f, ", retry after {} ms", wait.as_nanos().div_ceil(1_000_000)),
             None => Ok(()),
         }
     }

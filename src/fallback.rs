@@ -14,7 +14,7 @@ use std::{
 use pin_project::pin_project;
 
 use crate::{
-    call::{Cx, End, Guard, Operation, Outcome, Run, Sealed},
+    call::{Cx, End, Guard, Operation, Run, Sealed, Slot},
     error::{ConfigError, Error, Name},
     event::{Event, Identity, Observer},
     stack::{IntoPolicy, Part, Role, callable},
@@ -287,7 +287,8 @@ where
         mut state: Pin<&mut Self::State>,
         mut op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>>
+        out: &mut Slot<T, E>,
+    ) -> Poll<()>
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
@@ -296,27 +297,16 @@ where
             state.set(State::Asking { kept, inner: Default::default() });
         }
         if let StateProjection::Asking { kept, inner: inner_state } = state.as_mut().project() {
-            let error = match inner.poll(inner_state, op.as_mut(), cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(Ok(value))) => {
-                    state.set(State::New);
-                    return Poll::Ready(Ok(Ok(value)));
-                }
-                Poll::Ready(Ok(Err(error))) => Error::Inner(error),
-                Poll::Ready(Err(refused)) => Error::Refused(refused),
-            };
-            match (kept.take(), self.admit(&error)) {
-                (Some(kept), Some(place)) => {
-                    let answer = self.begin(error, kept);
-                    state.set(State::Answering { place, answer });
-                }
-                _ => {
-                    state.set(State::New);
-                    return Poll::Ready(match error {
-                        Error::Inner(error) => Ok(Err(error)),
-                        Error::Refused(refused) => Err(refused),
-                    });
-                }
+            if inner.poll(inner_state, op.as_mut(), cx, out).is_pending() {
+                return Poll::Pending;
+            }
+            if let Some(Ok(Ok(_))) = out {
+                state.set(State::New);
+                return Poll::Ready(());
+            }
+            let kept = kept.take();
+            if !self.turn(state.as_mut(), kept, out) {
+                return Poll::Ready(());
             }
         }
         let StateProjection::Answering { answer, .. } = state.as_mut().project() else {
@@ -330,7 +320,8 @@ where
             }
         }
         state.set(State::New);
-        Poll::Ready(Ok(answer))
+        *out = Some(Ok(answer));
+        Poll::Ready(())
     }
 
     fn end<O>(&self, inner: &I, mut state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
@@ -357,7 +348,35 @@ impl<H, T, E> Fallback<H, T, E> {
         (before < self.limit).then_some(place)
     }
 
+    /// Turns from asking to answering, if this error is one to fall back from; otherwise it stays the outcome.
     #[cold]
+    fn turn<R, S>(
+        &self,
+        mut state: Pin<&mut State<H::Kept, S, H::Future>>,
+        kept: Option<H::Kept>,
+        out: &mut Slot<T, E>,
+    ) -> bool
+    where
+        H: Handle<R, T, E>,
+    {
+        let error = match out.take() {
+            Some(Ok(Err(error))) => Error::Inner(error),
+            Some(Err(refused)) => Error::Refused(refused),
+            Some(Ok(Ok(_))) | None => unreachable!("a success is not fallen back from"),
+        };
+        if let (Some(kept), Some(place)) = (kept, self.admit(&error)) {
+            let answer = self.begin(error, kept);
+            state.set(State::Answering { place, answer });
+            return true;
+        }
+        state.set(State::New);
+        *out = Some(match error {
+            Error::Inner(error) => Ok(Err(error)),
+            Error::Refused(refused) => Err(refused),
+        });
+        false
+    }
+
     fn begin<R>(&self, why: Error<E>, kept: H::Kept) -> H::Future
     where
         H: Handle<R, T, E>,

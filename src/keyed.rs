@@ -65,7 +65,7 @@ use std::{
 use pin_project::pin_project;
 
 use crate::{
-    call::{Cx, End, Guard, Operation, Outcome, Run, Sealed},
+    call::{Cx, End, Guard, Operation, Run, Sealed, Slot},
     error::ConfigError,
     event::Identity,
     registry,
@@ -329,7 +329,8 @@ where
         state: Pin<&mut Self::State>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>>
+        out: &mut Slot<T, E>,
+    ) -> Poll<()>
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
@@ -344,7 +345,7 @@ where
                 this.policy.insert(self.keyed.get(&key))
             }
         };
-        let polled = policy.poll(inner, this.inner, op, cx);
+        let polled = policy.poll(inner, this.inner, op, cx, out);
         if polled.is_ready() {
             *this.policy = None;
         }

@@ -132,7 +132,10 @@ impl<L> Stack<L> {
 
     /// Like [`call`](Self::call), telling the operation the number of the attempt and the deadline.
     #[inline]
-    pub fn call_with<F, Fut, T, E>(&self, operation: F) -> Call<&L, Closure<F, Fut>, Flat>
+    pub fn call_with<F, Fut, T, E>(
+        &self,
+        operation: F,
+    ) -> Call<&L, impl Operation<Request = (), Output = T, Error = E> + use<F, Fut, T, E, L>, Flat>
     where
         F: FnMut(Attempt) -> Fut,
         Fut: Future<Output = Result<T, E>>,
@@ -186,7 +189,7 @@ impl<L> Stack<L> {
     /// The same stack as one plain type for all stacks around `Result<T, E>`, at one allocation per call.
     pub fn boxed<T, E>(self) -> BoxedStack<T, E>
     where
-        L: Run<(), T, E> + Send + Sync + 'static,
+        L: Run<(), T, E> + List + Send + Sync + 'static,
         L::State: Send + 'static,
         T: 'static,
         E: 'static,
@@ -387,13 +390,18 @@ pub struct Builder<L> {
     any_order: bool,
 }
 
-impl<L> Builder<L> {
-    /// Adds a listener to every policy that is built with this stack. Call it before adding them.
+impl Builder<()> {
+    /// Adds a listener to every policy that is built with this stack.
+    ///
+    /// It comes before the policies, since each takes the listeners over when it is added. A circuit breaker, bulkhead or retry
+    /// that was built before, to be shared, has its own.
     pub fn observe(mut self, observer: impl Observer + 'static) -> Self {
         self.id.observe(Arc::new(observer));
         self
     }
+}
 
+impl<L> Builder<L> {
     /// Adds any policy inside those already there.
     pub fn policy<P>(self, policy: impl IntoPolicy<P>) -> Builder<L::Output>
     where
@@ -517,7 +525,11 @@ macro_rules! callable {
             pub fn call_with<Op, Fut, Out, Err>(
                 &self,
                 operation: Op,
-            ) -> $crate::call::Call<(&Self, ()), $crate::call::Closure<Op, Fut>, $crate::call::Flat>
+            ) -> $crate::call::Call<
+                (&Self, ()),
+                impl $crate::call::Operation<Request = (), Output = Out, Error = Err> + use<Op, Fut, Out, Err, $($generic),*>,
+                $crate::call::Flat,
+            >
             where
                 Op: FnMut($crate::call::Attempt) -> Fut,
                 Fut: Future<Output = Result<Out, Err>>,

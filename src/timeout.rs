@@ -11,7 +11,7 @@ use std::{
 use pin_project::pin_project;
 
 use crate::{
-    call::{Cx, End, Guard, Operation, Outcome, Run, Sealed},
+    call::{Cx, End, Guard, Operation, Run, Sealed, Slot, refuse},
     error::{ConfigError, Kind, Name, Refused},
     event::{Identity, Observer},
     limit::{Fixed, Limit, PerRequest, not_zero},
@@ -144,7 +144,8 @@ where
         state: Pin<&mut Self::State>,
         mut op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>>
+        out: &mut Slot<T, E>,
+    ) -> Poll<()>
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
@@ -160,7 +161,7 @@ where
                 *this.running.insert(clock)
             }
         };
-        let polled = inner.poll(this.inner.as_mut(), op.as_mut(), cx);
+        let polled = inner.poll(this.inner.as_mut(), op.as_mut(), cx, out);
         if polled.is_ready() {
             *this.running = None;
             return polled;
@@ -175,7 +176,7 @@ where
         }
         *this.running = None;
         inner.end(this.inner, op, End::given_up(cx.started));
-        Poll::Ready(Err(self.id.refuse(Refused::ended(Kind::TimedOut, self.id.name(), cx.started))))
+        refuse(out, self.id.refuse(Refused::ended(Kind::TimedOut, self.id.name(), cx.started)))
     }
 
     fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)

@@ -283,3 +283,35 @@ mod tower_form {
         }
     }
 }
+
+/// Every form of a call, with closures that borrow, inside a task that may move between threads.
+#[tokio::test]
+async fn every_form_of_a_call_can_be_spawned() {
+    let stack = mainstay::stack("s").timeout(std::time::Duration::from_secs(1)).build().unwrap();
+    let boxed = stack.clone().boxed::<usize, std::fmt::Error>();
+    let alone = mainstay::Bulkhead::new(1).unwrap();
+    let spawned = tokio::spawn(async move {
+        async fn length(text: &str) -> Result<usize, std::fmt::Error> {
+            tokio::task::yield_now().await;
+            Ok(text.len())
+        }
+        let text = String::from("four");
+        let with = |attempt: mainstay::Attempt| {
+            let text = &text;
+            async move { length(text).await.map(|length| length * attempt.number() as usize) }
+        };
+        let once = text.clone();
+        let mut sum = 0;
+        sum += stack.call(|| length(&text)).await.unwrap();
+        sum += stack.call_with(with).await.unwrap();
+        sum += stack.call_marked(|| length(&text)).await.unwrap().value;
+        sum += stack.call_once(|| async move { length(&once).await }).await.unwrap();
+        sum += boxed.call(|| length(&text)).await.unwrap();
+        sum += boxed.call_with(with).await.unwrap();
+        sum += boxed.call_marked(|| length(&text)).await.unwrap().value;
+        sum += alone.call(|| length(&text)).await.unwrap();
+        sum += alone.call_with(with).await.unwrap();
+        sum
+    });
+    assert_eq!(spawned.await.unwrap(), 36);
+}

@@ -14,7 +14,7 @@ use pin_project::pin_project;
 
 use super::{Bulkhead, Permit, machine::Asked, shared::Joined};
 use crate::{
-    call::{Attempt, Call, Cx, End, Finish, Guard, Operation, Outcome, Run, Sealed},
+    call::{Attempt, Call, Cx, End, Finish, Guard, Operation, Outcome, Run, Sealed, Slot, refuse},
     error::{Kind, Refused},
     time,
 };
@@ -160,15 +160,16 @@ impl<R, T, E, I: Run<R, T, E>> Guard<R, T, E, I> for Bulkhead {
         state: Pin<&mut Self::State>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>>
+        out: &mut Slot<T, E>,
+    ) -> Poll<()>
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
         let this = state.project();
         if let Err(refused) = std::task::ready!(self.sit(this.seat, cx)) {
-            return Poll::Ready(Err(refused));
+            return refuse(out, refused);
         }
-        let polled = inner.poll(this.inner, op, cx);
+        let polled = inner.poll(this.inner, op, cx, out);
         if polled.is_ready() {
             *this.seat = Seat::None;
             self.give_back();
@@ -239,16 +240,16 @@ impl<'a, R, E, I: Run<R, Permit<'a>, E>> Guard<R, Permit<'a>, E, I> for Hand<'a>
         seat: Pin<&mut Seat>,
         _: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<Permit<'a>, E>>
+        out: &mut Slot<Permit<'a>, E>,
+    ) -> Poll<()>
     where
         O: Operation<Request = R, Output = Permit<'a>, Error = E> + ?Sized,
     {
         let seat = seat.get_mut();
-        if let Err(refused) = std::task::ready!(self.0.sit(seat, cx)) {
-            return Poll::Ready(Err(refused));
-        }
+        let sat = std::task::ready!(self.0.sit(seat, cx));
         *seat = Seat::None;
-        Poll::Ready(Ok(Ok(Permit { bulkhead: self.0 })))
+        *out = Some(sat.map(|()| Ok(Permit { bulkhead: self.0 })));
+        Poll::Ready(())
     }
 
     fn end<O>(&self, _: &I, seat: Pin<&mut Seat>, _: Pin<&mut O>, _: End)

@@ -6,7 +6,7 @@ use pin_project::pin_project;
 
 use super::{CircuitBreaker, Class, Classify, config::class_of_refusal, machine::InFlight, window::Mark};
 use crate::{
-    call::{Cx, End, Guard, Operation, Outcome, Run},
+    call::{Cx, End, Guard, Operation, Run, Slot, refuse},
     time,
 };
 
@@ -82,7 +82,8 @@ where
         state: Pin<&mut Self::State>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>>
+        out: &mut Slot<T, E>,
+    ) -> Poll<()>
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
@@ -90,25 +91,21 @@ where
         if let Held::Nothing = this.held {
             let ticket = match self.core.acquire(|| cx.now()) {
                 Ok(ticket) => ticket,
-                Err(refused) => return Poll::Ready(Err(refused)),
+                Err(refused) => return refuse(out, refused),
             };
             *this.held = Held::Ticket { ticket, started: self.core.slow_after().map(|_| cx.now()) };
         }
-        match inner.poll(this.inner, op, cx) {
-            Poll::Ready(Ok(result)) => {
-                let class = self.classify.classify(&result);
-                self.settle(this.held, class, || cx.now());
-                Poll::Ready(Ok(result))
-            }
-            Poll::Ready(Err(refused)) => {
-                self.settle(this.held, class_of_refusal(&refused), || cx.now());
-                Poll::Ready(Err(refused))
-            }
-            Poll::Pending => {
-                self.look_at_the_clock(this.held, cx);
-                Poll::Pending
-            }
+        if inner.poll(this.inner, op, cx, out).is_pending() {
+            self.look_at_the_clock(this.held, cx);
+            return Poll::Pending;
         }
+        let class = match out {
+            Some(Ok(result)) => self.classify.classify(result),
+            Some(Err(refused)) => class_of_refusal(refused),
+            None => Class::Ignored,
+        };
+        self.settle(this.held, class, || cx.now());
+        Poll::Ready(())
     }
 
     fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)

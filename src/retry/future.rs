@@ -15,7 +15,7 @@ use super::{
     machine::{Decision, Ended, Verdict},
 };
 use crate::{
-    call::{Cx, End, Guard, Operation, Outcome, Run},
+    call::{Cx, End, Guard, Operation, Outcome, Run, Slot, refuse},
     error::{Kind, Refused},
     event::{Event, GaveUp},
     time,
@@ -62,7 +62,8 @@ where
         state: Pin<&mut Self::State>,
         mut op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>>
+        out: &mut Slot<T, E>,
+    ) -> Poll<()>
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
@@ -72,24 +73,12 @@ where
             if progress.attempt == 0 {
                 self.0.begin::<T, E>(progress, cx);
             }
-            let outcome = self.attempt(inner, progress, this.inner.as_mut(), op.as_mut(), cx);
-            let outcome = ready!(outcome);
-            let verdict = self.0.judge(progress, &outcome);
-            let outcome = match outcome {
-                // The common answer is taken apart and put together again, so that nothing but the value is copied,
-                // and leaves by the shortest way.
-                Ok(Ok(value)) if verdict == Verdict::Stop => {
-                    self.0.deposit();
-                    *progress = Progress::default();
-                    return Poll::Ready(Ok(Ok(value)));
-                }
-                outcome => self.0.follow(progress, verdict, op.can_repeat(), outcome, cx),
-            };
-            if let Some(outcome) = outcome {
-                return Poll::Ready(outcome);
+            ready!(self.attempt(inner, progress, this.inner.as_mut(), op.as_mut(), cx, out));
+            if self.0.judged(progress, op.can_repeat(), cx, out) {
+                return Poll::Ready(());
             }
         }
-        self.back_off(inner, progress, this.inner, op, cx)
+        self.back_off(inner, progress, this.inner, op, cx, out)
     }
 
     fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
@@ -112,7 +101,8 @@ impl<W, C> Retry<W, C> {
         state: Pin<&mut I::State>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>>
+        out: &mut Slot<T, E>,
+    ) -> Poll<()>
     where
         I: Run<R, T, E>,
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
@@ -122,7 +112,7 @@ impl<W, C> Retry<W, C> {
         cx.attempt = progress.attempt;
         cx.last = last && progress.attempt >= self.0.last_attempt;
         cx.started = progress.begun;
-        let polled = inner.poll(state, op, cx);
+        let polled = inner.poll(state, op, cx, out);
         progress.begun = cx.started;
         (cx.attempt, cx.last, cx.started) = (attempt, last, started | cx.started);
         polled
@@ -138,7 +128,8 @@ impl<W, C> Retry<W, C> {
         mut state: Pin<&mut I::State>,
         mut op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Outcome<T, E>>
+        out: &mut Slot<T, E>,
+    ) -> Poll<()>
     where
         I: Run<R, T, E>,
         W: Judge<T, E>,
@@ -152,19 +143,14 @@ impl<W, C> Retry<W, C> {
                 }
                 if let Some(refused) = shared.too_late(progress.attempt, cx) {
                     *progress = Progress::default();
-                    return Poll::Ready(Err(refused));
+                    return refuse(out, refused);
                 }
                 progress.until = None;
                 progress.attempt += 1;
             }
-            let outcome = ready!(self.attempt(inner, progress, state.as_mut(), op.as_mut(), cx));
-            let verdict = shared.judge(progress, &outcome);
-            if let (Verdict::Stop, Ok(Ok(_))) = (verdict, &outcome) {
-                shared.deposit();
-            }
-            let outcome = shared.follow(progress, verdict, op.can_repeat(), outcome, cx);
-            if let Some(outcome) = outcome {
-                return Poll::Ready(outcome);
+            ready!(self.attempt(inner, progress, state.as_mut(), op.as_mut(), cx, out));
+            if shared.judged(progress, op.can_repeat(), cx, out) {
+                return Poll::Ready(());
             }
         }
         cx.task().waker().wake_by_ref();
@@ -184,31 +170,56 @@ impl<W, C> Shared<W, C> {
         }
     }
 
-    /// The answer of the call, or `None` if another attempt is to follow.
+    /// Whether the outcome of the attempt is the answer of the call. If not, it is gone, and another attempt follows.
+    #[inline]
+    fn judged<T, E>(
+        &self,
+        progress: &mut Progress,
+        repeatable: bool,
+        cx: &mut Cx<'_, '_>,
+        out: &mut Slot<T, E>,
+    ) -> bool
+    where
+        W: Judge<T, E>,
+    {
+        let Some(outcome) = out else { return true };
+        let verdict = self.judge(progress, outcome);
+        if let (Verdict::Stop, Ok(Ok(_))) = (verdict, &*outcome) {
+            self.deposit();
+            *progress = Progress::default();
+            return true;
+        }
+        self.follow(progress, verdict, repeatable, cx, out)
+    }
+
+    /// What [`judged`](Self::judged) does with what is not a success.
     #[cold]
     fn follow<T, E>(
         &self,
         progress: &mut Progress,
         verdict: Verdict,
         repeatable: bool,
-        outcome: Outcome<T, E>,
         cx: &mut Cx<'_, '_>,
-    ) -> Option<Outcome<T, E>> {
-        let next = match verdict {
-            Verdict::Stop => None,
-            _ => self.settle(progress, verdict, repeatable, &outcome, cx),
+        out: &mut Slot<T, E>,
+    ) -> bool {
+        let next = match (verdict, &*out) {
+            (Verdict::Stop, _) | (_, None) => None,
+            (_, Some(outcome)) => self.settle(progress, verdict, repeatable, outcome, cx),
         };
         if let Some((until, delay)) = next {
             // What failed is dropped before the wait, and before anybody is told.
-            drop(outcome);
+            *out = None;
             self.tell_of_retry(progress.attempt, delay);
             progress.until = Some(until);
             progress.begun = false;
-            return None;
+            return false;
         }
         *progress = Progress::default();
-        // An earlier attempt may have begun what the refusal of a later one promises not to have.
-        Some(outcome.map_err(|refused| refused.of_started(cx.started)))
+        if let Some(Err(refused)) = out {
+            // An earlier attempt may have begun what this refusal promises not to have.
+            refused.add_started(cx.started);
+        }
+        true
     }
 
     #[inline]
