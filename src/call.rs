@@ -41,6 +41,34 @@ pub(crate) fn refuse<T, E>(out: &mut Slot<T, E>, refused: Refused) -> Poll<()> {
     Poll::Ready(())
 }
 
+/// A value that is put into its place in a call's state when it is dropped: if the poll of the inner list is pending or
+/// unwinds. A call that is ready at once [takes](Self::take) it, and its state is never written.
+pub(crate) struct Kept<'a, V: Copy> {
+    value: V,
+    place: &'a mut V,
+}
+
+impl<'a, V: Copy> Kept<'a, V> {
+    #[inline]
+    pub(crate) fn new(value: V, place: &'a mut V) -> Self {
+        Kept { value, place }
+    }
+
+    #[inline]
+    pub(crate) fn take(self) -> V {
+        let value = self.value;
+        std::mem::forget(self);
+        value
+    }
+}
+
+impl<V: Copy> Drop for Kept<'_, V> {
+    #[inline]
+    fn drop(&mut self) {
+        *self.place = self.value;
+    }
+}
+
 /// What an operation may know about the attempt it is started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

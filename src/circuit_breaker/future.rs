@@ -6,7 +6,7 @@ use pin_project::pin_project;
 
 use super::{CircuitBreaker, Class, Classify, config::class_of_refusal, machine::InFlight, window::Mark};
 use crate::{
-    call::{Cx, End, Guard, Operation, Run, Slot, refuse},
+    call::{Cx, End, Guard, Kept, Operation, Run, Slot, refuse},
     time,
 };
 
@@ -33,10 +33,10 @@ enum Held {
 }
 
 impl<C> CircuitBreaker<C> {
-    /// Settles what is held, at most once.
+    /// Settles what was held.
     #[inline]
-    fn settle(&self, held: &mut Held, class: Class, mut now: impl FnMut() -> Instant) {
-        match std::mem::take(held) {
+    fn settle(&self, held: Held, class: Class, mut now: impl FnMut() -> Instant) {
+        match held {
             Held::Nothing | Held::Settled => {}
             // The cached present may lie before a long poll, which shall count.
             Held::Ticket { ticket, started: started @ Some(_) } => {
@@ -88,14 +88,18 @@ where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
         let this = state.project();
-        if let Held::Nothing = this.held {
+        let held = if let Held::Nothing = this.held {
             let ticket = match self.core.acquire(|| cx.now()) {
                 Ok(ticket) => ticket,
                 Err(refused) => return refuse(out, refused),
             };
-            *this.held = Held::Ticket { ticket, started: self.core.slow_after().map(|_| cx.now()) };
-        }
+            Held::Ticket { ticket, started: self.core.slow_after().map(|_| cx.now()) }
+        } else {
+            std::mem::take(this.held)
+        };
+        let kept = Kept::new(held, this.held);
         if inner.poll(this.inner, op, cx, out).is_pending() {
+            drop(kept);
             self.look_at_the_clock(this.held, cx);
             return Poll::Pending;
         }
@@ -104,7 +108,7 @@ where
             Some(Err(refused)) => class_of_refusal(refused),
             None => Class::Ignored,
         };
-        self.settle(this.held, class, || cx.now());
+        self.settle(kept.take(), class, || cx.now());
         Poll::Ready(())
     }
 
@@ -133,6 +137,6 @@ impl<C> Drop for SettleOnDrop<'_, C> {
             End::Cancelled => self.breaker.core.cancelled(),
             End::TimedOut | End::Panicked => Class::Failure,
         };
-        self.breaker.settle(&mut self.held, class, time::now);
+        self.breaker.settle(self.held, class, time::now);
     }
 }
