@@ -27,5 +27,25 @@ async fn main() -> Result<(), mainstay::ConfigError> {
     // The client gives up by itself when its next attempt could not finish in time, and says what it knows: the last error.
     let answer = request.call(|| look_up(&client)).await.map_err(Error::flatten);
     println!("{answer:?}");
+
+    // A spawned task does not inherit the deadline. `within` carries it over; past it, nothing begins.
+    let late = request
+        .call_with(|attempt| {
+            let client = client.clone();
+            async move {
+                let at = attempt.deadline().expect("the stack has a deadline");
+                let task = tokio::spawn(deadline::within(at, async move {
+                    sleep(Duration::from_millis(160)).await;
+                    look_up(&client).await
+                }));
+                // The answer is not waited for: it comes after the deadline.
+                Ok::<_, Error<&'static str>>(task)
+            }
+        })
+        .await
+        .map_err(Error::flatten);
+    if let Ok(task) = late {
+        println!("{:?}", task.await);
+    }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc, task::Poll};
 use pin_project::pin_project;
 
 use crate::{
-    call::{Attempt, Call, Closure, Cx, End, Flat, Marked, Operation, Run, Sealed, Slot},
+    call::{Attempt, Call, Closure, Cx, End, Flat, Marked, Operation, Progress, Run, Sealed, Slot},
     error::Name,
     registry::{Inspect, Snapshot},
     stack::List,
@@ -128,6 +128,10 @@ impl<O: Operation + ?Sized> Operation for Pin<&mut O> {
 
     fn request(&self) -> Option<&O::Request> {
         (**self).request()
+    }
+
+    fn progress(&self) -> Progress {
+        (**self).progress()
     }
 
     fn can_repeat(&self) -> bool {

@@ -23,7 +23,7 @@ use tokio::time::Sleep;
 
 use crate::{
     deadline,
-    error::{Error, Refused},
+    error::{Error, Kind, Name, Refused},
     time,
 };
 
@@ -100,6 +100,17 @@ impl Attempt {
     }
 }
 
+/// How far an attempt is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// There is none.
+    Idle,
+    /// It waits for the service to be ready: nothing has been sent.
+    Waiting,
+    /// It has begun.
+    Begun,
+}
+
 /// Something that can be started, and perhaps started again.
 ///
 /// Closures and `(service, request)` pairs are operations; you do not implement this.
@@ -113,6 +124,9 @@ pub trait Operation {
 
     /// The request, until the last attempt has consumed it.
     fn request(&self) -> Option<&Self::Request>;
+
+    /// How far the attempt in progress is.
+    fn progress(&self) -> Progress;
 
     /// Whether another attempt can be started after the one in progress.
     fn can_repeat(&self) -> bool {
@@ -303,19 +317,44 @@ macro_rules! run_through_pointer {
 run_through_pointer!(&L);
 run_through_pointer!(Arc<L>);
 
-/// Inside all policies: the operation itself.
+/// Inside all policies: the operation itself. It is not begun when the deadline has passed, whoever set it.
 impl<R, T, E> Run<R, T, E> for () {
     type State = ();
 
     #[inline]
-    fn poll<O>(&self, _: Pin<&mut ()>, op: Pin<&mut O>, cx: &mut Cx<'_, '_>, out: &mut Slot<T, E>) -> Poll<()>
+    fn poll<O>(
+        &self,
+        _: Pin<&mut ()>,
+        mut op: Pin<&mut O>,
+        cx: &mut Cx<'_, '_>,
+        out: &mut Slot<T, E>,
+    ) -> Poll<()>
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        cx.started = true;
+        if let Some(deadline) = cx.deadline {
+            if op.progress() == Progress::Idle && cx.now() >= deadline {
+                return refuse(
+                    out,
+                    Refused::ended(Kind::DeadlineExceeded, &Name::new("deadline"), cx.started),
+                );
+            }
+        }
         let attempt = Attempt { number: cx.attempt, last: cx.last, deadline: cx.deadline };
-        let _readable = cx.deadline.map(deadline::enter);
-        op.poll_attempt(cx.task, attempt).map(|result| *out = Some(Ok(result)))
+        let readable = cx.deadline.map(deadline::enter);
+        let polled = op.as_mut().poll_attempt(cx.task, attempt);
+        drop(readable);
+        match polled {
+            Poll::Ready(result) => {
+                cx.started = true;
+                *out = Some(Ok(result));
+                Poll::Ready(())
+            }
+            Poll::Pending => {
+                cx.started |= op.progress() == Progress::Begun;
+                Poll::Pending
+            }
+        }
     }
 
     #[inline]
@@ -625,6 +664,11 @@ where
 
     fn request(&self) -> Option<&()> {
         Some(&())
+    }
+
+    #[inline]
+    fn progress(&self) -> Progress {
+        if self.running.is_some() { Progress::Begun } else { Progress::Idle }
     }
 
     #[inline]

@@ -68,7 +68,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    call::{Attempt, Call, Finish, Flat, Operation, Outcome, Run},
+    call::{Attempt, Call, Finish, Flat, Operation, Outcome, Progress, Run},
     error::{Error, Refused},
     fallback::Handle,
     repeat::CopyRequest,
@@ -246,6 +246,15 @@ where
 
     fn request(&self) -> Option<&R> {
         self.request.as_ref()
+    }
+
+    #[inline]
+    fn progress(&self) -> Progress {
+        match &self.running {
+            None => Progress::Idle,
+            Some(Asked::Waiting { .. }) => Progress::Waiting,
+            Some(Asked::Called { .. }) => Progress::Begun,
+        }
     }
 
     fn can_repeat(&self) -> bool {

@@ -322,3 +322,36 @@ async fn extreme_limits_saturate() {
     assert!(now() - begin <= 2 * MS, "as soon as the timer's resolution allows");
     assert!(Deadline::new(Duration::ZERO).is_err());
 }
+
+/// The clock of the paused runtime.
+fn clock() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_begins_after_a_deadline_that_somebody_around_has_set() {
+    use std::cell::Cell;
+
+    let begun = Cell::new(0);
+    let operation = || {
+        begun.set(begun.get() + 1);
+        async { Ok::<_, &str>("late") }
+    };
+    let timeout = mainstay::Timeout::new(Duration::from_secs(1)).unwrap();
+    let breaker = mainstay::CircuitBreaker::config().build().unwrap();
+    let stack = mainstay::stack("s").retry(3).timeout(Duration::from_secs(1)).build().unwrap();
+
+    let now = clock();
+    for refused in [
+        mainstay::deadline::within(now, timeout.call(operation)).await.unwrap_err(),
+        mainstay::deadline::within(now, breaker.call(operation)).await.unwrap_err(),
+        mainstay::deadline::within(now, stack.call(operation)).await.unwrap_err(),
+    ] {
+        let refused = refused.refused().cloned().unwrap();
+        assert_eq!((refused.kind(), refused.was_started()), (mainstay::Kind::DeadlineExceeded, false));
+    }
+    assert_eq!(begun.get(), 0);
+    assert_eq!(breaker.snapshot().counts.calls, 0, "it says nothing about the dependency");
+    let in_time = mainstay::deadline::within(now + Duration::from_secs(1), stack.call(operation)).await;
+    assert_eq!(in_time, Ok("late"));
+}

@@ -366,3 +366,46 @@ async fn refusals_inside_a_retry_are_returned_without_another_attempt() {
     let Err(Failed::Refused(refused)) = answer else { panic!("{answer:?}") };
     assert_eq!(Refused::kind(&refused), Kind::CircuitOpen);
 }
+
+/// A service that is never ready after its first call.
+#[derive(Clone)]
+struct OnceReady(std::sync::Arc<std::sync::atomic::AtomicUsize>);
+
+impl Service<u32> for OnceReady {
+    type Response = ();
+    type Error = tower::BoxError;
+    type Future = std::future::Ready<Result<(), tower::BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), tower::BoxError>> {
+        if self.0.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+            std::task::Poll::Ready(Ok(()))
+        } else {
+            std::task::Poll::Pending
+        }
+    }
+
+    fn call(&mut self, _: u32) -> Self::Future {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        std::future::ready(Err("busy".into()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_for_the_service_was_not_sent() {
+    let calls = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let breaker = mainstay::CircuitBreaker::config().consecutive_failures(2).build().unwrap();
+    let inner = mainstay::stack("inner")
+        .timeout(std::time::Duration::from_millis(100))
+        .circuit_breaker(breaker.clone())
+        .build()
+        .unwrap();
+    let mut service = inner.layer(OnceReady(calls.clone()));
+    let first = service.ready().await.unwrap().call(1).await.unwrap_err();
+    assert_eq!(first.to_string(), "busy");
+    // Called without having said that it is ready, as a shut breaker's answer is followed by a probe.
+    let second = service.call(2).await.unwrap_err();
+    let refused = second.downcast_ref::<mainstay::Refused>().unwrap();
+    assert_eq!((refused.kind(), refused.was_started()), (mainstay::Kind::TimedOut, false));
+    assert_eq!(calls.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert_eq!(breaker.snapshot().counts.failures, 1, "only what was sent counts");
+}

@@ -14,7 +14,7 @@ use pin_project::pin_project;
 
 use super::{Bulkhead, Permit, machine::Asked, shared::Joined};
 use crate::{
-    call::{Attempt, Call, Cx, End, Finish, Guard, Operation, Outcome, Run, Sealed, Slot, refuse},
+    call::{Attempt, Call, Cx, End, Finish, Guard, Operation, Outcome, Progress, Run, Sealed, Slot, refuse},
     error::{Kind, Refused},
     time,
 };
@@ -267,6 +267,10 @@ impl<'a> Operation for Nothing<'a> {
 
     fn request(&self) -> Option<&()> {
         None
+    }
+
+    fn progress(&self) -> Progress {
+        Progress::Idle
     }
 
     fn poll_attempt(
