@@ -24,6 +24,7 @@ use tokio::time::Sleep;
 use crate::{
     deadline,
     error::{Error, Kind, Name, Refused},
+    event::{Event, Identity},
     time,
 };
 
@@ -41,32 +42,15 @@ pub(crate) fn refuse<T, E>(out: &mut Slot<T, E>, refused: Refused) -> Poll<()> {
     Poll::Ready(())
 }
 
-/// A value that is put into its place in a call's state when it is dropped: if the poll of the inner list is pending or
-/// unwinds. A call that is ready at once [takes](Self::take) it, and its state is never written.
-pub(crate) struct Kept<'a, V: Copy> {
-    value: V,
-    place: &'a mut V,
-}
-
-impl<'a, V: Copy> Kept<'a, V> {
-    #[inline]
-    pub(crate) fn new(value: V, place: &'a mut V) -> Self {
-        Kept { value, place }
+/// Ready, with a policy's refusal, of which its listeners are told. It is made where it stays: a copy of a refusal costs as
+/// much as the rest of refusing.
+#[inline]
+pub(crate) fn refuse_and_tell<T, E>(out: &mut Slot<T, E>, id: &Identity, refused: Refused) -> Poll<()> {
+    *out = Some(Err(refused));
+    if let Some(Err(refused)) = out {
+        id.emit(&Event::Refused { refused, observed: false });
     }
-
-    #[inline]
-    pub(crate) fn take(self) -> V {
-        let value = self.value;
-        std::mem::forget(self);
-        value
-    }
-}
-
-impl<V: Copy> Drop for Kept<'_, V> {
-    #[inline]
-    fn drop(&mut self) {
-        *self.place = self.value;
-    }
+    Poll::Ready(())
 }
 
 /// What an operation may know about the attempt it is started for.

@@ -14,7 +14,10 @@ use pin_project::pin_project;
 
 use super::{Bulkhead, Permit, machine::Asked, shared::Joined};
 use crate::{
-    call::{Attempt, Call, Cx, End, Finish, Guard, Operation, Outcome, Progress, Run, Sealed, Slot, refuse},
+    call::{
+        Attempt, Call, Cx, End, Finish, Guard, Operation, Outcome, Progress, Run, Sealed, Slot,
+        refuse_and_tell,
+    },
     error::{Kind, Refused},
     time,
 };
@@ -43,7 +46,7 @@ enum Seat {
 impl Bulkhead {
     /// Moves from any seat towards `Holding`.
     #[inline]
-    fn sit(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> Poll<Result<(), Refused>> {
+    fn sit(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> Poll<Result<(), Kind>> {
         if self.sits(seat, cx) { Poll::Ready(Ok(())) } else { self.sit_later(seat, cx) }
     }
 
@@ -62,21 +65,17 @@ impl Bulkhead {
 
     /// For a call that was not given a permit at once.
     #[cold]
-    fn sit_later(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> Poll<Result<(), Refused>> {
+    fn sit_later(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> Poll<Result<(), Kind>> {
         match *seat {
             Seat::Waiting { ticket, until } => self.wait(seat, ticket, until, cx),
-            _ if is_late(cx) => self.no_seat(Kind::DeadlineExceeded, cx),
+            _ if is_late(cx) => Poll::Ready(Err(Kind::DeadlineExceeded)),
             _ => self.queue_up(seat, cx),
         }
     }
 
-    fn no_seat(&self, kind: Kind, cx: &Cx<'_, '_>) -> Poll<Result<(), Refused>> {
-        Poll::Ready(Err(self.refuse(kind, cx.started)))
-    }
-
-    fn queue_up(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> Poll<Result<(), Refused>> {
+    fn queue_up(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> Poll<Result<(), Kind>> {
         let Some((shared, queue)) = self.queue().filter(|(shared, _)| !shared.is_full()) else {
-            return self.no_seat(Kind::BulkheadFull, cx);
+            return Poll::Ready(Err(Kind::BulkheadFull));
         };
         let end = time::later(cx.now(), queue.max_wait);
         let until = cx.deadline.map_or(end, |deadline| deadline.min(end));
@@ -86,7 +85,7 @@ impl Bulkhead {
                 *seat = Seat::Holding;
                 Poll::Ready(Ok(()))
             }
-            Joined::Full => self.no_seat(Kind::BulkheadFull, cx),
+            Joined::Full => Poll::Ready(Err(Kind::BulkheadFull)),
             Joined::Waiting(ticket) => {
                 *seat = Seat::Waiting { ticket, until };
                 // Not yet: `until` is after the present. Asked so that the call's timer is armed.
@@ -102,7 +101,7 @@ impl Bulkhead {
         ticket: u64,
         until: Instant,
         cx: &mut Cx<'_, '_>,
-    ) -> Poll<Result<(), Refused>> {
+    ) -> Poll<Result<(), Kind>> {
         let Some((shared, _)) = self.queue() else {
             return Poll::Pending;
         };
@@ -114,14 +113,14 @@ impl Bulkhead {
                 *seat = Seat::None;
                 let by_deadline = cx.deadline.is_some_and(|deadline| deadline <= until);
                 let kind = if by_deadline { Kind::DeadlineExceeded } else { Kind::QueueTimeout };
-                self.no_seat(kind, cx)
+                Poll::Ready(Err(kind))
             }
             Asked::Granted => {
                 *seat = Seat::Holding;
                 // A permit that comes at the end of the wait is used, one that comes after the deadline is not.
                 if is_late(cx) {
                     self.stand_up(seat);
-                    return self.no_seat(Kind::DeadlineExceeded, cx);
+                    return Poll::Ready(Err(Kind::DeadlineExceeded));
                 }
                 Poll::Ready(Ok(()))
             }
@@ -166,8 +165,8 @@ impl<R, T, E, I: Run<R, T, E>> Guard<R, T, E, I> for Bulkhead {
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
         let this = state.project();
-        if let Err(refused) = std::task::ready!(self.sit(this.seat, cx)) {
-            return refuse(out, refused);
+        if let Err(kind) = std::task::ready!(self.sit(this.seat, cx)) {
+            return refuse_and_tell(out, self.id(), Refused::ended(kind, self.id().name(), cx.started));
         }
         let polled = inner.poll(this.inner, op, cx, out);
         if polled.is_ready() {
@@ -248,7 +247,10 @@ impl<'a, R, E, I: Run<R, Permit<'a>, E>> Guard<R, Permit<'a>, E, I> for Hand<'a>
         let seat = seat.get_mut();
         let sat = std::task::ready!(self.0.sit(seat, cx));
         *seat = Seat::None;
-        *out = Some(sat.map(|()| Ok(Permit { bulkhead: self.0 })));
+        *out = Some(match sat {
+            Ok(()) => Ok(Ok(Permit { bulkhead: self.0 })),
+            Err(kind) => Err(self.0.refuse(kind, cx.started)),
+        });
         Poll::Ready(())
     }
 

@@ -193,9 +193,14 @@ impl Bulkhead {
         }
     }
 
+    #[inline]
+    fn id(&self) -> &Identity {
+        &self.0.id
+    }
+
     /// A refusal, made known. `started` is whether an earlier attempt of the same call was.
     fn refuse(&self, kind: Kind, started: bool) -> Refused {
-        let id = &self.0.id;
+        let id = self.id();
         id.refuse(Refused::ended(kind, id.name(), started))
     }
 }

@@ -163,6 +163,12 @@ impl Core {
     /// A ticket for a call that may start. It has to be settled, once.
     #[inline]
     pub(crate) fn acquire(&self, now: impl FnOnce() -> Instant) -> Result<u64, Refused> {
+        self.admit(now).map_err(|after| self.id.refuse(self.refusal(after)))
+    }
+
+    /// As [`acquire`](Self::acquire), but a refusal is counted and not yet [made](Self::refusal) or told.
+    #[inline]
+    pub(crate) fn admit(&self, now: impl FnOnce() -> Instant) -> Result<u64, Option<Duration>> {
         let word = self.hot.word.load(Acquire);
         match word & ((1 << FLAGS) - 1) {
             FAST | ARMED => Ok(word >> FLAGS),
@@ -170,12 +176,12 @@ impl Core {
             OPEN => {
                 let until = self.hot.until.load(Relaxed);
                 if until == FOREVER {
-                    return Err(self.refuse(None));
+                    return Err(self.counted(None));
                 }
                 let now = now();
                 let at = self.nanos(now);
                 if at < until {
-                    return Err(self.refuse(Some(Duration::from_nanos(until - at))));
+                    return Err(self.counted(Some(Duration::from_nanos(until - at))));
                 }
                 self.ask(now)
             }
@@ -194,7 +200,7 @@ impl Core {
     }
 
     #[cold]
-    fn ask(&self, now: Instant) -> Result<u64, Refused> {
+    fn ask(&self, now: Instant) -> Result<u64, Option<Duration>> {
         let mut shared = lock(&self.shared);
         let (admission, transition) = shared.machine.admit(now);
         let observing = shared.machine.mode() == Mode::ObserveOnly;
@@ -214,17 +220,20 @@ impl Core {
                 self.id.emit(&Event::Refused { refused: &refused, observed: true });
                 Ok(0)
             }
-            Admission::Refused(after) => Err(self.refuse(after)),
+            Admission::Refused(after) => Err(self.counted(after)),
         }
     }
 
     #[inline]
-    fn refuse(&self, after: Option<Duration>) -> Refused {
+    fn counted(&self, after: Option<Duration>) -> Option<Duration> {
         bump(self.rest(), |rest| &rest.refused);
-        let refused = Refused::unstarted(Kind::CircuitOpen, self.id.name(), after);
-        // Not through a function that takes and returns it: on this path the copies would cost as much as the rest.
-        self.id.emit(&Event::Refused { refused: &refused, observed: false });
-        refused
+        after
+    }
+
+    /// What a call is told that may come back `after` so long.
+    #[inline]
+    pub(crate) fn refusal(&self, after: Option<Duration>) -> Refused {
+        Refused::unstarted(Kind::CircuitOpen, self.id.name(), after)
     }
 
     /// Where this thread counts, and whether it is alone in writing there.

@@ -6,7 +6,7 @@ use pin_project::pin_project;
 
 use super::{CircuitBreaker, Class, Classify, config::class_of_refusal, machine::InFlight, window::Mark};
 use crate::{
-    call::{Cx, End, Guard, Kept, Operation, Run, Slot, refuse},
+    call::{Cx, End, Guard, Operation, Run, Slot, refuse_and_tell},
     time,
 };
 
@@ -33,10 +33,10 @@ enum Held {
 }
 
 impl<C> CircuitBreaker<C> {
-    /// Settles what was held.
+    /// Settles what is held, at most once.
     #[inline]
-    fn settle(&self, held: Held, class: Class, mut now: impl FnMut() -> Instant) {
-        match held {
+    fn settle(&self, held: &mut Held, class: Class, mut now: impl FnMut() -> Instant) {
+        match std::mem::take(held) {
             Held::Nothing | Held::Settled => {}
             // The cached present may lie before a long poll, which shall count.
             Held::Ticket { ticket, started: started @ Some(_) } => {
@@ -88,18 +88,14 @@ where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
         let this = state.project();
-        let held = if let Held::Nothing = this.held {
-            let ticket = match self.core.acquire(|| cx.now()) {
+        if let Held::Nothing = this.held {
+            let ticket = match self.core.admit(|| cx.now()) {
                 Ok(ticket) => ticket,
-                Err(refused) => return refuse(out, refused),
+                Err(after) => return refuse_and_tell(out, self.core.id(), self.core.refusal(after)),
             };
-            Held::Ticket { ticket, started: self.core.slow_after().map(|_| cx.now()) }
-        } else {
-            std::mem::take(this.held)
-        };
-        let kept = Kept::new(held, this.held);
+            *this.held = Held::Ticket { ticket, started: self.core.slow_after().map(|_| cx.now()) };
+        }
         if inner.poll(this.inner, op, cx, out).is_pending() {
-            drop(kept);
             self.look_at_the_clock(this.held, cx);
             return Poll::Pending;
         }
@@ -108,7 +104,7 @@ where
             Some(Err(refused)) => class_of_refusal(refused),
             None => Class::Ignored,
         };
-        self.settle(kept.take(), class, || cx.now());
+        self.settle(this.held, class, || cx.now());
         Poll::Ready(())
     }
 
@@ -137,6 +133,6 @@ impl<C> Drop for SettleOnDrop<'_, C> {
             End::Cancelled => self.breaker.core.cancelled(),
             End::TimedOut | End::Panicked => Class::Failure,
         };
-        self.breaker.settle(self.held, class, time::now);
+        self.breaker.settle(&mut self.held, class, time::now);
     }
 }
