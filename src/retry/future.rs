@@ -69,28 +69,10 @@ where
     {
         let mut this = state.project();
         let progress = this.progress;
-        if progress.attempt == 0 {
-            // The state is not written for a call that succeeds at once; `end` needs nothing of it.
-            let mut first = self.0.first::<T, E>(cx);
-            let polled = self.attempt(inner, &mut first, this.inner.as_mut(), op.as_mut(), cx, out);
-            let verdict = match (polled, &*out) {
-                (Poll::Ready(()), Some(outcome)) => {
-                    let verdict = self.0.judge(&first, outcome);
-                    if self.0.succeeded(verdict, outcome) {
-                        return Poll::Ready(());
-                    }
-                    verdict
-                }
-                _ => {
-                    *progress = first;
-                    return polled;
-                }
-            };
-            *progress = first;
-            if self.0.follow(progress, verdict, op.can_repeat(), cx, out) {
-                return Poll::Ready(());
+        if progress.until.is_none() {
+            if progress.attempt == 0 {
+                self.0.begin::<T, E>(progress, cx);
             }
-        } else if progress.until.is_none() {
             ready!(self.attempt(inner, progress, this.inner.as_mut(), op.as_mut(), cx, out));
             if self.0.judged(progress, op.can_repeat(), cx, out) {
                 return Poll::Ready(());
@@ -177,24 +159,15 @@ impl<W, C> Retry<W, C> {
 }
 
 impl<W, C> Shared<W, C> {
-    /// What there is to remember of a call whose first attempt begins.
     #[inline]
-    fn first<T, E>(&self, cx: &mut Cx<'_, '_>) -> Progress
+    fn begin<T, E>(&self, progress: &mut Progress, cx: &mut Cx<'_, '_>)
     where
         W: Judge<T, E>,
     {
-        let timed = W::ASKS_FOR_TIME || self.rules.total_time.is_some();
-        Progress { attempt: 1, started: timed.then(|| cx.now()), ..Progress::default() }
-    }
-
-    /// Whether the outcome is a success, which is then counted.
-    #[inline]
-    fn succeeded<T, E>(&self, verdict: Verdict, outcome: &Outcome<T, E>) -> bool {
-        let good = matches!((verdict, outcome), (Verdict::Stop, Ok(Ok(_))));
-        if good {
-            self.deposit();
+        progress.attempt = 1;
+        if W::ASKS_FOR_TIME || self.rules.total_time.is_some() {
+            progress.started = Some(cx.now());
         }
-        good
     }
 
     /// Whether the outcome of the attempt is the answer of the call. If not, it is gone, and another attempt follows.
@@ -211,7 +184,8 @@ impl<W, C> Shared<W, C> {
     {
         let Some(outcome) = out else { return true };
         let verdict = self.judge(progress, outcome);
-        if self.succeeded(verdict, outcome) {
+        if let (Verdict::Stop, Ok(Ok(_))) = (verdict, &*outcome) {
+            self.deposit();
             *progress = Progress::default();
             return true;
         }
