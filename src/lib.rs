@@ -18,6 +18,8 @@ pub mod keyed;
 pub mod limit;
 pub mod observe;
 mod order;
+#[cfg(all(test, not(mainstay_loom)))]
+mod property;
 pub mod registry;
 pub mod repeat;
 pub mod retry;

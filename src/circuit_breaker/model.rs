@@ -9,12 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proptest::{
-    collection::vec,
-    prelude::*,
-    sample::Index,
-    test_runner::{Config as Settings, TestRunner},
-};
+use proptest::{collection::vec, prelude::*, sample::Index};
 
 use super::{
     CircuitBreaker, Class, Config, Mode, State, Totals, Verdict,
@@ -22,24 +17,10 @@ use super::{
     machine::{InFlight, Rules},
     window::{Mark, Shape, Sums, Window},
 };
-use crate::event::Identity;
-
-/// Runs `property` on enough cases: 10,000, or what `MAINSTAY_CASES` says.
-fn holds<S: Strategy>(
-    strategy: S,
-    property: impl Fn(S::Value) -> Result<(), TestCaseError>,
-) -> Result<(), String> {
-    let cases = std::env::var("MAINSTAY_CASES").map_or(10_000, |cases| cases.parse().unwrap());
-    let settings = Settings { cases, failure_persistence: None, ..Settings::default() };
-    TestRunner::new(settings).run(&strategy, property).map_err(|error| error.to_string())
-}
-
-/// Runs `property`, which a mutant has a part in, until it fails.
-fn is_caught<S: Strategy>(strategy: S, property: impl Fn(S::Value) -> Result<(), TestCaseError>) -> bool {
-    let settings =
-        Settings { cases: 50_000, max_shrink_iters: 0, failure_persistence: None, ..Settings::default() };
-    TestRunner::new(settings).run(&strategy, property).is_err()
-}
+use crate::{
+    event::Identity,
+    property::{catches, holds},
+};
 
 // === windows
 
@@ -164,18 +145,14 @@ fn window_agrees(shape: Shape, puts: Vec<Put>, mutant: WindowMutant) -> Result<(
 
 #[test]
 fn windows_agree_with_a_list_of_all_calls() {
-    holds((shapes(), puts()), |(shape, puts)| window_agrees(shape, puts, WindowMutant::None)).unwrap();
+    holds((shapes(), puts()), |(shape, puts)| window_agrees(shape, puts, WindowMutant::None));
 }
 
 #[test]
 fn the_window_suite_catches_every_twin() {
     use WindowMutant::*;
-    for mutant in [OneLonger, OneShorter, SurvivesAGap, CountsExpired, FailsTwice, SlowIsFailed] {
-        assert!(
-            is_caught((shapes(), puts()), |(shape, puts)| window_agrees(shape, puts, mutant)),
-            "{mutant:?}"
-        );
-    }
+    let mutants = [OneLonger, OneShorter, SurvivesAGap, CountsExpired, FailsTwice, SlowIsFailed];
+    catches(&mutants, || (shapes(), puts()), |mutant, (shape, puts)| window_agrees(shape, puts, mutant));
 }
 
 // === the breaker
@@ -862,16 +839,15 @@ fn adopt(core: &Core, model: &mut Model, base: Instant) -> Result<(), TestCaseEr
 #[test]
 fn the_breaker_agrees_with_a_model_that_keeps_every_call() {
     let crew = Crew::new();
-    holds((configs(), steps()), |(config, steps)| breaker_agrees(&crew, &config, steps, Mutant::None))
-        .unwrap();
+    holds((configs(), steps()), |(config, steps)| breaker_agrees(&crew, &config, steps, Mutant::None));
 }
 
 #[test]
 fn the_breaker_suite_catches_every_twin() {
     let crew = Crew::new();
-    for mutant in MUTANTS {
-        let caught =
-            is_caught((configs(), steps()), |(config, steps)| breaker_agrees(&crew, &config, steps, mutant));
-        assert!(caught, "{mutant:?}");
-    }
+    catches(
+        &MUTANTS,
+        || (configs(), steps()),
+        |mutant, (config, steps)| breaker_agrees(&crew, &config, steps, mutant),
+    );
 }
