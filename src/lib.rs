@@ -11,6 +11,8 @@ pub mod circuit_breaker;
 pub mod deadline;
 mod error;
 mod event;
+#[cfg(all(test, mainstay_loom))]
+mod every_order;
 pub mod fallback;
 #[cfg(feature = "serde")]
 mod human;
