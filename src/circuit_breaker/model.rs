@@ -276,7 +276,18 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => configs().prop_map(|config| Step::Reconfigure(Box::new(config))),
         2 => Just(Step::Check),
     ];
-    vec(step, 0..70)
+    // Chance alone seldom changes the rules between the discovery that a call is slow and its failure.
+    let slow_meanwhile = (any::<Index>(), 50..400u32, configs()).prop_map(|(which, ms, config)| {
+        vec![
+            Step::Begin(0),
+            Step::Advance(MS * ms),
+            Step::Look(0, which),
+            Step::Reconfigure(Box::new(config)),
+            Step::End(0, which, Class::Failure),
+        ]
+    });
+    let scene = prop_oneof![40 => step.prop_map(|step| vec![step]), 1 => slow_meanwhile];
+    vec(scene, 0..40).prop_map(|scenes| scenes.concat())
 }
 
 fn configs() -> impl Strategy<Value = Config> {
@@ -549,6 +560,7 @@ impl Model {
             }
         }
         self.calls = inside;
+        self.carried = 0;
     }
 
     fn go(&mut self, phase: Phase) {
@@ -559,6 +571,7 @@ impl Model {
     fn forget(&mut self) {
         self.calls.clear();
         self.failures.clear();
+        self.carried = 0;
         self.ends.clear();
     }
 
@@ -953,21 +966,25 @@ fn breaker_agrees(
                 core.reconfigure(rules.clone(), false, base + model.now);
                 model.reconfigure(rules);
             }
-            Step::Check => {
-                let snapshot = core.snapshot(base + model.now);
-                prop_assert_eq!(snapshot.totals, model.totals);
-                let inside = model.inside();
-                let counts = snapshot.counts;
-                prop_assert_eq!(counts.calls, inside.iter().filter(|call| !call.belated).count() as u64);
-                prop_assert_eq!(counts.failures, inside.iter().filter(|call| call.failed).count() as u64);
-                prop_assert_eq!(counts.slow, inside.iter().filter(|call| call.slow).count() as u64);
-                prop_assert_eq!(counts.consecutive_failures, model.in_a_row() as u64);
-                if let (Phase::Recovering { share, .. }, true) = (&model.phase, model.decides()) {
-                    prop_assert_eq!(snapshot.share, *share);
-                }
-            }
+            Step::Check => numbers_agree(&core, &model, base)?,
         }
         adopt(&core, &mut model, base)?;
+    }
+    numbers_agree(&core, &model, base)
+}
+
+/// What the breaker says of itself is what the model has counted.
+fn numbers_agree(core: &Core, model: &Model, base: Instant) -> Result<(), TestCaseError> {
+    let snapshot = core.snapshot(base + model.now);
+    prop_assert_eq!(snapshot.totals, model.totals);
+    let inside = model.inside();
+    let counts = snapshot.counts;
+    prop_assert_eq!(counts.calls, inside.iter().filter(|call| !call.belated).count() as u64);
+    prop_assert_eq!(counts.failures, inside.iter().filter(|call| call.failed).count() as u64);
+    prop_assert_eq!(counts.slow, inside.iter().filter(|call| call.slow).count() as u64);
+    prop_assert_eq!(counts.consecutive_failures, model.in_a_row() as u64);
+    if let (Phase::Recovering { share, .. }, true) = (&model.phase, model.decides()) {
+        prop_assert_eq!(snapshot.share, *share);
     }
     Ok(())
 }
