@@ -287,7 +287,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         ]
     });
     let scene = prop_oneof![40 => step.prop_map(|step| vec![step]), 1 => slow_meanwhile];
-    vec(scene, 0..40).prop_map(|scenes| scenes.concat())
+    vec(scene, 0..32).prop_map(|scenes| scenes.concat())
 }
 
 fn configs() -> impl Strategy<Value = Config> {
