@@ -1,5 +1,5 @@
 use super::*;
-use crate::retry::property::{catches, holds};
+use crate::property::{catches, holds};
 use proptest::{prelude::*, test_runner::TestCaseError};
 
 const NS: Duration = Duration::from_nanos(1);

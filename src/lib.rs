@@ -11,6 +11,8 @@ pub mod circuit_breaker;
 pub mod deadline;
 mod error;
 mod event;
+#[cfg(all(test, mainstay_loom))]
+mod every_order;
 pub mod fallback;
 #[cfg(feature = "serde")]
 mod human;
@@ -18,6 +20,8 @@ pub mod keyed;
 pub mod limit;
 pub mod observe;
 mod order;
+#[cfg(all(test, not(mainstay_loom)))]
+mod property;
 pub mod registry;
 pub mod repeat;
 pub mod retry;

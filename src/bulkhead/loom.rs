@@ -1,7 +1,7 @@
 //! Every interleaving of a few threads on one pool.
 
 use std::{
-    sync::{Arc as StdArc, atomic::AtomicUsize as StdCount},
+    sync::Arc as StdArc,
     task::{Wake, Waker},
 };
 
@@ -17,7 +17,7 @@ use super::{
     machine::Asked,
     shared::{Joined, Shared},
 };
-use crate::slots::index::assume;
+use crate::{every_order::model, slots::index::assume};
 
 /// Counts the wake-ups.
 struct Bell(AtomicUsize);
@@ -30,17 +30,6 @@ impl Wake for Bell {
 
 fn bell() -> StdArc<Bell> {
     StdArc::new(Bell(AtomicUsize::new(0)))
-}
-
-fn model(test: impl Fn() + Send + Sync + 'static) {
-    let builder = loom::model::Builder::new();
-    let tried = StdArc::new(StdCount::new(0));
-    let count = tried.clone();
-    builder.check(move || {
-        count.fetch_add(1, SeqCst);
-        test();
-    });
-    assert!(tried.load(SeqCst) > 1, "the threads never met: there was one order to try");
 }
 
 /// The slots are given out by hand: this thread has the first.

@@ -33,7 +33,7 @@ use crate::{
         Mutex, MutexGuard, Padded,
         atomic::{
             AtomicBool, AtomicU64,
-            Ordering::{Acquire, Relaxed, Release},
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
         },
         lock,
     },
@@ -518,7 +518,8 @@ impl Core {
 
         impl Drop for Telling<'_> {
             fn drop(&mut self) {
-                self.0.store(false, Release);
+                // A plain store would do: it comes after every swap that saw `true`. Loom does not know that.
+                self.0.swap(false, AcqRel);
             }
         }
 

@@ -1,12 +1,25 @@
 //! Every interleaving of a few calls, by loom's model checker:
 //! `RUSTFLAGS="--cfg mainstay_loom" cargo test --release --lib loom`.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc as StdArc,
+    time::{Duration, Instant},
+};
 
-use ::loom::{model, sync::Arc, thread};
+use ::loom::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
 
-use super::{CircuitBreaker, Class, Config, State, core::Core};
-use crate::{event::Identity, slots::index::assume};
+use super::{CircuitBreaker, Class, Config, Mode, State, core::Core};
+use crate::{
+    event::{Event, Identity},
+    every_order::{Ever, model},
+    slots::index::assume,
+};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -132,29 +145,78 @@ fn loom_no_success_is_lost_or_counted_twice_beside_an_evaluation() {
 
 #[test]
 fn loom_a_success_that_happened_before_a_failure_is_seen_by_it() {
-    model(|| {
+    let ever = Ever::default();
+    let seen = ever.clone();
+    model(move || {
         let base = Instant::now();
         let config = CircuitBreaker::config().count_window(10).failure_rate(None).consecutive_failures(2);
         let core = breaker(config, base);
+        let done = Arc::new(AtomicBool::new(false));
+        // The other thread's counter is for this generation already: its success takes no lock.
+        assume(1);
+        assert!(call(&core, Class::Success, base));
+        let ticket = core.acquire(|| base).unwrap();
         assume(0);
         assert!(call(&core, Class::Failure, base));
         let other = {
-            let core = core.clone();
+            let (core, done) = (core.clone(), done.clone());
             thread::spawn(move || {
                 assume(1);
-                assert!(call(&core, Class::Success, base));
+                core.settle(ticket, Class::Success, None, || base);
+                done.store(true, Ordering::Release);
             })
         };
-        other.join().unwrap();
+        let between = done.load(Ordering::Acquire);
         assert!(call(&core, Class::Failure, base));
-        assert_eq!(core.state(base), State::Closed, "a success lay between them");
+        if between {
+            seen.happened();
+            assert_eq!(core.state(base), State::Closed, "a success lay between them");
+        }
+        other.join().unwrap();
+        let totals = core.snapshot(base).totals;
+        assert_eq!((totals.failed, totals.succeeded + totals.late), (2, 2));
     });
+    assert!(ever.has_happened());
+}
+
+#[test]
+fn loom_every_transition_is_told_once_and_in_its_order() {
+    let ever = Ever::default();
+    let seen = ever.clone();
+    model(move || {
+        let base = Instant::now();
+        // Loom's lock: the other thread may come between what is taken and what is heard.
+        let told = StdArc::new(Mutex::new(Vec::new()));
+        let mut id = Identity::new("loom");
+        let heard = told.clone();
+        id.observe(StdArc::new(move |event: &Event<'_>| {
+            if let Event::Transition { from, to, .. } = event {
+                heard.lock().unwrap().push((*from, *to, thread::current().id()));
+            }
+        }));
+        let core = Arc::new(Core::new(touchy().rules().unwrap(), Some(1), false, None, id, base));
+        let other = {
+            let core = core.clone();
+            thread::spawn(move || core.set_mode(Mode::ForcedOpen, base))
+        };
+        core.set_mode(Mode::Disabled, base);
+        other.join().unwrap();
+        let told = told.lock().unwrap();
+        assert_eq!(told.len(), 2, "{:?}", *told);
+        assert_eq!((told[0].0, told[0].1), (State::Closed, told[1].0), "out of order");
+        assert_eq!(told[1].1, core.state(base), "the last that was told is not the present state");
+        if told[0].2 == told[1].2 {
+            seen.happened();
+        }
+    });
+    assert!(ever.has_happened(), "no thread ever told what another had done");
 }
 
 #[test]
 fn loom_healthy_calls_count_beside_the_lock() {
     for time_window in [false, true] {
-        model(move || {
+        // One thread, one order.
+        ::loom::model(move || {
             let base = Instant::now();
             let config = CircuitBreaker::config();
             let config = match time_window {

@@ -1,9 +1,15 @@
 //! Every interleaving of what shares a budget.
 
-use ::loom::{model, thread};
+use ::loom::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use super::*;
-use crate::slots::index::assume;
+use crate::{
+    every_order::{Ever, model},
+    slots::index::assume,
+};
 
 fn budget(tokens: u32) -> Budget {
     // A start of three tokens or the capacity, and a success for each of the deposits.
@@ -56,18 +62,29 @@ fn a_deposit_that_meets_a_withdrawal_is_neither_lost_nor_counted_twice() {
 
 #[test]
 fn a_withdrawal_sees_the_deposits_that_happened_before_it() {
-    model(|| {
+    let ever = Ever::default();
+    let seen = ever.clone();
+    model(move || {
         let budget = budget(1);
+        let deposited = Arc::new(AtomicBool::new(false));
         assume(0);
         assert_eq!(withdraw(&budget), 1);
         let depositing = {
-            let budget = budget.clone();
+            let (budget, deposited) = (budget.clone(), deposited.clone());
             thread::spawn(move || {
                 assume(1);
                 budget.deposit();
+                deposited.store(true, Ordering::Release);
             })
         };
+        let before = deposited.load(Ordering::Acquire);
+        let paid = withdraw(&budget);
+        if before {
+            seen.happened();
+            assert_eq!(paid, 1, "the deposit was made before");
+        }
         depositing.join().unwrap();
-        assert_eq!(withdraw(&budget), 1);
+        assert_eq!(paid + withdraw(&budget), 1, "one token was deposited");
     });
+    assert!(ever.has_happened());
 }

@@ -7,8 +7,6 @@ mod file;
 mod future;
 mod judge;
 mod machine;
-#[cfg(all(test, not(mainstay_loom)))]
-pub(crate) mod property;
 
 pub use budget::{Budget, BudgetConfig, BudgetSnapshot};
 pub use config::Config;

@@ -1,24 +1,7 @@
-use proptest::{
-    prelude::*,
-    test_runner::{Config, TestRunner},
-};
+use proptest::prelude::*;
 
 use super::*;
-
-/// How many cases a property is tried with.
-fn cases() -> u32 {
-    std::env::var("MAINSTAY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(10_000)
-}
-
-fn runner(planted: bool) -> TestRunner {
-    TestRunner::new(Config {
-        // A planted bug may hide from a few cases.
-        cases: if planted { cases().max(10_000) } else { cases() },
-        failure_persistence: None,
-        max_shrink_iters: if planted { 0 } else { 10_000 },
-        ..Config::default()
-    })
-}
+use crate::property::{catches, holds};
 
 /// A pool with all its permits taken.
 fn exhausted(limit: usize, room: usize) -> Pool<char> {
@@ -317,21 +300,18 @@ fn follows_the_model(limit: usize, room: usize, steps: &[Step], mutant: Mutant) 
     Ok(())
 }
 
-fn pool_property(mutant: Mutant) -> Result<(), String> {
-    let settings = (1..5_usize, 0..4_usize, steps());
-    runner(mutant != Mutant::None)
-        .run(&settings, |(limit, room, steps)| follows_the_model(limit, room, &steps, mutant))
-        .map_err(|error| error.to_string())
+fn histories() -> impl Strategy<Value = (usize, usize, Vec<Step>)> {
+    (1..5_usize, 0..4_usize, steps())
 }
 
 #[test]
 fn the_pool_does_what_a_naive_model_does() {
-    pool_property(Mutant::None).unwrap();
+    holds(histories(), |(limit, room, steps)| follows_the_model(limit, room, &steps, Mutant::None));
 }
 
 #[test]
 fn the_pool_property_finds_every_planted_bug() {
-    for mutant in [
+    let mutants = [
         Mutant::OneMoreThanTheLimit,
         Mutant::OneMoreInTheQueue,
         Mutant::LastInFirstOut,
@@ -341,9 +321,10 @@ fn the_pool_property_finds_every_planted_bug() {
         Mutant::ReturnedPermitIsNotHandedOver,
         Mutant::LargerLimitWakesNobody,
         Mutant::OldWakerIsKept,
-    ] {
-        assert!(pool_property(mutant).is_err(), "{mutant:?} was not found");
-    }
+    ];
+    catches(&mutants, histories, |mutant, (limit, room, steps)| {
+        follows_the_model(limit, room, &steps, mutant)
+    });
 }
 
 /// A bug put into the shares on purpose.
@@ -426,34 +407,32 @@ fn shares_follow_the_rule(
     Ok(())
 }
 
-fn shares_property(mutant: ShareMutant) -> Result<(), String> {
-    let settings = (
+fn demands() -> impl Strategy<Value = (Vec<usize>, usize, Vec<(bool, usize)>)> {
+    (
         proptest::collection::vec(0..4_usize, 1..4),
         1..4_usize,
         proptest::collection::vec((prop::bool::weighted(0.6), 0..4_usize), 0..40),
-    );
-    runner(mutant != ShareMutant::None)
-        .run(&settings, |(guaranteed, floating, steps)| {
-            shares_follow_the_rule(&guaranteed, floating, &steps, mutant)
-        })
-        .map_err(|error| error.to_string())
+    )
 }
 
 #[test]
 fn partitions_take_what_the_documented_rule_allows() {
-    shares_property(ShareMutant::None).unwrap();
+    holds(demands(), |(guaranteed, floating, steps)| {
+        shares_follow_the_rule(&guaranteed, floating, &steps, ShareMutant::None)
+    });
 }
 
 #[test]
 fn the_partition_property_finds_every_planted_bug() {
-    for mutant in [
+    let mutants = [
         ShareMutant::TakesWhatIsGuaranteedToOthers,
         ShareMutant::LeavesIdleCapacityUnused,
         ShareMutant::BorrowedPermitIsReservedWhenItReturns,
         ShareMutant::ReturnsToAnotherPart,
-    ] {
-        assert!(shares_property(mutant).is_err(), "{mutant:?} was not found");
-    }
+    ];
+    catches(&mutants, demands, |mutant, (guaranteed, floating, steps)| {
+        shares_follow_the_rule(&guaranteed, floating, &steps, mutant)
+    });
 }
 
 #[test]
