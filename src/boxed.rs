@@ -5,7 +5,7 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc, task::Poll};
 use pin_project::pin_project;
 
 use crate::{
-    call::{Attempt, Call, Closure, Cx, End, Flat, Marked, Operation, Progress, Run, Sealed, Slot},
+    call::{Attempt, Call, Closure, Cx, End, Flat, Marked, Operation, Run, Sealed, Slot},
     error::Name,
     registry::{Inspect, Snapshot},
     stack::List,
@@ -130,8 +130,8 @@ impl<O: Operation + ?Sized> Operation for Pin<&mut O> {
         (**self).request()
     }
 
-    fn progress(&self) -> Progress {
-        (**self).progress()
+    fn has_begun(&self) -> bool {
+        (**self).has_begun()
     }
 
     fn can_repeat(&self) -> bool {

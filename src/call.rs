@@ -84,17 +84,6 @@ impl Attempt {
     }
 }
 
-/// How far an attempt is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
-    /// There is none.
-    Idle,
-    /// It waits for the service to be ready: nothing has been sent.
-    Waiting,
-    /// It has begun.
-    Begun,
-}
-
 /// Something that can be started, and perhaps started again.
 ///
 /// Closures and `(service, request)` pairs are operations; you do not implement this.
@@ -109,8 +98,8 @@ pub trait Operation {
     /// The request, until the last attempt has consumed it.
     fn request(&self) -> Option<&Self::Request>;
 
-    /// How far the attempt in progress is.
-    fn progress(&self) -> Progress;
+    /// Whether the attempt in progress has begun; not while it waits for a service to be ready, when nothing was sent.
+    fn has_begun(&self) -> bool;
 
     /// Whether another attempt can be started after the one in progress.
     fn can_repeat(&self) -> bool {
@@ -301,7 +290,8 @@ macro_rules! run_through_pointer {
 run_through_pointer!(&L);
 run_through_pointer!(Arc<L>);
 
-/// Inside all policies: the operation itself. It is not begun when the deadline has passed, whoever set it.
+/// Inside all policies: the operation itself. It is not begun in a call that comes after the deadline around it; policies that
+/// begin it later, after a wait, look at the deadline themselves.
 impl<R, T, E> Run<R, T, E> for () {
     type State = ();
 
@@ -316,13 +306,8 @@ impl<R, T, E> Run<R, T, E> for () {
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        if let Some(deadline) = cx.deadline {
-            if op.progress() == Progress::Idle && cx.now() >= deadline {
-                return refuse(
-                    out,
-                    Refused::ended(Kind::DeadlineExceeded, &Name::new("deadline"), cx.started),
-                );
-            }
+        if cx.late {
+            return refuse(out, Refused::ended(Kind::DeadlineExceeded, &Name::new("deadline"), cx.started));
         }
         let attempt = Attempt { number: cx.attempt, last: cx.last, deadline: cx.deadline };
         let readable = cx.deadline.map(deadline::enter);
@@ -335,7 +320,7 @@ impl<R, T, E> Run<R, T, E> for () {
                 Poll::Ready(())
             }
             Poll::Pending => {
-                cx.started |= op.progress() == Progress::Begun;
+                cx.started |= op.has_begun();
                 Poll::Pending
             }
         }
@@ -362,6 +347,8 @@ pub struct Cx<'a, 'w> {
     pub(crate) attempt: u32,
     /// Whether no other attempt can follow this one.
     pub(crate) last: bool,
+    /// Whether the call begins after the deadline around it.
+    late: bool,
     /// Whether the operation was ever started in this call.
     pub(crate) started: bool,
     /// Whether a fallback made the answer.
@@ -531,8 +518,12 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        let mut late = false;
         match *this.phase {
-            Phase::New => *this.parent = deadline::current(),
+            Phase::New => {
+                *this.parent = deadline::current();
+                late = this.parent.is_some_and(|at| time::now() >= at);
+            }
             Phase::Waiting => {}
             Phase::Polling | Phase::Done => panic!("a call was polled after it had ended"),
         }
@@ -547,6 +538,7 @@ where
                 deadline: *this.parent,
                 attempt: 1,
                 last: true,
+                late,
                 started: *this.started,
                 degraded: false,
             };
@@ -651,8 +643,8 @@ where
     }
 
     #[inline]
-    fn progress(&self) -> Progress {
-        if self.running.is_some() { Progress::Begun } else { Progress::Idle }
+    fn has_begun(&self) -> bool {
+        self.running.is_some()
     }
 
     #[inline]

@@ -68,7 +68,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    call::{Attempt, Call, Finish, Flat, Operation, Outcome, Progress, Run},
+    call::{Attempt, Call, Finish, Flat, Operation, Outcome, Run},
     error::{Error, Refused},
     fallback::Handle,
     repeat::CopyRequest,
@@ -249,12 +249,8 @@ where
     }
 
     #[inline]
-    fn progress(&self) -> Progress {
-        match &self.running {
-            None => Progress::Idle,
-            Some(Asked::Waiting { .. }) => Progress::Waiting,
-            Some(Asked::Called { .. }) => Progress::Begun,
-        }
+    fn has_begun(&self) -> bool {
+        matches!(self.running, Some(Asked::Called { .. }))
     }
 
     fn can_repeat(&self) -> bool {

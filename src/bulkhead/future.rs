@@ -14,10 +14,7 @@ use pin_project::pin_project;
 
 use super::{Bulkhead, Permit, machine::Asked, shared::Joined};
 use crate::{
-    call::{
-        Attempt, Call, Cx, End, Finish, Guard, Operation, Outcome, Progress, Run, Sealed, Slot,
-        refuse_and_tell,
-    },
+    call::{Attempt, Call, Cx, End, Finish, Guard, Operation, Outcome, Run, Sealed, Slot, refuse_and_tell},
     error::{Kind, Refused},
     time,
 };
@@ -271,8 +268,8 @@ impl<'a> Operation for Nothing<'a> {
         None
     }
 
-    fn progress(&self) -> Progress {
-        Progress::Idle
+    fn has_begun(&self) -> bool {
+        false
     }
 
     fn poll_attempt(
