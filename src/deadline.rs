@@ -13,7 +13,7 @@ use std::{
 use pin_project::pin_project;
 
 use crate::{
-    call::{Cx, End, Guard, Operation, Run, Sealed, Slot, refuse},
+    call::{Cx, End, Guard, Operation, Run, Sealed, Slot, refuse_and_tell},
     error::{ConfigError, Kind, Name, Refused},
     event::{Identity, Observer},
     limit::{Fixed, Limit, PerRequest, not_zero},
@@ -214,7 +214,7 @@ where
                 let own = time::later(now, self.limit.limit(op.request()));
                 let until = around.map_or(own, |around| around.min(own));
                 if until <= now {
-                    return refuse(out, self.exceeded(cx.started));
+                    return refuse_and_tell(out, &self.id, self.exceeded(cx.started));
                 }
                 *this.until.insert(until)
             }
@@ -231,7 +231,7 @@ where
         }
         *this.until = None;
         inner.end(this.inner, op, End::given_up(cx.started));
-        refuse(out, self.exceeded(cx.started))
+        refuse_and_tell(out, &self.id, self.exceeded(cx.started))
     }
 
     fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
@@ -246,7 +246,7 @@ where
 
 impl<L> Deadline<L> {
     fn exceeded(&self, started: bool) -> Refused {
-        self.id.refuse(Refused::ended(Kind::DeadlineExceeded, self.id.name(), started))
+        Refused::ended(Kind::DeadlineExceeded, self.id.name(), started)
     }
 }
 

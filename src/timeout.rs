@@ -11,7 +11,7 @@ use std::{
 use pin_project::pin_project;
 
 use crate::{
-    call::{Cx, End, Guard, Operation, Run, Sealed, Slot, refuse},
+    call::{Cx, End, Guard, Operation, Run, Sealed, Slot, refuse_and_tell},
     error::{ConfigError, Kind, Name, Refused},
     event::{Identity, Observer},
     limit::{Fixed, Limit, PerRequest, not_zero},
@@ -176,7 +176,7 @@ where
         }
         *this.running = None;
         inner.end(this.inner, op, End::given_up(cx.started));
-        refuse(out, self.id.refuse(Refused::ended(Kind::TimedOut, self.id.name(), cx.started)))
+        refuse_and_tell(out, &self.id, Refused::ended(Kind::TimedOut, self.id.name(), cx.started))
     }
 
     fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
