@@ -25,6 +25,8 @@ mod property;
 pub mod registry;
 pub mod repeat;
 pub mod retry;
+#[cfg(feature = "saga")]
+pub mod saga;
 mod slots;
 pub mod stack;
 mod sync;

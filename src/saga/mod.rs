@@ -1,0 +1,6 @@
+//! A durable orchestrator of sagas.
+
+pub mod journal;
+mod record;
+
+pub use record::{Cause, Entry, Incarnation, InvalidId, Order, Payload, Record, SagaId, Timestamp};
