@@ -27,6 +27,8 @@ pub trait Journal: Send + Sync + 'static {
     fn now(&self) -> Pending<'_, Timestamp>;
 
     /// Appends to any number of sagas, with one forced write for all. The answers are in the order of the batch.
+    ///
+    /// No saga comes twice in one batch.
     fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>>;
 
     /// Whether its futures do their work while they are polled, and so keep the polling thread busy. They are then
