@@ -1,6 +1,7 @@
 //! A durable orchestrator of sagas.
 
 pub mod journal;
+pub mod memory;
 mod record;
 
 pub use record::{Cause, Entry, Incarnation, InvalidId, Order, Payload, Record, SagaId, Timestamp};
