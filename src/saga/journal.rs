@@ -26,9 +26,8 @@ pub trait Journal: Send + Sync + 'static {
     /// The present by the clock that leases are measured with.
     fn now(&self) -> Pending<'_, Timestamp>;
 
-    /// Appends to any number of sagas, with one forced write for all. The answers are in the order of the batch.
-    ///
-    /// No saga comes twice in one batch.
+    /// Appends to any number of sagas, with one forced write for all. The answers are in the order of the batch, and each
+    /// item finds what the accepted ones before it have left, also of the same saga.
     fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>>;
 
     /// Whether its futures do their work while they are polled, and so keep the polling thread busy. They are then
@@ -41,7 +40,8 @@ pub trait Journal: Send + Sync + 'static {
     /// Ends an orchestrator's lease: its sagas may be claimed.
     fn leave(&self, by: &Incarnation) -> Pending<'_, ()>;
 
-    /// Takes sagas that need attention, oldest wake first, and makes `claim.by` their owner under the next epoch.
+    /// Takes sagas that need attention and makes `claim.by` their owner under the next epoch. Those without a `wake` come
+    /// first, then those with the oldest.
     fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>>;
 
     /// One saga whole, whoever owns it.
@@ -50,7 +50,7 @@ pub trait Journal: Send + Sync + 'static {
     /// Heads in the order of their ids.
     fn list(&self, query: Query) -> Pending<'_, Vec<Head>>;
 
-    /// Leaves a request at a saga for its owner.
+    /// Leaves a request at a saga for its owner. It is durable when this has answered.
     fn request(&self, request: Request) -> Pending<'_, Requested>;
 
     /// The requests that wait at sagas whose owner is `by`, in the order of their arrival.
@@ -199,6 +199,79 @@ pub struct Stored {
     pub entries: Vec<Entry>,
 }
 
+impl Stored {
+    /// Whether the entries are whole: numbered from 0 without gaps, each with the checksum that follows from the one
+    /// before it, and as many as the head counts, up to its checksum.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong.
+    pub fn verify(&self) -> Result<(), Corrupt> {
+        let mut previous = 0;
+        for (expected, entry) in (0..).zip(&self.entries) {
+            if entry.seq != expected {
+                return Err(Corrupt::Gap { expected, found: entry.seq });
+            }
+            if entry.checksum(&self.head.id, previous) != entry.crc {
+                return Err(Corrupt::Checksum { seq: entry.seq });
+            }
+            previous = entry.crc;
+        }
+        let found = self.entries.len() as u64;
+        if found != self.head.len {
+            return Err(Corrupt::Length { counted: self.head.len, found });
+        }
+        if previous != self.head.crc {
+            return Err(Corrupt::Head);
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with the entries of a saga.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Corrupt {
+    /// An entry is missing, or there is one too many.
+    Gap {
+        /// What comes next.
+        expected: u64,
+        /// What is there.
+        found: u64,
+    },
+    /// The entry, or the one before it, is not what was written.
+    Checksum {
+        /// Which.
+        seq: u64,
+    },
+    /// Entries are missing at the end, or were added without the head.
+    Length {
+        /// How many the head counts.
+        counted: u64,
+        /// How many there are.
+        found: u64,
+    },
+    /// The head has another checksum than the last entry.
+    Head,
+}
+
+impl fmt::Display for Corrupt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Corrupt::Gap { expected, found } => {
+                write!(f, "entry {expected} is missing: {found} is in its place")
+            }
+            Corrupt::Checksum { seq } => write!(f, "entry {seq} does not have the checksum of what it says"),
+            Corrupt::Length { counted, found } => {
+                write!(f, "there are {found} entries where {counted} were written")
+            }
+            Corrupt::Head => f.write_str("the last entry does not have the checksum that the head says"),
+        }
+    }
+}
+
+impl std::error::Error for Corrupt {}
+
 /// A new saga's own part of its first [`Append`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Begin {
@@ -224,7 +297,8 @@ pub struct Append {
     /// What is appended; may be empty, when only the row changes. The first one's `seq` has to be the row's `len`.
     pub entries: Vec<Entry>,
     /// Where the saga then stands. A terminal phase sets `finished` to the last entry's `at`, lets the locks go and
-    /// drops the requests that still wait.
+    /// drops the requests that still wait. It ends the ownership and the `wake` too, whatever `release` and `wake` say, so that
+    /// nothing is appended to a saga that is over.
     pub phase: Phase,
     /// What there is to say about it.
     pub note: String,
@@ -350,7 +424,7 @@ pub enum Ask {
 pub enum Requested {
     /// It waits for the owner.
     Left,
-    /// One with the same id was left before.
+    /// One with the same id was left before, and still waits or was answered; whether the saga is over or not.
     Known,
     /// The saga is over.
     Over(Phase),

@@ -5,6 +5,7 @@ mod definition;
 pub mod journal;
 mod key;
 mod machine;
+pub mod memory;
 mod record;
 mod shape;
 mod step;

@@ -1,13 +1,10 @@
 //! One queue in front of a journal: what comes while a batch is being forced to disk goes together into the next one.
 
-use std::{collections::HashSet, mem, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{
-    journal::{Append, Journal, Refusal, StoreError},
-    record::SagaId,
-};
+use super::journal::{Append, Journal, Refusal, StoreError};
 
 /// The most appends that one batch has.
 const BATCH: usize = 1_024;
@@ -73,17 +70,10 @@ impl Written {
 async fn write(journal: Arc<dyn Journal>, mut jobs: mpsc::UnboundedReceiver<Job>) {
     let mut next = Vec::new();
     loop {
-        if next.is_empty() && jobs.recv_many(&mut next, BATCH).await == 0 {
+        if jobs.recv_many(&mut next, BATCH).await == 0 {
             return;
         }
-        // What has come since, if there is room.
-        while next.len() < BATCH {
-            let Ok(job) = jobs.try_recv() else { break };
-            next.push(job);
-        }
-        let later = split(&mut next);
-        let batch = mem::replace(&mut next, later);
-        let (appends, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|job| (job.append, job.answer)).unzip();
+        let (appends, answers): (Vec<_>, Vec<_>) = next.drain(..).map(|job| (job.append, job.answer)).unzip();
         match journal.append(appends).await {
             Ok(results) => {
                 for (answer, result) in answers.into_iter().zip(results) {
@@ -97,14 +87,4 @@ async fn write(journal: Arc<dyn Journal>, mut jobs: mpsc::UnboundedReceiver<Job>
             }
         }
     }
-}
-
-/// Leaves at most one append of each saga in `jobs`, the first; the others are for the batches behind.
-fn split(jobs: &mut Vec<Job>) -> Vec<Job> {
-    let mut seen: HashSet<SagaId> = HashSet::with_capacity(jobs.len());
-    let mut later = Vec::new();
-    for job in mem::take(jobs) {
-        if seen.insert(job.append.saga.clone()) { jobs.push(job) } else { later.push(job) }
-    }
-    later
 }
