@@ -162,8 +162,8 @@ pub(crate) fn forward(
     told: Told,
     flags: Arc<Flags>,
     max_output: usize,
-) -> Pending<Ended> {
-    Box::pin(async move {
+) -> impl Future<Output = Ended> + Send {
+    async move {
         let code = &definition.code[step];
         let (Some(act), Some(stack)) = (&code.act, &code.forward) else {
             unreachable!("only steps with code are tried");
@@ -196,7 +196,7 @@ pub(crate) fn forward(
             })
             .await;
         conclude(ended)
-    })
+    }
 }
 
 /// Asks the participant whether a step has happened.
@@ -205,15 +205,15 @@ pub(crate) fn verify(
     step: usize,
     told: Told,
     flags: Arc<Flags>,
-) -> Pending<Ended> {
-    Box::pin(async move {
+) -> impl Future<Output = Ended> + Send {
+    async move {
         let code = &definition.code[step];
         let (Some(verify), Some(stack)) = (&code.verify, &code.forward) else {
             unreachable!("a step that is to be verified says how");
         };
         let ended = stack.call(|| attempt(&flags, &told, |told| verify(told), Tried::Verified)).await;
         conclude(ended)
-    })
+    }
 }
 
 /// One attempt: what the policies see as an error may be repeated by them, what they see as a value may not.
@@ -290,15 +290,15 @@ pub(crate) fn backward(
     step: usize,
     told: Told,
     flags: Arc<Flags>,
-) -> Pending<Ended> {
-    Box::pin(async move {
+) -> impl Future<Output = Ended> + Send {
+    async move {
         let code = &definition.code[step];
         let (Some(undo), Some(stack)) = (&code.undo, &code.backward) else {
             unreachable!("only steps with a compensation are undone");
         };
         let ended = stack.call(|| attempt(&flags, &told, |told| undo(told), |()| Tried::Undone)).await;
         conclude(ended)
-    })
+    }
 }
 
 struct Running<'a>(&'a AtomicBool);

@@ -3,11 +3,7 @@
 
 use std::{
     future::poll_fn,
-    mem,
-    sync::{
-        Arc,
-        atomic::Ordering::Relaxed,
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
 };
@@ -17,22 +13,22 @@ use tokio::sync::{mpsc, watch};
 use super::{
     attempt::{self, Ended, Flags, Pending, Told},
     definition::Definition,
-    journal::{Append, Ask, Begin, Phase, Request, StoreError},
+    journal::{Append, Ask, Begin, Request, StoreError},
     key::Direction,
     machine::{self, Illegal, Machine, Next, Outcome},
     orchestrator::{Inner, Seat, Status},
     record::{Cause, Entry, Order, Payload, Record, SagaId, Timestamp},
-    shape::{Kind, Unknown},
+    shape::Kind,
     steps::Steps,
     writer::{WriteError, Written},
 };
-use crate::event::Event;
+use crate::{event::Event, observe::span};
 
 /// How long a driver with nothing to do but wait stays in memory.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How long it waits before a participant that said "not applied" is sent the same again.
-const AGAIN: Duration = Duration::from_millis(200);
+/// How long it waits before a participant that said "not applied" is sent the same again; doubled each time, up to 256 times this.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// Why a driver has stopped before the saga was over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,15 +116,21 @@ impl Ledger {
         }))
     }
 
-    /// Records and waits until that is durable. Only then anything may follow from it.
-    pub(crate) async fn commit(&mut self, records: &[Record], begin: Option<Begin>) -> Result<(), WriteError> {
-        let written = match self.queue(records, begin, Vec::new(), None) {
+    /// Records the saga's beginning, and waits until that is durable.
+    pub(crate) async fn begin(&mut self, begin: Begin, record: Record) -> Result<(), WriteError> {
+        let records = [record];
+        let written = match self.queue(&records, Some(begin), Vec::new(), None) {
             Ok(written) => written,
-            Err(stop) => return Err(WriteError::Store(StoreError::Io(format!("{stop:?}")))),
+            Err(stop) => unreachable!("a saga may begin: {stop:?}"),
         };
         written.wait().await?;
-        self.publish(records);
+        self.publish(&records);
         Ok(())
+    }
+
+    /// Records and waits until that is durable. Only then anything may follow from it.
+    async fn commit(&mut self, record: Record) -> Result<(), Stop> {
+        self.answer(&[record], Vec::new()).await
     }
 
     /// As `commit`, and takes the requests in `answers` away.
@@ -146,6 +148,11 @@ impl Ledger {
         Ok(())
     }
 
+    /// Lets the saga as a whole wait for a person.
+    pub(crate) async fn park(&mut self, reason: String) -> Result<(), Stop> {
+        self.commit(Record::Parked { step: None, reason }).await
+    }
+
     /// Lets the saga go until `wake`.
     async fn release(&mut self, wake: Option<Timestamp>) -> Result<(), Stop> {
         let written = self.queue(&[], None, Vec::new(), Some(wake))?;
@@ -156,7 +163,8 @@ impl Ledger {
     fn publish(&self, records: &[Record]) {
         let phase = self.machine.phase();
         let from = self.status.borrow().phase;
-        let finished = phase.is_terminal().then(|| (self.machine.outputs().into(), self.machine.cause().cloned()));
+        let finished =
+            phase.is_terminal().then(|| (self.machine.outputs().into(), self.machine.cause().cloned()));
         let note = self.machine.note().to_owned();
         self.status.send_replace(Status { phase: Some(phase), note, blocked: None, finished });
         let definition = &self.machine.shape().id.name;
@@ -180,6 +188,8 @@ impl Ledger {
 #[derive(Debug)]
 pub(crate) enum Mail {
     Request(Request),
+    /// Nothing new is begun; when nothing runs any more, the saga is let go.
+    Drain,
 }
 
 /// A step being tried.
@@ -204,11 +214,14 @@ pub(crate) struct Driver {
     tainted: Steps,
     /// Steps that may be sent although they were: the participant has said that it has nothing of them.
     resend: Steps,
+    /// How often a participant has said that it has nothing of what it was sent.
+    refusals: u32,
     /// When a step that was refused or is stuck is tried again.
     retry_at: Vec<(usize, Timestamp)>,
     /// Whether it was said that a deadline came too late.
     overdue: bool,
-    _seat: Seat,
+    draining: bool,
+    pub(crate) seat: Seat,
 }
 
 impl Driver {
@@ -222,7 +235,8 @@ impl Driver {
         let machine = &ledger.machine;
         let shape = machine.shape();
         // Somebody may have tried what was due; of what is recorded before it is sent, that is known.
-        let tainted = if recovered { machine.due() & (shape.actions - shape.at_most_once) } else { Steps::NONE };
+        let tainted =
+            if recovered { machine.due() & (shape.actions - shape.at_most_once) } else { Steps::NONE };
         let inner = ledger.inner.clone();
         Driver {
             ledger,
@@ -232,9 +246,11 @@ impl Driver {
             flights: Vec::new(),
             tainted,
             resend: Steps::NONE,
+            refusals: 0,
             retry_at: Vec::new(),
             overdue: false,
-            _seat: seat,
+            draining: false,
+            seat,
         }
     }
 
@@ -247,15 +263,17 @@ impl Driver {
                 }
                 return Ok(());
             }
-            self.inner.holds_lease().await?;
-            self.dispatch().await?;
-            if self.machine().phase().is_terminal() {
-                continue;
+            if !self.draining {
+                self.inner.holds_lease().await?;
+                self.dispatch().await?;
+                if self.machine().phase().is_terminal() {
+                    continue;
+                }
             }
-            let wake = self.wake();
             let now = self.inner.now();
+            let wake = if self.draining { Some(now) } else { self.wake() };
             let far = wake.is_none_or(|wake| wake > now.after(LINGER));
-            if self.flights.is_empty() && far && self.mail.is_empty() {
+            if self.flights.is_empty() && (far && self.mail.is_empty() || self.draining) {
                 self.ledger.release(wake).await?;
                 return Err(Stop::Released);
             }
@@ -263,6 +281,7 @@ impl Driver {
             match self.next_event(nap).await {
                 Happened::Ended(flight, ended) => self.ended(flight, ended).await?,
                 Happened::Mail(Some(Mail::Request(request))) => self.take_up(request).await?,
+                Happened::Mail(Some(Mail::Drain)) => self.drain(),
                 Happened::Mail(None) => return Err(Stop::Closed),
                 Happened::Time => {}
             }
@@ -275,6 +294,11 @@ impl Driver {
 
     fn path(&self, step: usize) -> String {
         self.machine().shape().nodes[step].path.clone()
+    }
+
+    fn drain(&mut self) {
+        self.draining = true;
+        self.stop_flights();
     }
 
     // === going on
@@ -342,7 +366,7 @@ impl Driver {
                 (Some(limit), None) => {
                     let until = self.inner.now().after(limit);
                     let armed = Record::Armed { step: self.path(step), until };
-                    self.ledger.commit(&[armed], None).await?;
+                    self.ledger.commit(armed).await?;
                     return Ok(true);
                 }
                 (Some(_), Some(until)) => (self.inner.now() >= until).then(null),
@@ -350,7 +374,7 @@ impl Driver {
         };
         let Some(output) = output else { return Ok(false) };
         let completed = Record::Completed { step: self.path(step), output, attempts: 0, ms: 0 };
-        self.ledger.commit(&[completed], None).await?;
+        self.ledger.commit(completed).await?;
         Ok(true)
     }
 
@@ -365,7 +389,7 @@ impl Driver {
         }
         if once && !self.machine().was_sent(step) {
             let sent = Record::Sent { step: self.path(step) };
-            self.ledger.commit(&[sent], None).await?;
+            self.ledger.commit(sent).await?;
         }
         self.resend.remove(step);
         self.fly(step, Direction::Do, false);
@@ -382,14 +406,15 @@ impl Driver {
         let told = Told::new(&ledger.id, &definition, step, direction, ledger.epoch, &input, outputs);
         let flags = Arc::new(Flags::default());
         flags.tainted.store(self.tainted.contains(step), Relaxed);
+        let span = span::step(&ledger.machine.shape().id.name, &told.key);
+        let max_output = self.inner.settings.max_output;
         let future = match (direction, asking) {
             (Direction::Do, false) => {
-                attempt::forward(definition, step, told, flags.clone(), self.inner.settings.max_output)
+                span.around(attempt::forward(definition, step, told, flags.clone(), max_output))
             }
-            (Direction::Do, true) => attempt::verify(definition, step, told, flags.clone()),
-            (Direction::Undo, _) => attempt::backward(definition, step, told, flags.clone()),
+            (Direction::Do, true) => span.around(attempt::verify(definition, step, told, flags.clone())),
+            (Direction::Undo, _) => span.around(attempt::backward(definition, step, told, flags.clone())),
         };
-        let future = self.inner.spanned(&self.ledger.id, &self.path(step), direction, future);
         let began = self.inner.now();
         self.retry_at.retain(|(other, _)| *other != step);
         self.flights.push(Flight { step, direction, asking, flags, began, future });
@@ -426,7 +451,9 @@ impl Driver {
             (Direction::Undo, Ended::Outcome(outcome)) => {
                 let error = match outcome {
                     Outcome::Rejected(why) | Outcome::Unknown(why) => why,
-                    Outcome::Completed(_) | Outcome::NotApplied => "it did not say that it is undone".to_owned(),
+                    Outcome::Completed(_) | Outcome::NotApplied => {
+                        "it did not say that it is undone".to_owned()
+                    }
                 };
                 self.stick(step, error).await
             }
@@ -437,7 +464,12 @@ impl Driver {
                     Outcome::Completed(output) => {
                         let (attempts, time) = spent;
                         let path = self.path(step);
-                        self.ledger.note(&[Record::Completed { step: path, output, attempts, ms: millis(time) }])
+                        self.ledger.note(&[Record::Completed {
+                            step: path,
+                            output,
+                            attempts,
+                            ms: millis(time),
+                        }])
                     }
                     Outcome::Rejected(_) if !self.tainted.contains(step) => {
                         self.ledger.note(&[Record::Clean { step: self.path(step) }])
@@ -461,18 +493,18 @@ impl Driver {
         match machine::next(self.machine().shape(), step, &outcome, tainted, asked) {
             Next::Record(Record::Completed { step: path, output, .. }) => {
                 let completed = Record::Completed { step: path, output, attempts, ms: millis(time) };
-                self.ledger.commit(&[completed], None).await?;
+                self.ledger.commit(completed).await?;
                 // What is due only now was tried by nobody.
                 Ok(())
             }
             Next::Record(Record::Stuck { error, .. }) => self.stick(step, error).await,
-            Next::Record(record) => Ok(self.ledger.commit(&[record], None).await?),
+            Next::Record(record) => self.ledger.commit(record).await,
             Next::Abort { cause, clean } => {
                 let own = if clean { Steps::one(step) } else { Steps::NONE };
                 if !self.abort(cause.clone(), own, Vec::new(), Vec::new()).await? {
                     let reason = format!("{cause}; a step that cannot be undone may have happened");
                     let parked = Record::Parked { step: Some(self.path(step)), reason };
-                    self.ledger.commit(&[parked], None).await?;
+                    self.ledger.commit(parked).await?;
                 }
                 Ok(())
             }
@@ -483,7 +515,9 @@ impl Driver {
             Next::Again => {
                 self.tainted.remove(step);
                 self.resend.insert(step);
-                self.try_again_after(step, AGAIN);
+                self.refusals += 1;
+                let wait = AGAIN * 2_u32.saturating_pow(self.refusals.min(8));
+                self.try_again_after(step, wait);
                 Ok(())
             }
         }
@@ -498,7 +532,7 @@ impl Driver {
             return Ok(());
         }
         let stuck = Record::Stuck { step: self.path(step), error };
-        Ok(self.ledger.commit(&[stuck], None).await?)
+        self.ledger.commit(stuck).await
     }
 
     /// Turns the saga round, unless something has happened or may have that cannot be undone; whether it did. `first` are
@@ -510,12 +544,7 @@ impl Driver {
         first: Vec<Record>,
         answers: Vec<String>,
     ) -> Result<bool, Stop> {
-        let due = self.machine().due();
-        let running: Steps =
-            self.flights.iter().filter(|flight| flight.flags.running.load(Relaxed)).map(|flight| flight.step).collect();
-        let sent_by_others = self.machine().shape().at_most_once.iter().filter(|&step| self.machine().was_sent(step));
-        let maybe: Steps = sent_by_others.collect::<Steps>() - self.untouched();
-        let clean = clean | (due - running - self.tainted - maybe);
+        let clean = clean | (self.machine().due() - self.touched());
         if !self.machine().can_abort(clean) {
             return Ok(false);
         }
@@ -527,12 +556,21 @@ impl Driver {
         Ok(true)
     }
 
-    /// Steps in flight here of which no attempt has begun yet.
-    fn untouched(&self) -> Steps {
-        let quiet = |flight: &&Flight| {
-            !flight.flags.running.load(Relaxed) && !flight.flags.tainted.load(Relaxed)
-        };
-        self.flights.iter().filter(quiet).map(|flight| flight.step).collect()
+    /// Steps of which an attempt may have had an effect, or may have one yet.
+    fn touched(&self) -> Steps {
+        let machine = self.machine();
+        let mut touched = self.tainted;
+        // Sent before, and nobody has heard of it; what is in flight here knows better.
+        let sent = machine.shape().at_most_once.iter().filter(|&step| machine.was_sent(step));
+        touched |= sent.collect::<Steps>() - self.resend;
+        for Flight { step, flags, .. } in &self.flights {
+            if flags.running.load(Relaxed) || flags.tainted.load(Relaxed) {
+                touched.insert(*step);
+            } else {
+                touched.remove(*step);
+            }
+        }
+        touched
     }
 
     /// No attempt begins any more, and what waits between attempts is gone. What is running is waited for.
@@ -574,7 +612,9 @@ impl Driver {
                 let forward = self.machine().cause().is_none();
                 match &order {
                     Order::Retry { .. } => self.retry_at.clear(),
-                    Order::Complete { step, .. } | Order::Reject { step, .. } | Order::Undone { step, .. } => {
+                    Order::Complete { step, .. }
+                    | Order::Reject { step, .. }
+                    | Order::Undone { step, .. } => {
                         let step = self.machine().shape().find(step);
                         self.flights.retain(|flight| Some(flight.step) != step);
                     }
@@ -603,7 +643,8 @@ impl Driver {
 
     /// Steps whose time to be tried again has not come.
     fn not_yet(&self, now: Timestamp) -> Steps {
-        let waiting: Steps = self.retry_at.iter().filter(|(_, at)| *at > now).map(|(step, _)| *step).collect();
+        let waiting: Steps =
+            self.retry_at.iter().filter(|(_, at)| *at > now).map(|(step, _)| *step).collect();
         if self.inner.settings.stuck_retry.is_some() { waiting } else { waiting | self.machine().stuck() }
     }
 
@@ -615,7 +656,8 @@ impl Driver {
         }
         let deadline = machine.deadline().filter(|_| !self.overdue && machine.cause().is_none());
         let armed = machine.due().iter().filter_map(|step| machine.armed(step));
-        let again = self.retry_at.iter().filter(|(step, _)| !machine.parked().contains(*step)).map(|(_, at)| *at);
+        let again =
+            self.retry_at.iter().filter(|(step, _)| !machine.parked().contains(*step)).map(|(_, at)| *at);
         armed.chain(again).chain(deadline).min()
     }
 

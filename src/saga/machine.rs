@@ -305,7 +305,9 @@ impl Machine {
         match order {
             // Said and heard; what follows from it is a record of its own.
             Order::Cancel { .. } => {}
+            // What could be sent only once may be sent once more: a person says so.
             Order::Retry { step: None } => {
+                self.sent = self.sent - self.parked;
                 self.stuck = Steps::NONE;
                 self.parked = Steps::NONE;
                 self.held = false;
@@ -316,6 +318,7 @@ impl Machine {
                 if !(self.stuck | self.parked).contains(step) {
                     return illegal("the step is neither stuck nor parked");
                 }
+                self.sent.remove(step);
                 self.settle(step);
             }
             Order::Complete { step, output } => {
