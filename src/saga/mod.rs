@@ -1,5 +1,6 @@
 //! A durable orchestrator of sagas.
 
+pub mod conformance;
 pub mod journal;
 pub mod memory;
 mod record;
