@@ -357,7 +357,8 @@ impl std::error::Error for Refusal {}
 /// * has no owner, and its `wake` has come or a request waits at it; or
 /// * has an owner whose lease has run out or who is unknown; this counts as a recovery.
 ///
-/// When `only` is set, that saga alone is looked at, and it is taken too if it has no owner and neither `wake` nor a request says so.
+/// When `only` is set, that saga alone is looked at, and it is taken too if it has no owner and neither `wake` nor a request says
+/// so, or if `by` itself is its owner and has lost sight of it. Neither counts as a recovery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// Who takes them.
