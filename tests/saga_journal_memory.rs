@@ -70,6 +70,7 @@ enum Bug {
     ClaimsAnyDefinition,
     ClaimsTheUnwanted,
     ClaimsMoreThanOne,
+    LosesItsOwn,
     ClaimsWithoutLimit,
     ClaimsInAnotherOrder,
     CountsNoRecoveries,
@@ -96,7 +97,7 @@ enum Bug {
 
 use Bug::*;
 
-const BUGS: [Bug; 34] = [
+const BUGS: [Bug; 35] = [
     IgnoresTheOwner,
     IgnoresTheEpoch,
     AcceptsAGap,
@@ -109,6 +110,7 @@ const BUGS: [Bug; 34] = [
     ClaimsAnyDefinition,
     ClaimsTheUnwanted,
     ClaimsMoreThanOne,
+    LosesItsOwn,
     ClaimsWithoutLimit,
     ClaimsInAnotherOrder,
     CountsNoRecoveries,
@@ -231,6 +233,16 @@ impl Journal for Planted {
                 }
                 ClaimsTheUnwanted => claim.except.clear(),
                 ClaimsMoreThanOne => claim.only = None,
+                LosesItsOwn => {
+                    let own = |only: &SagaId| {
+                        self.inner
+                            .stored(only)
+                            .is_some_and(|stored| stored.head.owner.as_ref() == Some(&claim.by))
+                    };
+                    if claim.only.as_ref().is_some_and(own) {
+                        claim.limit = 0;
+                    }
+                }
                 ClaimsWithoutLimit => claim.limit = usize::MAX,
                 _ => {}
             }

@@ -193,32 +193,26 @@ pub(super) async fn one_refusal_does_not_touch_the_others(subject: &Subject) -> 
     Ok(())
 }
 
-pub(super) async fn items_of_one_batch_see_each_other(subject: &Subject) -> Checked {
+pub(super) async fn the_first_of_a_batch_gets_the_lock(subject: &Subject) -> Checked {
     let journal = subject.opened().await;
     let by = incarnation("one");
-    let mut a = Pen::new("a", &by, Timestamp(1));
-    let mut b = Pen::new("b", &by, Timestamp(1));
+    let new = |id: &str| Pen::new(id, &by, Timestamp(1));
+    accept(&journal, new("holder").begin(&definition())).await?;
     let batch = vec![
-        locking(&mut a, &["key"]),
-        a.step("x"),
-        a.clone().begin(&definition()),
-        locking(&mut b.clone(), &["key"]),
-        a.end(Phase::Completed),
-        a.clone().step("y"),
-        locking(&mut b, &["key"]),
+        locking(&mut new("c"), &["x", "y"]),
+        locking(&mut new("a"), &["y", "z"]),
+        locking(&mut new("holder"), &["w"]),
+        locking(&mut new("b"), &["z", "w"]),
+        locking(&mut new("d"), &["w"]),
     ];
-    let expected = vec![
-        Ok(()),
-        Ok(()),
-        Err(Refusal::Exists),
-        Err(Refusal::Locked { key: "key".into(), holder: a.saga().clone() }),
-        Ok(()),
-        Err(Refusal::Fenced { epoch: 1 }),
-        Ok(()),
-    ];
-    same!(journal.append(batch).await?, expected, "each item finds what the ones before it have left");
-    same!(whole(&journal, a.saga()).await?.head.len, 3, "the length of a");
-    same!(whole(&journal, b.saga()).await?.head.len, 1, "the length of b");
+    let lock = |key: &str, holder: &str| {
+        Err(Refusal::Locked { key: key.into(), holder: SagaId::new(holder).expect("a good id") })
+    };
+    let expected = vec![Ok(()), lock("y", "c"), Err(Refusal::Exists), Ok(()), lock("w", "b")];
+    same!(journal.append(batch).await?, expected, "a lock goes to the first who is accepted");
+    for id in ["a", "d"] {
+        ensure!(journal.load(new(id).saga()).await?.is_none(), "{id} was refused and is there");
+    }
     Ok(())
 }
 

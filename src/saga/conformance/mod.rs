@@ -186,7 +186,7 @@ static RULES: &[Rule] = rules! {
         an_owner_of_before_is_refused
         a_stranger_is_refused
         one_refusal_does_not_touch_the_others
-        items_of_one_batch_see_each_other
+        the_first_of_a_batch_gets_the_lock
         an_append_is_there_whole_or_not_at_all
         the_row_changes_without_entries
         an_end_ends_everything

@@ -256,8 +256,12 @@ pub(super) async fn only_one_saga_is_claimed(subject: &Subject) -> Checked {
     let owned = begun(&journal, "owned", "one").await?.saga().clone();
     let only = |saga: &SagaId| Claim { only: Some(saga.clone()), ..claim("two") };
     same!(ids(&journal.claim(only(&asleep)).await?), ["asleep"], "it alone, though nothing wakes it");
-    same!(journal.claim(only(&asleep)).await?, Vec::new(), "it is owned");
     same!(journal.claim(only(&owned)).await?, Vec::new(), "a living owner's saga");
+    let again = journal.claim(only(&asleep)).await?;
+    same!(ids(&again), ["asleep"], "its own, which it has lost sight of");
+    same!((again[0].head.epoch, again[0].head.recoveries), (3, 0), "the next epoch, and no recovery");
+    let another = Claim { by: incarnation("three"), ..only(&asleep) };
+    same!(journal.claim(another).await?, Vec::new(), "that of another one who lives");
     same!(
         journal.claim(only(&SagaId::new("missing").unwrap())).await?,
         Vec::new(),
