@@ -173,10 +173,6 @@ impl<I, R: Inputs> Saga<I, R> {
     pub fn digest(&self) -> &str {
         &self.definition.shape.id.digest
     }
-
-    pub(crate) fn decode_result(&self, outputs: &[Option<Payload>]) -> Result<R::Values, Failure> {
-        self.result.decode(&|step| outputs.get(step)?.clone())
-    }
 }
 
 /// A definition in the making; see [`Saga::define`].
@@ -570,12 +566,12 @@ where
 }
 
 fn default_stack(node: &Node) -> Result<BoxedStack<Attempted, Failure>, ConfigError> {
-    let retry = Retry::exponential(Duration::from_millis(100)).idempotent();
-    let retry = match node.class {
-        // It has to succeed: nothing is gained by giving up for want of a budget.
-        Class::Pivot | Class::Retriable => retry.max_attempts(8).no_budget(),
-        Class::Compensatable | Class::ReadOnly => retry.max_attempts(3),
+    let attempts = match node.class {
+        Class::Pivot | Class::Retriable => 8,
+        Class::Compensatable | Class::ReadOnly => 3,
     };
+    // Giving up for want of a budget would not save load: it makes a compensation for every step so far.
+    let retry = Retry::exponential(Duration::from_millis(100)).max_attempts(attempts).no_budget().idempotent();
     Ok(crate::stack(node.path.clone()).retry(retry).timeout(Duration::from_secs(30)).build()?.boxed())
 }
 

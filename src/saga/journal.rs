@@ -26,8 +26,9 @@ pub trait Journal: Send + Sync + 'static {
     /// The present by the clock that leases are measured with.
     fn now(&self) -> Pending<'_, Timestamp>;
 
-    /// Appends to any number of sagas, with one forced write for all. The answers are in the order of the batch, and each
-    /// item finds what the accepted ones before it have left, also of the same saga.
+    /// Appends to any number of sagas, with one forced write for all. The answers are in the order of the batch.
+    ///
+    /// No saga comes twice in one batch. Of two that begin with the same lock the first one gets it.
     fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>>;
 
     /// Whether its futures do their work while they are polled, and so keep the polling thread busy. They are then

@@ -90,10 +90,6 @@ impl Machine {
         self.input.as_ref()
     }
 
-    pub(crate) fn output(&self, step: usize) -> Option<&Payload> {
-        self.outputs.get(step)?.as_ref()
-    }
-
     pub(crate) fn outputs(&self) -> &[Option<Payload>] {
         &self.outputs
     }
@@ -108,10 +104,6 @@ impl Machine {
 
     pub(crate) fn note(&self) -> &str {
         &self.note
-    }
-
-    pub(crate) fn is_done(&self, step: usize) -> bool {
-        self.done.contains(step)
     }
 
     pub(crate) fn was_sent(&self, step: usize) -> bool {
@@ -170,11 +162,6 @@ impl Machine {
             && self.aborted.is_none()
             && !self.phase().is_terminal()
             && (self.done | (self.due() - clean)).apart_from(self.shape.committed)
-    }
-
-    /// Whether a step that cannot be undone is due or has happened.
-    pub(crate) fn is_committed(&self) -> bool {
-        !(self.done | self.due()).apart_from(self.shape.committed)
     }
 
     pub(crate) fn phase(&self) -> Phase {

@@ -4,6 +4,7 @@ mod attempt;
 mod definition;
 mod driver;
 mod handle;
+pub mod conformance;
 pub mod journal;
 mod key;
 mod machine;

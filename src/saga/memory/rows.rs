@@ -322,6 +322,7 @@ impl Rows {
     fn due(&self, id: &SagaId, claim: &Claim, now: Timestamp) -> Option<(Option<Timestamp>, SagaId, bool)> {
         let head = &self.sagas.get(id)?.head;
         let recovery = match &head.owner {
+            Some(owner) if claim.only.is_some() && *owner == claim.by => false,
             Some(owner) if self.leases.get(owner).is_some_and(|until| *until > now) => return None,
             Some(_) => true,
             None => {
