@@ -1,7 +1,10 @@
 //! A durable orchestrator of sagas.
 
+pub mod barrier;
 pub mod journal;
 mod key;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod participant;
 mod record;
 
 pub use key::{Direction, InvalidKey, Key};
