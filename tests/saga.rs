@@ -7,8 +7,8 @@ use std::{
 };
 
 use mainstay::saga::{
-    Cause, Failure, Orchestrator, Outcome, Output, Phase, Saga, StartError, StartOptions, Step, Unknown, Verified,
-    memory::Memory,
+    Cause, Failure, Orchestrator, Outcome, Output, Phase, Saga, StartError, StartOptions, Step, Unknown,
+    Verified, memory::Memory,
 };
 use serde::{Deserialize, Serialize};
 
@@ -80,10 +80,7 @@ async fn a_happy_saga_runs_each_step_once_in_order() {
     let orchestrator = orchestrator(&store, &saga).await;
     let outcome = orchestrator.run(&saga, "o-1", &Order { amount: 5 }).await.unwrap();
     assert_eq!(outcome, Outcome::Completed("5/99".to_owned()));
-    assert_eq!(
-        log.lines(),
-        ["create create.do@o-1", "charge 5 charge.do@o-1", "confirm 5 99", "send 5/99"]
-    );
+    assert_eq!(log.lines(), ["create create.do@o-1", "charge 5 charge.do@o-1", "confirm 5 99", "send 5/99"]);
     assert_eq!(store.counts().forced, 5, "a beginning and one for each step");
 }
 
@@ -131,7 +128,10 @@ async fn a_panic_is_an_outcome_like_any_other() {
     let saga = order_saga(&log, |_| panic!("oh"));
     let orchestrator = orchestrator(&store, &saga).await;
     let outcome = orchestrator.run(&saga, "o-1", &Order { amount: 5 }).await.unwrap();
-    assert!(matches!(&outcome, Outcome::Compensated(Cause::Unknown { error, .. }) if error.contains("oh")), "{outcome:?}");
+    assert!(
+        matches!(&outcome, Outcome::Compensated(Cause::Unknown { error, .. }) if error.contains("oh")),
+        "{outcome:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -152,11 +152,7 @@ async fn what_a_crash_leaves_is_taken_up_by_the_next_orchestrator() {
     let (store, log) = (Memory::new(), Log::default());
     let saga = order_saga(&log, |_| Ok(1));
     let first = orchestrator(&store, &saga).await;
-    store.fault(
-        mainstay::saga::memory::Operation::Append,
-        3,
-        mainstay::saga::memory::Fault::CrashAfter,
-    );
+    store.fault(mainstay::saga::memory::Operation::Append, 3, mainstay::saga::memory::Fault::CrashAfter);
     let handle = first.start(&saga, "o-1", &Order { amount: 5 }).await.unwrap();
     tokio::select! {
         _ = handle.finished() => panic!("the store is dead"),
@@ -168,7 +164,11 @@ async fn what_a_crash_leaves_is_taken_up_by_the_next_orchestrator() {
     let handle = second.handle(&saga, "o-1").unwrap();
     let outcome = handle.finished().await.unwrap();
     assert_eq!(outcome, Outcome::Completed("5/1".to_owned()));
-    assert_eq!(log.lines().iter().filter(|line| line.starts_with("charge")).count(), 1, "its completion was durable");
+    assert_eq!(
+        log.lines().iter().filter(|line| line.starts_with("charge")).count(),
+        1,
+        "its completion was durable"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -197,12 +197,10 @@ async fn a_deadline_turns_a_saga_round_before_its_pivot() {
     let log = Log::default();
     let undo = log.clone();
     let mut saga = Saga::define::<u32>("late", 1);
-    let first = saga
-        .step("first", (), |_, ()| async { Ok(1_u32) })
-        .compensate(move |_, (), _| {
-            undo.add("undone");
-            async { Ok(()) }
-        });
+    let first = saga.step("first", (), |_, ()| async { Ok(1_u32) }).compensate(move |_, (), _| {
+        undo.add("undone");
+        async { Ok(()) }
+    });
     saga.signal::<(), _>("never", first, None);
     let saga = saga.build(()).unwrap();
     let orchestrator = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
@@ -225,10 +223,17 @@ async fn a_stuck_compensation_is_held_and_goes_on_when_a_person_says_so() {
     let orchestrator = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
     let handle = orchestrator.start(&saga, "s", &1).await.unwrap();
     let outcome = handle.settled().await.unwrap();
-    assert!(matches!(&outcome, Outcome::Held { phase: Some(Phase::Stuck), why } if why == "first: no"), "{outcome:?}");
+    assert!(
+        matches!(&outcome, Outcome::Held { phase: Some(Phase::Stuck), why } if why == "first: no"),
+        "{outcome:?}"
+    );
     let entries = orchestrator.load("s").await.unwrap().unwrap().entries.len();
     tokio::time::sleep(Duration::from_secs(3_000)).await;
-    assert_eq!(orchestrator.load("s").await.unwrap().unwrap().entries.len(), entries, "trying on records nothing");
+    assert_eq!(
+        orchestrator.load("s").await.unwrap().unwrap().entries.len(),
+        entries,
+        "trying on records nothing"
+    );
     let order = mainstay::saga::Order::Undone { step: "first".to_owned(), reason: "by hand".to_owned() };
     orchestrator.order("s", "alice", order).await.unwrap();
     assert!(matches!(handle.finished().await.unwrap(), Outcome::Compensated(_)));

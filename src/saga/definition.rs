@@ -571,7 +571,8 @@ fn default_stack(node: &Node) -> Result<BoxedStack<Attempted, Failure>, ConfigEr
         Class::Compensatable | Class::ReadOnly => 3,
     };
     // Giving up for want of a budget would not save load: it makes a compensation for every step so far.
-    let retry = Retry::exponential(Duration::from_millis(100)).max_attempts(attempts).no_budget().idempotent();
+    let retry =
+        Retry::exponential(Duration::from_millis(100)).max_attempts(attempts).no_budget().idempotent();
     Ok(crate::stack(node.path.clone()).retry(retry).timeout(Duration::from_secs(30)).build()?.boxed())
 }
 

@@ -1,15 +1,18 @@
 //! A durable orchestrator of sagas.
 
 mod attempt;
+pub mod barrier;
+pub mod conformance;
 mod definition;
 mod driver;
 mod handle;
-pub mod conformance;
 pub mod journal;
 mod key;
 mod machine;
 pub mod memory;
 mod orchestrator;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod participant;
 mod record;
 mod shape;
 mod step;
