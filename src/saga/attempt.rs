@@ -125,6 +125,8 @@ enum Tried {
     Verified(Verified<Payload>),
     /// Not to be repeated by the policies, whatever it is.
     Final(Failure),
+    /// Not begun, because none may be any more.
+    Stopped,
 }
 
 /// What the driver and an attempt in flight tell each other.
@@ -146,6 +148,8 @@ pub(crate) enum Ended {
     Outcome(Outcome),
     /// The compensation is done.
     Undone,
+    /// The driver has said that no attempt is to begin any more.
+    Stopped,
     /// A policy did not let it begin; it may come back after so long.
     Refused { why: String, after: Duration },
     /// What is stored is not what the code expects: nothing can be done with it.
@@ -227,7 +231,7 @@ where
     Fut: Future<Output = Result<T, Failure>>,
 {
     if flags.stop.load(Relaxed) {
-        return Ok(Attempted(Tried::Final(Failure::unknown("the saga was turned round"))));
+        return Ok(Attempted(Tried::Stopped));
     }
     let number = flags.attempts.fetch_add(1, Relaxed).saturating_add(1);
     // Until it says otherwise it may have an effect; so it is when it is dropped by a timeout, too.
@@ -259,6 +263,7 @@ fn conclude(ended: Result<Attempted, Error<Failure>>) -> Ended {
     let failure = match ended {
         Ok(Attempted(Tried::Output(output))) => return Ended::Outcome(Outcome::Completed(output)),
         Ok(Attempted(Tried::Undone)) => return Ended::Undone,
+        Ok(Attempted(Tried::Stopped)) => return Ended::Stopped,
         Ok(Attempted(Tried::Rejected(why))) => return Ended::Outcome(Outcome::Rejected(why)),
         Ok(Attempted(Tried::Verified(verified))) => {
             return Ended::Outcome(match verified {

@@ -65,8 +65,6 @@ pub(crate) struct Ledger {
     pub(crate) machine: Machine,
     created: Timestamp,
     status: watch::Sender<Status>,
-    /// The last append that was not waited for.
-    unwaited: Option<Written>,
 }
 
 impl Ledger {
@@ -78,7 +76,7 @@ impl Ledger {
         created: Timestamp,
         status: watch::Sender<Status>,
     ) -> Self {
-        Ledger { inner, id, epoch, len, crc, machine, created, status, unwaited: None }
+        Ledger { inner, id, epoch, len, crc, machine, created, status }
     }
 
     /// Applies records and queues them, as one entry each, all or none.
@@ -142,9 +140,16 @@ impl Ledger {
     }
 
     /// Records what only has to be durable before the saga's end: losing it costs doing something a second time, which is harmless.
-    fn note(&mut self, records: &[Record]) -> Result<(), Stop> {
-        self.unwaited = Some(self.queue(records, None, Vec::new(), None)?);
-        self.publish(records);
+    async fn note(&mut self, record: Record) -> Result<(), Stop> {
+        let records = [record];
+        let written = self.queue(&records, None, Vec::new(), None)?;
+        if self.machine.phase().is_terminal() {
+            written.wait().await?;
+        } else {
+            // If it fails, so does whatever comes behind it.
+            drop(written);
+        }
+        self.publish(&records);
         Ok(())
     }
 
@@ -220,6 +225,8 @@ pub(crate) struct Driver {
     retry_at: Vec<(usize, Timestamp)>,
     /// Whether it was said that a deadline came too late.
     overdue: bool,
+    /// Requests that were taken up.
+    answered: Vec<String>,
     draining: bool,
     pub(crate) seat: Seat,
 }
@@ -249,6 +256,7 @@ impl Driver {
             refusals: 0,
             retry_at: Vec::new(),
             overdue: false,
+            answered: Vec::new(),
             draining: false,
             seat,
         }
@@ -258,9 +266,6 @@ impl Driver {
     pub(crate) async fn run(&mut self) -> Result<(), Stop> {
         loop {
             if self.machine().phase().is_terminal() {
-                if let Some(written) = self.ledger.unwaited.take() {
-                    written.wait().await?;
-                }
                 return Ok(());
             }
             if !self.draining {
@@ -431,7 +436,12 @@ impl Driver {
         }
         match (direction, ended) {
             (_, Ended::Undecodable(why)) => Err(Stop::Blocked(format!("{}: {why}", self.path(step)))),
+            // No attempt was begun any more, and nothing follows from that.
+            (_, Ended::Stopped) => Ok(()),
             (_, Ended::Refused { why, after }) => {
+                if !self.tainted.contains(step) {
+                    self.resend.insert(step);
+                }
                 // Not tried at all: nothing is counted, and it is asked again when the policy said.
                 self.inner.identity.emit(&Event::SagaWaits {
                     definition: &self.machine().shape().id.name,
@@ -446,7 +456,7 @@ impl Driver {
             (Direction::Undo, Ended::Undone) => {
                 let (attempts, time) = spent;
                 let undone = Record::Undone { step: self.path(step), attempts, ms: millis(time) };
-                self.ledger.note(&[undone])
+                self.ledger.note(undone).await
             }
             (Direction::Undo, Ended::Outcome(outcome)) => {
                 let error = match outcome {
@@ -472,7 +482,7 @@ impl Driver {
                         }])
                     }
                     Outcome::Rejected(_) if !self.tainted.contains(step) => {
-                        self.ledger.note(&[Record::Clean { step: self.path(step) }])
+                        self.ledger.note(Record::Clean { step: self.path(step) }).await
                     }
                     _ => Ok(()),
                 }
@@ -585,6 +595,11 @@ impl Driver {
 
     async fn take_up(&mut self, request: Request) -> Result<(), Stop> {
         let Request { id, by, ask, .. } = request;
+        // The store is asked again and again, and says it until the answer has arrived there.
+        if self.answered.contains(&id) {
+            return Ok(());
+        }
+        self.answered.push(id.clone());
         match ask {
             Ask::Signal { step, payload } => {
                 let record = Record::Signalled { step, payload };
