@@ -7,8 +7,8 @@ use std::{
 };
 
 use mainstay::saga::{
-    Cause, Failure, Orchestrator, Outcome, Output, Phase, Saga, StartError, StartOptions, Step, Unknown,
-    Verified, memory::Memory,
+    Cause, Failure, Opening, Orchestrator, Outcome, Output, Phase, Saga, StartError, StartOptions, Step,
+    Unknown, Verified, memory::Memory,
 };
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +71,11 @@ fn order_saga(log: &Log, charge: Charge) -> Saga<Order, Output<String>> {
 
 async fn orchestrator(store: &Memory, saga: &Saga<Order, Output<String>>) -> Orchestrator {
     Orchestrator::open(store.clone()).register(saga).start().await.unwrap()
+}
+
+/// Looks seldom, so that hours of virtual time pass quickly.
+fn patient(store: &Memory) -> Opening {
+    Orchestrator::open(store.clone()).poll(Duration::from_secs(20)).lease(Duration::from_secs(120))
 }
 
 #[tokio::test(start_paused = true)]
@@ -178,7 +183,7 @@ async fn a_timer_and_a_signal_wait_without_a_driver() {
     let slept = saga.sleep("cool-off", (), Duration::from_secs(3600));
     let answer = saga.signal::<String, _>("approval", slept, Some(Duration::from_secs(3600)));
     let saga = saga.build(answer).unwrap();
-    let orchestrator = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
+    let orchestrator = patient(&store).register(&saga).start().await.unwrap();
     let handle = orchestrator.start(&saga, "w", &1).await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(orchestrator.live(), 0);
@@ -203,7 +208,7 @@ async fn a_deadline_turns_a_saga_round_before_its_pivot() {
     });
     saga.signal::<(), _>("never", first, None);
     let saga = saga.build(()).unwrap();
-    let orchestrator = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
+    let orchestrator = patient(&store).register(&saga).start().await.unwrap();
     let options = StartOptions::default().deadline(Duration::from_secs(7200));
     let handle = orchestrator.start_with(&saga, "l", &1, options).await.unwrap();
     assert_eq!(handle.finished().await.unwrap(), Outcome::Compensated(Cause::Deadline));
@@ -220,7 +225,7 @@ async fn a_stuck_compensation_is_held_and_goes_on_when_a_person_says_so() {
     saga.step("second", first, |_, _| async { Err::<(), _>(Failure::rejected("no")) })
         .without_compensation("it does nothing");
     let saga = saga.build(()).unwrap();
-    let orchestrator = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
+    let orchestrator = patient(&store).register(&saga).start().await.unwrap();
     let handle = orchestrator.start(&saga, "s", &1).await.unwrap();
     let outcome = handle.settled().await.unwrap();
     assert!(

@@ -160,64 +160,55 @@ pub(crate) enum Ended {
 const REFUSED_WAIT: Duration = Duration::from_secs(1);
 
 /// Tries a step forward.
-pub(crate) fn forward(
+pub(crate) async fn forward(
     definition: Arc<Definition>,
     step: usize,
     told: Told,
     flags: Arc<Flags>,
     max_output: usize,
-) -> impl Future<Output = Ended> + Send {
-    async move {
-        let code = &definition.code[step];
-        let (Some(act), Some(stack)) = (&code.act, &code.forward) else {
-            unreachable!("only steps with code are tried");
-        };
-        let once = definition.shape.nodes[step].unknown.at_most_once();
-        let ended = stack
-            .call(|| {
-                let flags = &flags;
-                let told = &told;
-                async move {
-                    if once && flags.tainted.load(Relaxed) {
-                        let failure = Failure::unknown("the only attempt that may be made has failed");
-                        return Ok(Attempted(Tried::Final(failure)));
-                    }
-                    attempt(
-                        flags,
-                        told,
-                        |told| act(told),
-                        |output| {
-                            let len = output.as_str().len();
-                            if len > max_output {
-                                let why = format!("its output has {len} bytes, allowed are {max_output}");
-                                return Tried::Final(Failure::unknown(why));
-                            }
-                            Tried::Output(output)
-                        },
-                    )
-                    .await
+) -> Ended {
+    let code = &definition.code[step];
+    let (Some(act), Some(stack)) = (&code.act, &code.forward) else {
+        unreachable!("only steps with code are tried");
+    };
+    let once = definition.shape.nodes[step].unknown.at_most_once();
+    let ended = stack
+        .call(|| {
+            let flags = &flags;
+            let told = &told;
+            async move {
+                if once && flags.tainted.load(Relaxed) {
+                    let failure = Failure::unknown("the only attempt that may be made has failed");
+                    return Ok(Attempted(Tried::Final(failure)));
                 }
-            })
-            .await;
-        conclude(ended)
-    }
+                attempt(
+                    flags,
+                    told,
+                    |told| act(told),
+                    |output| {
+                        let len = output.as_str().len();
+                        if len > max_output {
+                            let why = format!("its output has {len} bytes, allowed are {max_output}");
+                            return Tried::Final(Failure::unknown(why));
+                        }
+                        Tried::Output(output)
+                    },
+                )
+                .await
+            }
+        })
+        .await;
+    conclude(ended)
 }
 
 /// Asks the participant whether a step has happened.
-pub(crate) fn verify(
-    definition: Arc<Definition>,
-    step: usize,
-    told: Told,
-    flags: Arc<Flags>,
-) -> impl Future<Output = Ended> + Send {
-    async move {
-        let code = &definition.code[step];
-        let (Some(verify), Some(stack)) = (&code.verify, &code.forward) else {
-            unreachable!("a step that is to be verified says how");
-        };
-        let ended = stack.call(|| attempt(&flags, &told, |told| verify(told), Tried::Verified)).await;
-        conclude(ended)
-    }
+pub(crate) async fn verify(definition: Arc<Definition>, step: usize, told: Told, flags: Arc<Flags>) -> Ended {
+    let code = &definition.code[step];
+    let (Some(verify), Some(stack)) = (&code.verify, &code.forward) else {
+        unreachable!("a step that is to be verified says how");
+    };
+    let ended = stack.call(|| attempt(&flags, &told, |told| verify(told), Tried::Verified)).await;
+    conclude(ended)
 }
 
 /// One attempt: what the policies see as an error may be repeated by them, what they see as a value may not.
@@ -290,20 +281,18 @@ fn conclude(ended: Result<Attempted, Error<Failure>>) -> Ended {
 }
 
 /// Tries to undo a step.
-pub(crate) fn backward(
+pub(crate) async fn backward(
     definition: Arc<Definition>,
     step: usize,
     told: Told,
     flags: Arc<Flags>,
-) -> impl Future<Output = Ended> + Send {
-    async move {
-        let code = &definition.code[step];
-        let (Some(undo), Some(stack)) = (&code.undo, &code.backward) else {
-            unreachable!("only steps with a compensation are undone");
-        };
-        let ended = stack.call(|| attempt(&flags, &told, |told| undo(told), |()| Tried::Undone)).await;
-        conclude(ended)
-    }
+) -> Ended {
+    let code = &definition.code[step];
+    let (Some(undo), Some(stack)) = (&code.undo, &code.backward) else {
+        unreachable!("only steps with a compensation are undone");
+    };
+    let ended = stack.call(|| attempt(&flags, &told, |told| undo(told), |()| Tried::Undone)).await;
+    conclude(ended)
 }
 
 struct Running<'a>(&'a AtomicBool);

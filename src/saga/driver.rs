@@ -16,7 +16,7 @@ use super::{
     journal::{Append, Ask, Begin, Request, StoreError},
     key::Direction,
     machine::{self, Illegal, Machine, Next, Outcome},
-    orchestrator::{Inner, Seat, Status},
+    orchestrator::{Finished, Inner, Seat, Status},
     record::{Cause, Entry, Order, Payload, Record, SagaId, Timestamp},
     shape::Kind,
     steps::Steps,
@@ -168,8 +168,7 @@ impl Ledger {
     fn publish(&self, records: &[Record]) {
         let phase = self.machine.phase();
         let from = self.status.borrow().phase;
-        let finished =
-            phase.is_terminal().then(|| (self.machine.outputs().into(), self.machine.cause().cloned()));
+        let finished = phase.is_terminal().then(|| Finished::of(&self.machine));
         let note = self.machine.note().to_owned();
         self.status.send_replace(Status { phase: Some(phase), note, blocked: None, finished });
         let definition = &self.machine.shape().id.name;
@@ -474,12 +473,9 @@ impl Driver {
                     Outcome::Completed(output) => {
                         let (attempts, time) = spent;
                         let path = self.path(step);
-                        self.ledger.note(&[Record::Completed {
-                            step: path,
-                            output,
-                            attempts,
-                            ms: millis(time),
-                        }])
+                        self.ledger
+                            .note(Record::Completed { step: path, output, attempts, ms: millis(time) })
+                            .await
                     }
                     Outcome::Rejected(_) if !self.tainted.contains(step) => {
                         self.ledger.note(Record::Clean { step: self.path(step) }).await

@@ -509,7 +509,20 @@ pub struct Status {
     pub note: String,
     /// Why nobody can work on it, if so.
     pub blocked: Option<String>,
-    pub(crate) finished: Option<(Arc<[Option<Payload>]>, Option<Cause>)>,
+    pub(crate) finished: Option<Finished>,
+}
+
+/// How a saga has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Finished {
+    pub(crate) outputs: Arc<[Option<Payload>]>,
+    pub(crate) cause: Option<Cause>,
+}
+
+impl Finished {
+    pub(crate) fn of(machine: &Machine) -> Self {
+        Finished { outputs: machine.outputs().into(), cause: machine.cause().cloned() }
+    }
 }
 
 impl Status {
@@ -602,6 +615,12 @@ impl Inner {
     fn extend_lease(&self, asked: Instant) {
         // A tenth less than it was given: two clocks measure it.
         *lock(&self.leased_until) = time::later(asked, self.settings.lease.mul_f64(0.9));
+    }
+
+    /// Whether a third of the lease has passed.
+    fn beat_is_due(&self) -> bool {
+        let until = *lock(&self.leased_until);
+        time::later(time::now(), self.settings.lease.mul_f64(0.6)) >= until
     }
 
     /// Waits until it is sure that nobody else takes its sagas for abandoned. Nothing is begun without.
@@ -768,11 +787,13 @@ impl Inner {
     }
 
     async fn round(self: &Arc<Self>) -> Result<(), StoreError> {
-        let asked = time::now();
-        self.journal.heartbeat(&self.by, self.settings.lease).await?;
-        self.extend_lease(asked);
-        let now = self.journal.now().await?;
-        *lock(&self.clock) = (now, time::now());
+        if self.beat_is_due() {
+            let asked = time::now();
+            self.journal.heartbeat(&self.by, self.settings.lease).await?;
+            self.extend_lease(asked);
+            let now = self.journal.now().await?;
+            *lock(&self.clock) = (now, time::now());
+        }
         if self.draining.load(Relaxed) {
             return Ok(());
         }
@@ -856,7 +877,7 @@ async fn keep(inner: Arc<Inner>) {
 }
 
 /// The machine that a saga's records make.
-fn fold(stored: &Stored, definition: &Definition) -> Result<Machine, String> {
+pub(crate) fn fold(stored: &Stored, definition: &Definition) -> Result<Machine, String> {
     stored.verify().map_err(|corrupt| corrupt.to_string())?;
     let mut machine = Machine::new(definition.shape.clone());
     for entry in &stored.entries {
