@@ -4,5 +4,7 @@ pub mod conformance;
 pub mod journal;
 pub mod memory;
 mod record;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 
 pub use record::{Cause, Entry, Incarnation, InvalidId, Order, Payload, Record, SagaId, Timestamp};
