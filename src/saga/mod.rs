@@ -18,6 +18,8 @@ mod shape;
 mod step;
 mod steps;
 mod writer;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 
 pub use attempt::Attempted;
 pub use definition::{Adding, Builder, Decided, Inputs, Output, Saga, Undecided};
