@@ -1,8 +1,10 @@
 //! A durable orchestrator of sagas.
 
 pub mod barrier;
+pub mod inbox;
 pub mod journal;
 mod key;
+pub mod outbox;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod participant;
 mod record;
