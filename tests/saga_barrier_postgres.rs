@@ -206,9 +206,7 @@ fn installing_at_the_same_time_and_twice_is_harmless() {
     let Some(schema) = Schema::new("installing_at_the_same_time_and_twice_is_harmless") else { return };
     let clients: Vec<_> = (0..4).map(|_| schema.connect()).collect();
     schema.runtime.block_on(async {
-        for installed in
-            futures::future::join_all(clients.iter().map(|c| barrier::postgres::install(c))).await
-        {
+        for installed in futures::future::join_all(clients.iter().map(barrier::postgres::install)).await {
             installed.unwrap();
         }
     });

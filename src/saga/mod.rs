@@ -6,20 +6,22 @@ pub mod conformance;
 mod definition;
 mod driver;
 mod handle;
+pub mod inbox;
 pub mod journal;
 mod key;
 mod machine;
 pub mod memory;
 mod orchestrator;
+pub mod outbox;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod participant;
 mod record;
 mod shape;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 mod step;
 mod steps;
 mod writer;
-#[cfg(feature = "sqlite")]
-pub mod sqlite;
 
 pub use attempt::Attempted;
 pub use definition::{Adding, Builder, Decided, Inputs, Output, Saga, Undecided};
