@@ -21,6 +21,7 @@ use crate::{event::Event, sync::lock};
 
 mod error;
 mod inner;
+mod off_thread;
 mod opening;
 
 pub use error::{AskError, StartError};

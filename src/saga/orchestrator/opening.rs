@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use super::{
     Orchestrator, Owner,
     inner::{Inner, keep},
+    off_thread::OffThread,
     random,
 };
 use crate::{
@@ -165,11 +166,12 @@ impl Opening {
         }
 
         let by = incarnation();
+        let writer = Writer::start(journal.clone())
+            .map_err(|error| StoreError::Unavailable(format!("its writer cannot be started: {error}")))?;
+        let journal = if journal.blocks() { Arc::new(OffThread(journal)) } else { journal };
         let asked = time::now();
         journal.heartbeat(&by, settings.lease).await?;
         let now = journal.now().await?;
-        let writer = Writer::start(journal.clone())
-            .map_err(|error| StoreError::Unavailable(format!("its writer cannot be started: {error}")))?;
         let inner = Arc::new(Inner {
             journal,
             writer,
