@@ -21,6 +21,7 @@ mod shape;
 pub mod sqlite;
 mod step;
 mod steps;
+pub mod view;
 mod writer;
 
 pub use attempt::Attempted;
