@@ -1,4 +1,4 @@
-//! A durable orchestrator of sagas.
+#![doc = include_str!("../docs/saga.md")]
 
 mod attempt;
 pub mod barrier;
