@@ -8,7 +8,9 @@ use std::{
 
 use mainstay::saga::{
     Cause, Failure, Opening, Orchestrator, Outcome, Output, Phase, Saga, StartError, StartOptions, Step,
-    Unknown, Verified, memory::Memory,
+    Unknown, Verified,
+    journal::{Journal, Request},
+    memory::Memory,
 };
 use serde::{Deserialize, Serialize};
 
@@ -328,4 +330,45 @@ async fn branches_run_side_by_side_and_are_undone_in_reverse() {
     lines.drain(..3);
     lines.sort();
     assert_eq!(lines, ["undo Some(\"flight\")", "undo Some(\"hotel\")"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_asked_of_a_saga_that_nobody_works_on_comes_before_what_is_due() {
+    let store = Memory::new();
+    let log = Log::default();
+    let (act, undo) = (log.clone(), log.clone());
+    let mut saga = Saga::define::<u32>("asked", 1);
+    let first = saga.step("first", (), |_, ()| async { Ok(1_u32) }).compensate(move |_, (), _| {
+        undo.add("undo");
+        async { Err(Failure::unknown("no")) }
+    });
+    let slept = saga.sleep("sleep", first, Duration::from_secs(60));
+    saga.step("second", slept, move |_, ()| {
+        act.add("second");
+        async { Ok(()) }
+    })
+    .without_compensation("it is never sent");
+    let saga = saga.build(()).unwrap();
+    let order = |order| Request::order(mainstay::saga::SagaId::new("a").unwrap(), "ada", order);
+    let start =
+        async || Orchestrator::open(store.clone()).register(&saga).stuck_retry(None).start().await.unwrap();
+    let orchestrator = start().await;
+    orchestrator.start(&saga, "a", &1).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    orchestrator.shutdown(Duration::from_secs(1)).await;
+
+    store.request(order(mainstay::saga::Order::Cancel { reason: "late".to_owned() })).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    let orchestrator = start().await;
+    let held = orchestrator.handle(&saga, "a").unwrap().settled().await.unwrap();
+    assert!(matches!(held, Outcome::Held { phase: Some(Phase::Stuck), .. }), "{held:?}");
+    assert_eq!(log.lines(), ["undo"; 10], "its time had come, but it was cancelled before");
+    orchestrator.shutdown(Duration::from_secs(1)).await;
+
+    let undone = mainstay::saga::Order::Undone { step: "first".to_owned(), reason: "by hand".to_owned() };
+    store.request(order(undone)).await.unwrap();
+    let orchestrator = start().await;
+    let ended = orchestrator.handle(&saga, "a").unwrap().finished().await.unwrap();
+    assert!(matches!(ended, Outcome::Compensated(Cause::Cancelled { .. })), "{ended:?}");
+    assert_eq!(log.lines().len(), 10, "what was undone by hand is not tried again first");
 }

@@ -272,6 +272,11 @@ impl Driver {
             if self.machine().phase().is_terminal() {
                 return Ok(());
             }
+            // What is asked comes before what is due.
+            if let Ok(mail) = self.mail.try_recv() {
+                self.receive(mail).await?;
+                continue;
+            }
             // What has its time before this is dispatched now, or cannot be.
             let dispatched = self.inner.now();
             if !self.draining {
@@ -296,10 +301,19 @@ impl Driver {
             let nap = wake.filter(|_| !self.draining).map_or(IDLE, |wake| wake.since(now));
             match self.next_event(nap).await {
                 Happened::Ended(flight, ended) => self.ended(flight, ended).await?,
-                Happened::Mail(Some(Mail::Request(request))) => self.take_up(request).await?,
-                Happened::Mail(Some(Mail::Drain)) => self.drain(),
+                Happened::Mail(Some(mail)) => self.receive(mail).await?,
                 Happened::Mail(None) => return Err(Stop::Closed),
                 Happened::Time => {}
+            }
+        }
+    }
+
+    async fn receive(&mut self, mail: Mail) -> Result<(), Stop> {
+        match mail {
+            Mail::Request(request) => self.take_up(request).await,
+            Mail::Drain => {
+                self.drain();
+                Ok(())
             }
         }
     }

@@ -1,4 +1,4 @@
-//! A durable orchestrator of sagas.
+#![doc = include_str!("../docs/saga.md")]
 
 mod attempt;
 pub mod barrier;
@@ -21,6 +21,7 @@ mod shape;
 pub mod sqlite;
 mod step;
 mod steps;
+pub mod view;
 mod writer;
 
 pub use attempt::Attempted;

@@ -19,7 +19,9 @@ use crate::{
     saga::{
         definition::Definition,
         driver::{Driver, Ledger, Mail, Stop},
-        journal::{Begin, Claim, DefinitionId, Head, Journal, Phase, Query, Refusal, StoreError, Stored},
+        journal::{
+            Begin, Claim, DefinitionId, Head, Journal, Phase, Query, Refusal, Request, StoreError, Stored,
+        },
         machine::Machine,
         record::{Incarnation, Payload, Record, SagaId, Timestamp},
         writer::{WriteError, Writer},
@@ -249,7 +251,7 @@ impl Inner {
     }
 
     /// Drives a saga that was claimed.
-    fn adopt(self: &Arc<Self>, stored: Stored, permit: OwnedPermit) {
+    fn adopt(self: &Arc<Self>, stored: Stored, permit: OwnedPermit, asked: Vec<Request>) {
         let id = stored.head.id.clone();
         let Some((mut seat, status, mail)) = self.seat(&id, permit) else {
             // Its last driver is just leaving.
@@ -271,6 +273,7 @@ impl Inner {
         };
         status.send_replace(Status::of(&stored.head, None));
         let mut ledger = Ledger::new(self.clone(), id, machine, (epoch, len, crc), created, status);
+        asked.into_iter().for_each(|request| self.hand_over(request));
         let inner = self.clone();
         let most = self.settings.max_recoveries;
         tokio::spawn(async move {
@@ -318,6 +321,41 @@ impl Inner {
         }
     }
 
+    /// Drives sagas that were claimed, each with what is asked of it: that comes before anything that is due.
+    async fn adopt_all(self: &Arc<Self>, claimed: Vec<Stored>) -> Result<(), StoreError> {
+        if claimed.is_empty() {
+            return Ok(());
+        }
+        let requests = match self.journal.requests(&self.by).await {
+            Ok(requests) => requests,
+            Err(error) => {
+                lock(&self.lost).extend(claimed.into_iter().map(|stored| stored.head.id));
+                return Err(error);
+            }
+        };
+        let mut asked: HashMap<SagaId, Vec<Request>> = HashMap::new();
+        for request in requests {
+            asked.entry(request.saga.clone()).or_default().push(request);
+        }
+        for stored in claimed {
+            match self.admission.try_acquire() {
+                Ok(permit) => {
+                    let asked = asked.remove(&stored.head.id).unwrap_or_default();
+                    self.adopt(stored, permit.into_owned(), asked);
+                }
+                Err(_) => lock(&self.lost).push(stored.head.id),
+            }
+        }
+        Ok(())
+    }
+
+    fn hand_over(&self, request: Request) {
+        let mail = lock(&self.live).get(&request.saga).map(|live| live.mail.clone());
+        if let Some(mail) = mail {
+            let _ = mail.send(Mail::Request(request));
+        }
+    }
+
     async fn round(self: &Arc<Self>) -> Result<(), StoreError> {
         if self.beat_is_due() {
             let asked = time::now();
@@ -332,28 +370,25 @@ impl Inner {
         if self.unsure.swap(false, Relaxed) {
             self.look_for_own().await.inspect_err(|_| self.unsure.store(true, Relaxed))?;
         }
-        let mut lost = std::mem::take(&mut *lock(&self.lost)).into_iter();
-        while let Some(id) = lost.next() {
-            if lock(&self.live).contains_key(&id) {
+        let mut lost = std::mem::take(&mut *lock(&self.lost));
+        while let Some(id) = lost.pop() {
+            if lock(&self.live).contains_key(&id) || self.admission.in_use() >= self.settings.max_live {
                 lock(&self.lost).push(id);
                 continue;
             }
-            let Ok(permit) = self.admission.try_acquire() else {
-                lock(&self.lost).push(id);
-                continue;
-            };
-            let permit = permit.into_owned();
-            match self.journal.claim(self.claim(Some(id.clone()), 1)).await {
-                Ok(claimed) => {
-                    if let Some(stored) = claimed.into_iter().next() {
-                        self.adopt(stored, permit);
-                    }
-                }
+            let error = match self.journal.claim(self.claim(Some(id.clone()), 1)).await {
+                Ok(claimed) => match self.adopt_all(claimed).await {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                },
                 Err(error) => {
-                    lock(&self.lost).extend([id].into_iter().chain(lost));
-                    return Err(error);
+                    lost.push(id);
+                    error
                 }
-            }
+            };
+            // None of them may be forgotten: nobody else looks after what is owned here.
+            lock(&self.lost).append(&mut lost);
+            return Err(error);
         }
         loop {
             let free = self.settings.max_live.saturating_sub(self.admission.in_use());
@@ -364,22 +399,14 @@ impl Inner {
             let claimed = self.journal.claim(self.claim(None, limit)).await;
             let claimed = claimed.inspect_err(|_| self.unsure.store(true, Relaxed))?;
             let all = claimed.len() < limit;
-            for stored in claimed {
-                match self.admission.try_acquire() {
-                    Ok(permit) => self.adopt(stored, permit.into_owned()),
-                    Err(_) => lock(&self.lost).push(stored.head.id),
-                }
-            }
+            self.adopt_all(claimed).await?;
             if all {
                 break;
             }
             tokio::task::yield_now().await;
         }
         for request in self.journal.requests(&self.by).await? {
-            let mail = lock(&self.live).get(&request.saga).map(|live| live.mail.clone());
-            if let Some(mail) = mail {
-                let _ = mail.send(Mail::Request(request));
-            }
+            self.hand_over(request);
         }
         self.swept.send_replace(true);
         Ok(())

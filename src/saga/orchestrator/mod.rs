@@ -13,7 +13,7 @@ use super::{
     definition::{Inputs, Saga},
     driver::Mail,
     handle::{Handle, Outcome},
-    journal::{Ask, DefinitionId, Head, Journal, Phase, Query, Request, Requested, StoreError, Stored},
+    journal::{DefinitionId, Head, Journal, Phase, Query, Request, Requested, StoreError, Stored},
     machine::Machine,
     record::{Cause, Incarnation, InvalidId, Order, Payload, SagaId, Timestamp},
 };
@@ -145,8 +145,7 @@ impl Orchestrator {
         payload: &T,
     ) -> Result<Requested, AskError> {
         let payload = Payload::encode(payload).map_err(|error| AskError::Payload(error.to_string()))?;
-        let ask = Ask::Signal { step: step.to_owned(), payload };
-        self.ask(saga, format!("signal:{step}:{message}"), "signal".to_owned(), ask).await
+        self.ask(Request::signal(SagaId::new(saga)?, "signal", step, message, payload)).await
     }
 
     /// Turns a saga round, unless a step has happened or may have that cannot be undone. Durable when this returns, obeyed soon after.
@@ -164,13 +163,11 @@ impl Orchestrator {
     ///
     /// [`AskError`].
     pub async fn order(&self, saga: &str, by: &str, order: Order) -> Result<Requested, AskError> {
-        let name = format!("order:{:032x}", random());
-        self.ask(saga, name, by.to_owned(), Ask::Order(order)).await
+        self.ask(Request::order(SagaId::new(saga)?, by, order)).await
     }
 
-    async fn ask(&self, saga: &str, id: String, by: String, ask: Ask) -> Result<Requested, AskError> {
+    async fn ask(&self, request: Request) -> Result<Requested, AskError> {
         let inner = &self.0.0;
-        let request = Request { id, saga: SagaId::new(saga)?, by, ask };
         let requested = inner.journal.request(request).await?;
         inner.nudge.notify_one();
         Ok(requested)
@@ -358,7 +355,7 @@ impl Status {
     }
 }
 
-fn random() -> u128 {
+pub(super) fn random() -> u128 {
     let half = |salt: u8| u128::from(RandomState::new().hash_one(salt));
     half(0) << 64 | half(1)
 }
