@@ -188,6 +188,12 @@ fn a_transaction_appends_behind_one_that_has_appended_to_the_same_key_and_is_not
             let mut append = std::pin::pin!(outbox::postgres::append(&second, "topic", "a", &3));
             let waited = tokio::time::timeout(Duration::from_millis(200), append.as_mut()).await;
             assert!(waited.is_err(), "it waits for the key");
+            let numbers = "select last_value from pg_sequences where schemaname = current_schema()";
+            let last: i64 = first.query_one(numbers, &[]).await.unwrap().get(0);
+            assert_eq!(
+                last, 2,
+                "it has no number yet, so that the order of the numbers is that of the commits"
+            );
             first.commit().await.unwrap();
             append.await.unwrap();
         }

@@ -20,6 +20,7 @@ use super::{
     definition::{Definition, Inputs},
     key::{Direction, Key},
     machine::Outcome,
+    orchestrator::Inner,
     record::{Payload, SagaId},
     step::{Failure, FailureKind, Step, Verified},
 };
@@ -130,15 +131,22 @@ enum Tried {
 }
 
 /// What the driver and an attempt in flight tell each other.
-#[derive(Debug, Default)]
 pub(crate) struct Flags {
-    /// Whether an attempt may have had an effect.
+    inner: Arc<Inner>,
+    /// Whether an attempt of this flight may have had an effect.
     pub(crate) tainted: AtomicBool,
     /// Whether the code of an attempt is running now.
     pub(crate) running: AtomicBool,
     /// Whether no other attempt may begin.
     pub(crate) stop: AtomicBool,
     pub(crate) attempts: AtomicU32,
+}
+
+impl Flags {
+    pub(crate) fn new(inner: Arc<Inner>) -> Self {
+        let no = || AtomicBool::new(false);
+        Flags { inner, tainted: no(), running: no(), stop: no(), attempts: AtomicU32::new(0) }
+    }
 }
 
 /// How a try has ended.
@@ -172,33 +180,31 @@ pub(crate) async fn forward(
         unreachable!("only steps with code are tried");
     };
     let once = definition.shape.nodes[step].unknown.at_most_once();
-    let ended = stack
-        .call(|| {
-            let flags = &flags;
-            let told = &told;
-            async move {
-                if once && flags.tainted.load(Relaxed) {
-                    let failure = Failure::unknown("the only attempt that may be made has failed");
-                    return Ok(Attempted(Tried::Final(failure)));
-                }
-                attempt(
-                    flags,
-                    told,
-                    |told| act(told),
-                    |output| {
-                        let len = output.as_str().len();
-                        if len > max_output {
-                            let why = format!("its output has {len} bytes, allowed are {max_output}");
-                            return Tried::Final(Failure::unknown(why));
-                        }
-                        Tried::Output(output)
-                    },
-                )
-                .await
+    let call = stack.call(|| {
+        let flags = &flags;
+        let told = &told;
+        async move {
+            if once && flags.tainted.load(Relaxed) {
+                let failure = Failure::unknown("the only attempt that may be made has failed");
+                return Ok(Attempted(Tried::Final(failure)));
             }
-        })
-        .await;
-    conclude(ended)
+            attempt(
+                flags,
+                told,
+                |told| act(told),
+                |output| {
+                    let len = output.as_str().len();
+                    if len > max_output {
+                        let why = format!("its output has {len} bytes, allowed are {max_output}");
+                        return Tried::Final(Failure::unknown(why));
+                    }
+                    Tried::Output(output)
+                },
+            )
+            .await
+        }
+    });
+    conclude(call).await
 }
 
 /// Asks the participant whether a step has happened.
@@ -207,8 +213,7 @@ pub(crate) async fn verify(definition: Arc<Definition>, step: usize, told: Told,
     let (Some(verify), Some(stack)) = (&code.verify, &code.forward) else {
         unreachable!("a step that is to be verified says how");
     };
-    let ended = stack.call(|| attempt(&flags, &told, |told| verify(told), Tried::Verified)).await;
-    conclude(ended)
+    conclude(stack.call(|| attempt(&flags, &told, |told| verify(told), Tried::Verified))).await
 }
 
 /// One attempt: what the policies see as an error may be repeated by them, what they see as a value may not.
@@ -223,6 +228,9 @@ where
 {
     if flags.stop.load(Relaxed) {
         return Ok(Attempted(Tried::Stopped));
+    }
+    if !flags.inner.has_lease() {
+        return Ok(Attempted(Tried::Final(Failure::unstarted("the orchestrator's lease has run out"))));
     }
     let number = flags.attempts.fetch_add(1, Relaxed).saturating_add(1);
     // Until it says otherwise it may have an effect; so it is when it is dropped by a timeout, too.
@@ -250,7 +258,14 @@ where
     Ok(Attempted(tried))
 }
 
-fn conclude(ended: Result<Attempted, Error<Failure>>) -> Ended {
+/// What the end of a call through the policies comes to. Policies may call the user's code too, so they may panic.
+async fn conclude(call: impl Future<Output = Result<Attempted, Error<Failure>>>) -> Ended {
+    let ended = match Caught(call).await {
+        Ok(ended) => ended,
+        Err(panic) => {
+            return Ended::Outcome(Outcome::Unknown(format!("a policy of the step panicked: {panic}")));
+        }
+    };
     let failure = match ended {
         Ok(Attempted(Tried::Output(output))) => return Ended::Outcome(Outcome::Completed(output)),
         Ok(Attempted(Tried::Undone)) => return Ended::Undone,
@@ -291,8 +306,7 @@ pub(crate) async fn backward(
     let (Some(undo), Some(stack)) = (&code.undo, &code.backward) else {
         unreachable!("only steps with a compensation are undone");
     };
-    let ended = stack.call(|| attempt(&flags, &told, |told| undo(told), |()| Tried::Undone)).await;
-    conclude(ended)
+    conclude(stack.call(|| attempt(&flags, &told, |told| undo(told), |()| Tried::Undone))).await
 }
 
 struct Running<'a>(&'a AtomicBool);

@@ -2,6 +2,7 @@
 //! from it.
 
 use std::{
+    collections::HashSet,
     future::poll_fn,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
@@ -29,6 +30,9 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// How long it waits before a participant that said "not applied" is sent the same again; doubled each time, up to 256 times this.
 const AGAIN: Duration = Duration::from_millis(100);
+
+/// How long it waits for a flight or a letter when nothing else is to come.
+const IDLE: Duration = Duration::from_secs(3_600);
 
 /// Why a driver has stopped before the saga was over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,16 +144,13 @@ impl Ledger {
     }
 
     /// Records what only has to be durable before the saga's end: losing it costs doing something a second time, which is harmless.
-    async fn note(&mut self, record: Record) -> Result<(), Stop> {
-        let records = [record];
-        let written = self.queue(&records, None, Vec::new(), None)?;
+    /// What ends the saga is durable before anybody hears of it; and everything before it, since nothing is accepted behind a gap.
+    async fn note(&mut self, records: &[Record]) -> Result<(), Stop> {
+        let written = self.queue(records, None, Vec::new(), None)?;
         if self.machine.phase().is_terminal() {
             written.wait().await?;
-        } else {
-            // If it fails, so does whatever comes behind it.
-            drop(written);
         }
-        self.publish(&records);
+        self.publish(records);
         Ok(())
     }
 
@@ -224,8 +225,10 @@ pub(crate) struct Driver {
     retry_at: Vec<(usize, Timestamp)>,
     /// Whether it was said that a deadline came too late.
     overdue: bool,
-    /// Requests that were taken up.
-    answered: Vec<String>,
+    /// The requests that were answered: they are handed over again until that is seen in the store.
+    answered: HashSet<String>,
+    /// How often the lease had run out when the saga was last known to be its owner's.
+    lapses: u64,
     draining: bool,
     pub(crate) seat: Seat,
 }
@@ -241,9 +244,10 @@ impl Driver {
         let machine = &ledger.machine;
         let shape = machine.shape();
         // Somebody may have tried what was due; of what is recorded before it is sent, that is known.
-        let tainted =
-            if recovered { machine.due() & (shape.actions - shape.at_most_once) } else { Steps::NONE };
+        let tried = (shape.actions - shape.at_most_once) | machine.tried();
+        let tainted = if recovered { machine.due() & tried } else { Steps::NONE };
         let inner = ledger.inner.clone();
+        let lapses = inner.lapses();
         Driver {
             ledger,
             definition,
@@ -255,7 +259,8 @@ impl Driver {
             refusals: 0,
             retry_at: Vec::new(),
             overdue: false,
-            answered: Vec::new(),
+            answered: HashSet::new(),
+            lapses,
             draining: false,
             seat,
         }
@@ -272,21 +277,28 @@ impl Driver {
                 self.receive(mail).await?;
                 continue;
             }
+            // What has its time before this is dispatched now, or cannot be.
+            let dispatched = self.inner.now();
             if !self.draining {
-                self.inner.holds_lease().await?;
+                let lapses = self.inner.holds_lease().await?;
+                if lapses != self.lapses {
+                    // Somebody else may have taken the saga in the meantime; the store knows.
+                    self.ledger.answer(&[], Vec::new()).await?;
+                    self.lapses = lapses;
+                }
                 self.dispatch().await?;
                 if self.machine().phase().is_terminal() {
                     continue;
                 }
             }
             let now = self.inner.now();
-            let wake = if self.draining { Some(now) } else { self.wake() };
+            let wake = if self.draining { Some(now) } else { self.wake(dispatched) };
             let far = wake.is_none_or(|wake| wake > now.after(LINGER));
             if self.flights.is_empty() && (far && self.mail.is_empty() || self.draining) {
                 self.ledger.release(wake).await?;
                 return Err(Stop::Released);
             }
-            let nap = wake.map_or(Duration::from_secs(3_600), |wake| wake.since(now));
+            let nap = wake.filter(|_| !self.draining).map_or(IDLE, |wake| wake.since(now));
             match self.next_event(nap).await {
                 Happened::Ended(flight, ended) => self.ended(flight, ended).await?,
                 Happened::Mail(Some(mail)) => self.receive(mail).await?,
@@ -342,7 +354,10 @@ impl Driver {
         let troubled = self.machine().parked() | self.not_yet(now);
         let flying: Steps = self.flights.iter().map(|flight| flight.step).collect();
         for step in ((self.machine().due() & self.machine().shape().actions) - troubled - flying).iter() {
-            self.send(step).await?;
+            // The one before it may have turned the saga round.
+            if self.machine().due().contains(step) {
+                self.send(step).await?;
+            }
         }
         // Nothing is undone while something may still happen.
         if self.flights.iter().all(|flight| flight.direction == Direction::Undo) {
@@ -422,8 +437,7 @@ impl Driver {
         let outputs = ledger.machine.outputs();
         let definition = self.definition.clone();
         let told = Told::new(&ledger.id, &definition, step, direction, ledger.epoch, &input, outputs);
-        let flags = Arc::new(Flags::default());
-        flags.tainted.store(self.tainted.contains(step), Relaxed);
+        let flags = Arc::new(Flags::new(self.inner.clone()));
         let span = span::step(&ledger.machine.shape().id.name, &told.key);
         let max_output = self.inner.settings.max_output;
         let future = match (direction, asking) {
@@ -469,7 +483,7 @@ impl Driver {
             (Direction::Undo, Ended::Undone) => {
                 let (attempts, time) = spent;
                 let undone = Record::Undone { step: self.path(step), attempts, ms: millis(time) };
-                self.ledger.note(undone).await
+                self.ledger.note(&[undone]).await
             }
             (Direction::Undo, Ended::Outcome(outcome)) => {
                 let error = match outcome {
@@ -487,12 +501,11 @@ impl Driver {
                     Outcome::Completed(output) => {
                         let (attempts, time) = spent;
                         let path = self.path(step);
-                        self.ledger
-                            .note(Record::Completed { step: path, output, attempts, ms: millis(time) })
-                            .await
+                        let ms = millis(time);
+                        self.ledger.note(&[Record::Completed { step: path, output, attempts, ms }]).await
                     }
                     Outcome::Rejected(_) if !self.tainted.contains(step) => {
-                        self.ledger.note(Record::Clean { step: self.path(step) }).await
+                        self.ledger.note(&[Record::Clean { step: self.path(step) }]).await
                     }
                     _ => Ok(()),
                 }
@@ -581,12 +594,11 @@ impl Driver {
         let machine = self.machine();
         let mut touched = self.tainted;
         // Sent before, and nobody has heard of it; what is in flight here knows better.
-        let sent = machine.shape().at_most_once.iter().filter(|&step| machine.was_sent(step));
-        touched |= sent.collect::<Steps>() - self.resend;
+        touched |= machine.tried() - self.resend;
         for Flight { step, flags, .. } in &self.flights {
             if flags.running.load(Relaxed) || flags.tainted.load(Relaxed) {
                 touched.insert(*step);
-            } else {
+            } else if !self.tainted.contains(*step) {
                 touched.remove(*step);
             }
         }
@@ -605,11 +617,9 @@ impl Driver {
 
     async fn take_up(&mut self, request: Request) -> Result<(), Stop> {
         let Request { id, by, ask, .. } = request;
-        // The store is asked again and again, and says it until the answer has arrived there.
-        if self.answered.contains(&id) {
+        if !self.answered.insert(id.clone()) {
             return Ok(());
         }
-        self.answered.push(id.clone());
         match ask {
             Ask::Signal { step, payload } => {
                 let record = Record::Signalled { step, payload };
@@ -642,12 +652,14 @@ impl Driver {
                     | Order::Undone { step, .. } => {
                         let step = self.machine().shape().find(step);
                         self.flights.retain(|flight| Some(flight.step) != step);
+                        self.retry_at.retain(|(other, _)| Some(*other) != step);
                     }
                     Order::Abandon { .. } => self.flights.clear(),
                     _ => {}
                 }
                 if forward && matches!(order, Order::Reject { .. } | Order::Compensate { .. }) {
                     self.stop_flights();
+                    self.retry_at.clear();
                 }
                 self.ledger.answer(&[record], vec![id]).await
             }
@@ -673,16 +685,18 @@ impl Driver {
         if self.inner.settings.stuck_retry.is_some() { waiting } else { waiting | self.machine().stuck() }
     }
 
-    /// When there is something to do even if nothing happens.
-    fn wake(&self) -> Option<Timestamp> {
+    /// When there is something to do even if nothing happens. What was to be tried before `dispatched` and was not waits for something
+    /// else.
+    fn wake(&self, dispatched: Timestamp) -> Option<Timestamp> {
         let machine = self.machine();
         if machine.is_held() {
             return None;
         }
         let deadline = machine.deadline().filter(|_| !self.overdue && machine.cause().is_none());
         let armed = machine.due().iter().filter_map(|step| machine.armed(step));
-        let again =
-            self.retry_at.iter().filter(|(step, _)| !machine.parked().contains(*step)).map(|(_, at)| *at);
+        let open = (machine.due() | machine.undo_due()) - machine.parked();
+        let again = self.retry_at.iter().filter(|(step, at)| open.contains(*step) && *at > dispatched);
+        let again = again.map(|(_, at)| *at);
         armed.chain(again).chain(deadline).min()
     }
 

@@ -38,6 +38,8 @@ pub(crate) struct Machine {
     applied: Steps,
     /// What may be sent only once and has been.
     sent: Steps,
+    /// The same, and not forgotten when a person lets it be sent once more.
+    tried: Steps,
     undone: Steps,
     stuck: Steps,
     parked: Steps,
@@ -71,6 +73,7 @@ impl Machine {
             done: Steps::NONE,
             applied: Steps::NONE,
             sent: Steps::NONE,
+            tried: Steps::NONE,
             undone: Steps::NONE,
             stuck: Steps::NONE,
             parked: Steps::NONE,
@@ -108,6 +111,11 @@ impl Machine {
 
     pub(crate) fn was_sent(&self, step: usize) -> bool {
         self.sent.contains(step)
+    }
+
+    /// What may be sent only once and has been, at whatever time.
+    pub(crate) fn tried(&self) -> Steps {
+        self.tried
     }
 
     pub(crate) fn stuck(&self) -> Steps {
@@ -212,6 +220,7 @@ impl Machine {
                     return illegal("the step is not due, or needs no such record, or has it");
                 }
                 self.sent.insert(step);
+                self.tried.insert(step);
             }
             Record::Armed { step, until } => {
                 let step = self.known(record, step)?;

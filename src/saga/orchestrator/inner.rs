@@ -4,12 +4,12 @@ use std::{
     collections::{HashMap, hash_map::Entry as Slot},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Instant,
 };
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::{StartError, StartOptions, Status, opening::Settings};
 use crate::{
@@ -19,7 +19,9 @@ use crate::{
     saga::{
         definition::Definition,
         driver::{Driver, Ledger, Mail, Stop},
-        journal::{Begin, Claim, DefinitionId, Head, Journal, Refusal, Request, StoreError, Stored},
+        journal::{
+            Begin, Claim, DefinitionId, Head, Journal, Phase, Query, Refusal, Request, StoreError, Stored,
+        },
         machine::Machine,
         record::{Incarnation, Payload, Record, SagaId, Timestamp},
         writer::{WriteError, Writer},
@@ -47,6 +49,10 @@ pub(crate) struct Inner {
     /// The store's time at an instant of this process.
     pub(super) clock: Mutex<(Timestamp, Instant)>,
     pub(super) leased_until: Mutex<Instant>,
+    /// How often it was prolonged after it had run out.
+    pub(super) lapses: AtomicU64,
+    /// A claim had no answer: there may be sagas that are owned and not known.
+    pub(super) unsure: AtomicBool,
     /// Something was left in the store.
     pub(super) nudge: Notify,
     /// A saga is no longer live.
@@ -114,7 +120,11 @@ impl Inner {
 
     pub(super) fn extend_lease(&self, asked: Instant) {
         // A tenth less than it was given: two clocks measure it.
-        *lock(&self.leased_until) = time::later(asked, self.settings.lease.mul_f64(0.9));
+        let mut until = lock(&self.leased_until);
+        if time::now() >= *until {
+            self.lapses.fetch_add(1, Relaxed);
+        }
+        *until = time::later(asked, self.settings.lease.mul_f64(0.9));
     }
 
     /// Whether a third of the lease has passed.
@@ -123,15 +133,26 @@ impl Inner {
         time::later(time::now(), self.settings.lease.mul_f64(0.6)) >= until
     }
 
-    /// Waits until it is sure that nobody else takes its sagas for abandoned. Nothing is begun without.
-    pub(crate) async fn holds_lease(&self) -> Result<(), Stop> {
-        while time::now() >= *lock(&self.leased_until) {
+    pub(crate) fn has_lease(&self) -> bool {
+        time::now() < *lock(&self.leased_until)
+    }
+
+    pub(crate) fn lapses(&self) -> u64 {
+        self.lapses.load(Relaxed)
+    }
+
+    /// Waits until it is sure that nobody else takes its sagas for abandoned. Nothing is begun without. How often it was not so:
+    /// each time somebody may have taken them.
+    pub(crate) async fn holds_lease(&self) -> Result<u64, Stop> {
+        loop {
             if self.is_closed() {
                 return Err(Stop::Closed);
             }
+            if self.has_lease() {
+                return Ok(self.lapses());
+            }
             tokio::time::sleep(self.settings.poll).await;
         }
-        Ok(())
     }
 
     // === sagas
@@ -173,20 +194,31 @@ impl Inner {
         let mut ledger = Ledger::new(self.clone(), id.clone(), machine, (1, 0, 0), now, status);
         let begin = Begin { definition: definition.shape.id.clone(), tag: options.tag, locks: options.locks };
         let deadline = options.deadline.map(|after| now.after(after));
-        match ledger.begin(begin, Record::Begun { input: input.clone(), deadline }).await {
-            Ok(()) => {
-                let driver = Driver::new(ledger, definition, mail, seat, false);
-                tokio::spawn(drive(self.clone(), driver));
-                Ok(())
-            }
-            Err(WriteError::Refused(refusal)) => {
-                seat.done = true;
-                drop((seat, ledger, mail));
-                match refusal {
-                    Refusal::Locked { key, holder } => Err(StartError::Locked { key, holder }),
-                    _ => self.same(&definition, &id, &input).await,
+        let (told, begun) = oneshot::channel();
+        let (inner, driven) = (self.clone(), definition.clone());
+        let record = Record::Begun { input: input.clone(), deadline };
+        // A task of its own: what was queued is looked after, even if nobody waits for it any more.
+        tokio::spawn(async move {
+            let answer = ledger.begin(begin, record).await;
+            match &answer {
+                Ok(()) => {
+                    let _ = told.send(answer);
+                    drive(inner, Driver::new(ledger, driven, mail, seat, false)).await;
+                }
+                Err(error) => {
+                    seat.done = matches!(error, WriteError::Refused(_));
+                    drop((seat, ledger, mail));
+                    let _ = told.send(answer);
                 }
             }
+        });
+        let ended = || WriteError::Store(StoreError::Unavailable("the runtime has ended".to_owned()));
+        match begun.await.unwrap_or_else(|_| Err(ended())) {
+            Ok(()) => Ok(()),
+            Err(WriteError::Refused(Refusal::Locked { key, holder })) => {
+                Err(StartError::Locked { key, holder })
+            }
+            Err(WriteError::Refused(_)) => self.same(&definition, &id, &input).await,
             // It may have begun, and then it is looked after.
             Err(WriteError::Store(error)) => {
                 self.identity.emit(&Event::SagaStoreFailed { error: &error });
@@ -266,7 +298,9 @@ impl Inner {
 
     fn stopped(&self, definition: &str, id: &SagaId, seat: &mut Seat, stop: Stop) {
         match stop {
-            Stop::Released | Stop::Fenced | Stop::Closed => seat.done = true,
+            Stop::Released | Stop::Closed => seat.done = true,
+            // An append of its own that was not made leaves a gap, and the saga its own: it is asked for once more.
+            Stop::Fenced => {}
             Stop::Blocked(why) => {
                 seat.done = true;
                 self.block(definition, id.clone(), why);
@@ -333,6 +367,9 @@ impl Inner {
         if self.draining.load(Relaxed) {
             return Ok(());
         }
+        if self.unsure.swap(false, Relaxed) {
+            self.look_for_own().await.inspect_err(|_| self.unsure.store(true, Relaxed))?;
+        }
         let mut lost = std::mem::take(&mut *lock(&self.lost));
         while let Some(id) = lost.pop() {
             if lock(&self.live).contains_key(&id) || self.admission.in_use() >= self.settings.max_live {
@@ -359,7 +396,8 @@ impl Inner {
             if limit == 0 {
                 break;
             }
-            let claimed = self.journal.claim(self.claim(None, limit)).await?;
+            let claimed = self.journal.claim(self.claim(None, limit)).await;
+            let claimed = claimed.inspect_err(|_| self.unsure.store(true, Relaxed))?;
             let all = claimed.len() < limit;
             self.adopt_all(claimed).await?;
             if all {
@@ -372,6 +410,26 @@ impl Inner {
         }
         self.swept.send_replace(true);
         Ok(())
+    }
+}
+
+impl Inner {
+    /// Finds what it owns in the store and nobody drives: a claim was made whose answer was lost.
+    async fn look_for_own(&self) -> Result<(), StoreError> {
+        let phases = Phase::ALL.into_iter().filter(|phase| !phase.is_terminal()).collect();
+        let mut query = Query { phases, limit: 1_000, ..Query::default() };
+        loop {
+            let heads = self.journal.list(query.clone()).await?;
+            let Some(last) = heads.last() else { return Ok(()) };
+            query.after = Some(last.id.clone());
+            let own = heads.into_iter().filter(|head| head.owner.as_ref() == Some(&self.by));
+            let mut lost = lock(&self.lost);
+            for head in own.filter(|head| !lock(&self.live).contains_key(&head.id)) {
+                if !lost.contains(&head.id) {
+                    lost.push(head.id);
+                }
+            }
+        }
     }
 }
 

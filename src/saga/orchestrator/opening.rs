@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
     time::Duration,
 };
 
@@ -185,6 +188,8 @@ impl Opening {
             blocked: Mutex::default(),
             clock: Mutex::new((now, time::now())),
             leased_until: Mutex::new(asked),
+            lapses: AtomicU64::new(0),
+            unsure: AtomicBool::new(false),
             nudge: Notify::new(),
             moved: Notify::new(),
             draining: AtomicBool::new(false),
