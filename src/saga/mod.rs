@@ -15,6 +15,8 @@ mod orchestrator;
 pub mod outbox;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod participant;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 mod record;
 mod shape;
 #[cfg(feature = "sqlite")]
