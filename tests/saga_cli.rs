@@ -49,10 +49,15 @@ async fn say(store: &Path, line: &str) -> Said {
 
 async fn words(store: &Path, words: Vec<String>) -> Said {
     let store = format!("sqlite:{}", store.display());
+    run(["--store", &store].into_iter().chain(words.iter().map(String::as_str)).collect()).await
+}
+
+async fn run(words: Vec<&str>) -> Said {
+    let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
     let output = tokio::task::spawn_blocking(move || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay-saga"));
         command.env_remove("MAINSTAY_SAGA_STORE").env("USER", "ada");
-        command.arg("--store").arg(store).args(words).output().unwrap()
+        command.args(words).output().unwrap()
     });
     let output = output.await.unwrap();
     Said {
@@ -253,4 +258,30 @@ async fn what_goes_wrong_is_said_on_the_other_stream_with_a_code() {
     let said = say(&file, "retry nobody").await;
     assert_eq!((said.code, &*said.err), (1, "mainstay-saga: there is no saga nobody\n"));
     assert!(say(&file, "--help").await.out.starts_with("mainstay-saga --store STORE COMMAND\n"));
+}
+
+/// Needs a server, which `MAINSTAY_TEST_POSTGRES` names.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_in_postgres_is_reached_by_its_address() {
+    let Ok(url) = std::env::var("MAINSTAY_TEST_POSTGRES") else {
+        eprintln!("skipped: MAINSTAY_TEST_POSTGRES is not set");
+        return;
+    };
+    let schema = format!("mainstay_cli_{}", std::process::id());
+    let store = mainstay::saga::postgres::Postgres::connect(&url).schema(&schema).await.unwrap();
+    let saga = waiting();
+    let opening = Orchestrator::open(store).register(&saga).poll(Duration::from_millis(20));
+    let orchestrator = opening.start().await.unwrap();
+    let handle = orchestrator.start(&saga, "w", &1).await.unwrap();
+    let said =
+        run(vec!["--store", &url, "--schema", &schema, "signal", "w", "approval", "m", "\"yes\""]).await;
+    assert!(said.code == 0 && said.out.starts_with("recorded as 1; "), "{said:?}");
+    assert_eq!(handle.finished().await.unwrap(), Outcome::Completed(Some("yes".to_owned())));
+    let said = run(vec!["--store", &format!("postgres:{url}"), "--schema", &schema, "list"]).await;
+    assert!(said.code == 0 && said.out.contains("w   completed"), "{said:?}");
+    orchestrator.shutdown(Duration::from_secs(5)).await;
+
+    let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client.batch_execute(&format!("drop schema {schema} cascade")).await.unwrap();
 }

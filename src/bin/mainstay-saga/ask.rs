@@ -136,5 +136,5 @@ fn became(now: &Stored, before: &Stored, request: &Request) -> Option<Told> {
             return Some(Told::Recorded(entry.seq, now.head.clone()));
         }
     }
-    now.head.phase.is_terminal().then(|| Told::Over(now.head.phase))
+    now.head.phase.is_terminal().then_some(Told::Over(now.head.phase))
 }

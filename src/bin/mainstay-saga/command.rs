@@ -5,6 +5,7 @@ use std::time::Duration;
 use mainstay::saga::{
     Order, Payload, Phase, SagaId,
     journal::{Ask, Query},
+    postgres::DEFAULT_SCHEMA,
 };
 
 use crate::words::Words;
@@ -13,6 +14,7 @@ use crate::words::Words;
 #[derive(Debug)]
 pub struct Invocation {
     pub store: String,
+    pub schema: String,
     pub command: Command,
     pub json: bool,
     pub by: String,
@@ -75,9 +77,10 @@ impl Invocation {
             words.option("by").or_else(|| variable("USER")).unwrap_or_else(|| "mainstay-saga".to_owned());
         let wait = words.option("wait").map_or(Ok(Duration::from_secs(5)), |text| duration("wait", &text))?;
         let json = words.flag("json");
+        let schema = words.option("schema").unwrap_or_else(|| DEFAULT_SCHEMA.to_owned());
         let command = command(&name, &mut words)?;
         words.end()?;
-        Ok(Some(Invocation { store, command, json, by, wait }))
+        Ok(Some(Invocation { store, schema, command, json, by, wait }))
     }
 }
 

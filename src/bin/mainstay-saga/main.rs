@@ -11,7 +11,7 @@ use std::{
     process::ExitCode,
 };
 
-use mainstay::saga::{SagaId, journal::Journal, sqlite::Sqlite};
+use mainstay::saga::{SagaId, journal::Journal, postgres::Postgres, sqlite::Sqlite};
 
 use crate::command::{Command, Invocation};
 
@@ -41,7 +41,8 @@ Tidies up:
   gc --older-than 30d [--limit N]  forget sagas that ended so long ago
 
 Options:
-  --store sqlite:FILE | postgres:URL   or the variable MAINSTAY_SAGA_STORE
+  --store sqlite:FILE | postgres://USER@HOST/DATABASE   or the variable MAINSTAY_SAGA_STORE
+  --schema S  where the tables are in Postgres (mainstay_saga)
   --json     list, stuck: an object for each saga; show, timeline: one object
   --by WHO   in whose name an order is left (the variable USER)
   --wait T   how long to wait for what becomes of an order (5s)
@@ -78,7 +79,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
-    let store = open(&invocation.store).await?;
+    let store = open(&invocation.store, &invocation.schema).await?;
     let store = &*store;
     let json = invocation.json;
     let mut out = io::stdout().lock();
@@ -106,10 +107,16 @@ async fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn open(store: &str) -> Result<Box<dyn Journal>, Error> {
-    match store.split_once(':') {
-        Some(("sqlite", path)) => Ok(Box::new(Sqlite::open_existing(path)?)),
-        _ => Err(format!("{store:?} is no store: say sqlite:FILE").into()),
+async fn open(store: &str, schema: &str) -> Result<Box<dyn Journal>, Error> {
+    let (kind, place) = store.split_once(':').unwrap_or((store, ""));
+    match kind {
+        "sqlite" => Ok(Box::new(Sqlite::open_existing(place)?)),
+        // The address may be given as it is elsewhere, or behind the word.
+        "postgres" | "postgresql" if place.starts_with("//") => {
+            Ok(Box::new(Postgres::connect(store).schema(schema).await?))
+        }
+        "postgres" => Ok(Box::new(Postgres::connect(place).schema(schema).await?)),
+        _ => Err(format!("{store:?} is no store: say sqlite:FILE or postgres:URL").into()),
     }
 }
 
