@@ -163,8 +163,8 @@ async fn overlap(place: &Place, attempt: u64) {
                         .iter()
                         .map(|name| {
                             let name = format!("{attempt}-{name}");
-                            // All write as one owner, so that every one of them may change the row.
-                            let mut pen = Pen::new(&name, &by("all"), at());
+                            // Of those that begin it one gets it, and the others' items are refused from then on.
+                            let mut pen = Pen::new(&name, &by(&format!("writer-{writer}")), at());
                             match next(4) {
                                 0 => {
                                     let mut item = pen.begin(&definition());

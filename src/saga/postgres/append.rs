@@ -6,6 +6,7 @@ use tokio_postgres::Row;
 
 use super::{
     link::{Link, Session, Trouble},
+    read::saga_id,
     rounds::{Round, choose},
     schema::Sql,
 };
@@ -14,15 +15,16 @@ use crate::{
     sync::{Mutex, lock},
 };
 
-/// Appends at most one item to each of some sagas, and answers with the refused ones.
+/// Appends at most one item to each of some sagas, and answers with the accepted ones.
 ///
-/// * `me`: this connection is still the one that writes for its journal.
-/// * `held`: the sagas' rows in their last version, locked in the order of their ids.
-/// * `contended`: the locks that are wanted and taken, or held by a saga that ends, locked in the order of their keys.
-/// * `verdict`: what becomes of each item; everything behind it writes what the accepted ones say.
+/// * `me`: this connection is still the one that writes for its journal. If not, nothing happens, and the answer is 0.
+/// * `moved`: the sagas' rows that are where the items say. Only their owner changes them, so that no two appends wait for each other
+///   here; a claim may come first, and then the row no longer is where the item says.
+/// * `begun`: new sagas whose locks are free, in the order of their ids.
+/// * `accepted`: both; everything behind it writes what else the accepted items say, locks in the order of their keys.
 ///
-/// What the snapshot cannot show, since another transaction is just writing it, a primary key refuses: then nothing at all is
-/// written, and the statement is sent again.
+/// What the snapshot does not show, since another transaction is just writing it, a primary key refuses: then nothing at all is
+/// written, and the statement is sent again. With all of them in one order, two that begin the same do not lock each other out.
 pub(super) const APPEND: &str = "
 WITH me AS MATERIALIZED (
     SELECT id FROM @.writer WHERE id = $1 AND session = $2 FOR SHARE
@@ -32,50 +34,36 @@ WITH me AS MATERIALIZED (
         $19::bigint[], $20::bool[]) WITH ORDINALITY
     AS item (saga, by, epoch, fresh, definition, version, digest, tag, seq, added, crc, begun, ended, phase, ending, note, wake,
         released, n)
-), held AS MATERIALIZED (
-    SELECT number, id, epoch, owner, len FROM @.saga WHERE id = ANY ($3) AND EXISTS (SELECT FROM me) ORDER BY id FOR UPDATE
+), moved AS (
+    UPDATE @.saga SET len = saga.len + item.added, crc = coalesce(item.crc, saga.crc), phase = item.phase, note = item.note,
+        wake = CASE WHEN NOT ending THEN item.wake END, owner = CASE WHEN NOT ending AND NOT released THEN saga.owner END,
+        recoveries = CASE WHEN item.added = 0 THEN saga.recoveries ELSE 0 END,
+        finished = CASE WHEN ending THEN coalesce(ended, (SELECT at FROM @.saga_event WHERE saga_event.saga = saga.number
+            ORDER BY saga_event.seq DESC LIMIT 1), saga.created) END
+    FROM item WHERE EXISTS (SELECT FROM me) AND saga.id = ANY ($3) AND saga.id = item.saga AND NOT fresh
+        AND saga.owner = item.by AND saga.epoch = item.epoch AND (item.seq IS NULL OR item.seq = saga.len)
+    RETURNING item.n, saga.number, ending
 ), wanted AS MATERIALIZED (
-    SELECT * FROM unnest($21::bigint[], $22::text[]) AS wanted (n, key)
-), contended AS MATERIALIZED (
-    SELECT key, saga FROM @.semantic_lock
-    WHERE (key = ANY ($22) OR saga = ANY (ARRAY (SELECT number FROM held WHERE id = ANY ($23)))) ORDER BY key FOR UPDATE
-), conflict AS MATERIALIZED (
-    SELECT DISTINCT ON (wanted.n) wanted.n, contended.key, contended.saga FROM wanted JOIN contended USING (key)
-    ORDER BY wanted.n, contended.key
-), verdict AS MATERIALIZED (
-    SELECT item.*, held.number, held.epoch AS held_epoch, held.len AS held_len, conflict.key, conflict.saga AS holder, CASE
-        WHEN fresh AND held.id IS NOT NULL THEN 'exists'
-        WHEN NOT fresh AND held.id IS NULL THEN 'missing'
-        WHEN NOT fresh AND (held.epoch <> item.epoch OR held.owner IS DISTINCT FROM item.by) THEN 'fenced'
-        WHEN seq <> coalesce(held.len, 0) THEN 'gap'
-        WHEN conflict.n IS NOT NULL THEN 'locked'
-        ELSE 'accepted' END AS answer
-    FROM me CROSS JOIN item LEFT JOIN held ON held.id = item.saga LEFT JOIN conflict USING (n)
+    SELECT * FROM unnest($22::bigint[], $23::text[]) AS wanted (n, key)
 ), begun AS (
     INSERT INTO @.saga (id, definition, version, digest, phase, note, epoch, owner, len, crc, wake, created, finished, recoveries,
         tag)
     SELECT saga, definition, version, digest, phase, note, epoch, CASE WHEN NOT ending AND NOT released THEN by END, added,
         coalesce(crc, 0), CASE WHEN NOT ending THEN wake END, coalesce(begun, ~),
         CASE WHEN ending THEN coalesce(ended, ~) END, 0, tag
-    FROM verdict WHERE answer = 'accepted' AND fresh ORDER BY n RETURNING number, id
+    FROM item WHERE fresh AND EXISTS (SELECT FROM me) AND coalesce(seq, 0) = 0
+        AND saga NOT IN (SELECT id FROM @.saga WHERE id = ANY ($21))
+        AND n NOT IN (SELECT n FROM wanted WHERE key IN (SELECT key FROM @.semantic_lock WHERE key = ANY ($23)))
+    ORDER BY n RETURNING number, id
 ), accepted AS MATERIALIZED (
-    SELECT verdict.n, coalesce(verdict.number, begun.number) AS number, ending
-    FROM verdict LEFT JOIN begun ON begun.id = verdict.saga WHERE answer = 'accepted'
+    SELECT n, number, ending FROM moved
+    UNION ALL SELECT item.n, begun.number, item.ending FROM begun JOIN item ON item.saga = begun.id
 ), entries AS (
     INSERT INTO @.saga_event (saga, seq, epoch, at, author, kind, step, data, crc)
     SELECT accepted.number, entry.seq, entry.epoch, entry.at, entry.author, entry.kind, entry.step, entry.data, entry.crc
     FROM unnest($24::bigint[], $25::bigint[], $26::bigint[], $27::bigint[], $28::text[], $29::text[], $30::text[], $31::text[],
         $32::bigint[]) AS entry (n, seq, epoch, at, author, kind, step, data, crc)
-    JOIN accepted ON accepted.n = entry.n ORDER BY entry.n, entry.seq
-), moved AS (
-    UPDATE @.saga SET len = saga.len + verdict.added, crc = coalesce(verdict.crc, saga.crc), phase = verdict.phase,
-        note = verdict.note, wake = CASE WHEN NOT ending THEN verdict.wake END,
-        owner = CASE WHEN NOT ending AND NOT released THEN saga.owner END,
-        recoveries = CASE WHEN verdict.added = 0 THEN saga.recoveries ELSE 0 END,
-        finished = CASE WHEN ending THEN coalesce(ended, (SELECT at FROM @.saga_event WHERE saga_event.saga = verdict.number
-            ORDER BY saga_event.seq DESC LIMIT 1), saga.created) END
-    FROM verdict WHERE saga.number = ANY (ARRAY (SELECT number FROM held)) AND saga.number = verdict.number
-        AND answer = 'accepted' AND NOT fresh
+    JOIN accepted ON accepted.n = entry.n
 ), locked AS (
     INSERT INTO @.semantic_lock (key, saga) SELECT wanted.key, accepted.number FROM wanted JOIN accepted USING (n)
     WHERE NOT ending ORDER BY wanted.key COLLATE \"C\"
@@ -91,10 +79,26 @@ WITH me AS MATERIALIZED (
     DELETE FROM @.signal WHERE saga = ANY (ARRAY (SELECT number FROM accepted WHERE ending)) AND ask IS NOT NULL
         AND NOT EXISTS (SELECT FROM given WHERE given.number = signal.saga AND given.id = signal.id)
 )
-SELECT n, answer, held_epoch, held_len, key, coalesce((SELECT id FROM @.saga WHERE saga.number = holder), '?')
-FROM verdict
-WHERE answer <> 'accepted'
-UNION ALL SELECT 0, 'foreign', NULL, NULL, NULL, NULL WHERE NOT EXISTS (SELECT FROM me)";
+SELECT n FROM accepted UNION ALL SELECT 0 WHERE NOT EXISTS (SELECT FROM me)";
+
+/// Why items were not accepted. One that would be accepted by now, `open`, is to be sent again.
+pub(super) const REFUSED: &str = "
+WITH conflict AS MATERIALIZED (
+    SELECT DISTINCT ON (wanted.n) wanted.n, held.key, held.saga FROM unnest($7::bigint[], $8::text[]) AS wanted (n, key)
+    JOIN @.semantic_lock AS held ON held.key = wanted.key AND held.key = ANY ($8) ORDER BY wanted.n, held.key
+)
+SELECT item.n, CASE
+    WHEN fresh AND saga.id IS NOT NULL THEN 'exists'
+    WHEN NOT fresh AND saga.id IS NULL THEN 'missing'
+    WHEN NOT fresh AND (saga.epoch <> item.epoch OR saga.owner IS DISTINCT FROM item.by) THEN 'fenced'
+    WHEN item.seq <> coalesce(saga.len, 0) THEN 'gap'
+    WHEN conflict.n IS NOT NULL THEN 'locked'
+    ELSE 'open' END,
+    saga.epoch, saga.len, conflict.key, coalesce((SELECT id FROM @.saga WHERE saga.number = conflict.saga), '?')
+FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::bool[], $6::bigint[])
+    AS item (n, saga, by, epoch, fresh, seq)
+LEFT JOIN @.saga ON saga.id = item.saga AND saga.id = ANY ($2)
+LEFT JOIN conflict ON conflict.n = item.n";
 
 /// Which items of a batch are written, found out when its answer was lost: by the last entry of each, or, of an item without
 /// entries, by what it says about its saga.
@@ -152,55 +156,75 @@ async fn attempt(
     session: Arc<Session>,
     writer: &str,
     batch: &[Append],
-    progress: &Mutex<Progress>,
+    shared: &Mutex<Progress>,
 ) -> Result<(), Trouble> {
-    let doubtful = lock(progress).doubtful.clone();
+    let doubtful = lock(shared).doubtful.clone();
     if !doubtful.is_empty() {
         // Nothing that an earlier connection has sent can take effect any more: this one has taken its place.
         let round = Round::new(batch, doubtful);
         let rows = session.client.query(session.statement(Sql::Written), &round.evidence()).await?;
-        let mut progress = lock(progress);
+        let mut progress = lock(shared);
         for row in rows {
             progress.accept(batch, round.place(row.try_get(0)?)?);
         }
         progress.doubtful.clear();
     }
     loop {
-        let next = lock(progress).next(batch);
+        let next = lock(shared).next(batch);
         let Some(items) = next else { return Ok(()) };
         let round = Round::new(batch, items);
-        lock(progress).doubtful.clone_from(&round.items);
+        lock(shared).doubtful.clone_from(&round.items);
         let sent = session
             .client
             .query(session.statement(Sql::Append), &round.parameters(&writer, &session.name))
             .await;
-        let mut progress = lock(progress);
-        let rows = match sent.map_err(Trouble::from) {
-            Ok(rows) => rows,
-            Err(Trouble::Lost(why)) => return Err(Trouble::Lost(why)),
-            Err(trouble) => {
-                progress.doubtful.clear();
-                if matches!(trouble, Trouble::Taken(_)) && progress.blame(batch, &round.items) {
-                    continue;
+        let refused = {
+            let mut progress = lock(shared);
+            let rows = match sent.map_err(Trouble::from) {
+                Ok(rows) => rows,
+                Err(Trouble::Lost(why)) => return Err(Trouble::Lost(why)),
+                Err(trouble) => {
+                    progress.doubtful.clear();
+                    if matches!(trouble, Trouble::Taken(_)) && progress.blame(batch, &round.items) {
+                        continue;
+                    }
+                    return Err(trouble);
                 }
-                return Err(trouble);
+            };
+            progress.doubtful.clear();
+            progress.blamed = 0;
+            for row in rows {
+                match row.try_get(0)? {
+                    0_i64 => {
+                        return Err(Trouble::Lost("another connection writes for this journal".to_owned()));
+                    }
+                    n => progress.accept(batch, round.place(n)?),
+                }
             }
+            round.items.iter().copied().filter(|&at| progress.answers[at].is_none()).collect()
         };
-        progress.doubtful.clear();
-        progress.blamed = 0;
-        for row in rows {
-            let n: i64 = row.try_get(0)?;
-            if n == 0 {
-                return Err(Trouble::Lost("another connection writes for this journal".to_owned()));
-            }
-            progress.answers[round.place(n)?] = Some(Err(refusal(&row)?));
-        }
-        for &at in &round.items {
-            if progress.answers[at].is_none() {
-                progress.accept(batch, at);
-            }
-        }
+        refuse(&session, batch, refused, shared).await?;
     }
+}
+
+/// Finds out why these items were not accepted.
+async fn refuse(
+    session: &Session,
+    batch: &[Append],
+    items: Vec<usize>,
+    progress: &Mutex<Progress>,
+) -> Result<(), Trouble> {
+    if items.is_empty() {
+        return Ok(());
+    }
+    let round = Round::new(batch, items);
+    let rows = session.client.query(session.statement(Sql::Refused), &round.questions()).await?;
+    let mut progress = lock(progress);
+    for row in rows {
+        let at = round.place(row.try_get(0)?)?;
+        progress.answers[at] = refusal(&row)?.map(Err);
+    }
+    Ok(())
 }
 
 impl Progress {
@@ -239,20 +263,17 @@ impl Progress {
     }
 }
 
-/// Why the row's item was refused.
-fn refusal(row: &Row) -> Result<Refusal, Trouble> {
+/// Why the row's item was refused; `None` if it would not be now.
+fn refusal(row: &Row) -> Result<Option<Refusal>, Trouble> {
     let unsigned = |at: usize| -> Result<u64, Trouble> {
         Ok(row.try_get::<_, Option<i64>>(at)?.and_then(|value| u64::try_from(value).ok()).unwrap_or(0))
     };
-    Ok(match row.try_get(1)? {
+    Ok(Some(match row.try_get(1)? {
         "exists" => Refusal::Exists,
         "missing" => Refusal::Missing,
         "fenced" => Refusal::Fenced { epoch: unsigned(2)? },
         "gap" => Refusal::Gap { expected: unsigned(3)? },
-        "locked" => Refusal::Locked { key: row.try_get(4)?, holder: super::read::saga_id(row.try_get(5)?)? },
-        other => {
-            let why = format!("the database answers an append with {other:?}");
-            return Err(Trouble::Final(StoreError::Io(why)));
-        }
-    })
+        "locked" => Refusal::Locked { key: row.try_get(4)?, holder: saga_id(row.try_get(5)?)? },
+        _ => return Ok(None),
+    }))
 }

@@ -25,7 +25,7 @@
 //! | | how |
 //! |---|---|
 //! | an append | one statement, one commit and one round trip for the whole batch. It takes two when two items begin with the same lock, or when there is more than 16 MiB |
-//! | the check | in that statement: the rows are locked in the order of their ids, then compared with owner, epoch and length, and what is refused leaves the rest as it is |
+//! | the check | in that statement: a row is changed where owner, epoch and length are those of the item, and what is refused leaves the rest as it is. Why something was refused is asked in a second round trip |
 //! | durable | a commit is answered when its log is flushed. Where `synchronous_commit` is `off` it is turned on for the journal's connections; any other setting is left as it is. A server with `fsync = off` promises nothing |
 //! | leases | end by the server's clock, whatever the clocks of the orchestrators say |
 //! | claims | step over rows that another claim has in hand. They wait for nobody, and never take a saga twice |

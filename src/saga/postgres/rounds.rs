@@ -41,7 +41,7 @@ pub(super) struct Round<'a> {
     wake: Vec<Option<i64>>,
     released: Vec<bool>,
     wanted: (Vec<i64>, Vec<Cow<'a, str>>),
-    endings: Vec<&'a str>,
+    starting: Vec<&'a str>,
     entries: Entries<'a>,
     answers: (Vec<i64>, Vec<Cow<'a, str>>),
     /// For the question whether it was written: the wake that the row has then, the last entry's number, and whether
@@ -114,8 +114,8 @@ impl<'a> Round<'a> {
             self.wanted.0.push(n);
             self.wanted.1.push(clean(key));
         }
-        if ending {
-            self.endings.push(saga.as_str());
+        if begin.is_some() {
+            self.starting.push(saga.as_str());
         }
         for entry in entries {
             self.entries.n.push(n);
@@ -165,9 +165,9 @@ impl<'a> Round<'a> {
             &self.note,
             &self.wake,
             &self.released,
+            &self.starting,
             &self.wanted.0,
             &self.wanted.1,
-            &self.endings,
             &self.entries.n,
             &self.entries.seq,
             &self.entries.epoch,
@@ -179,6 +179,20 @@ impl<'a> Round<'a> {
             &self.entries.crc,
             &self.answers.0,
             &self.answers.1,
+        ]
+    }
+
+    /// For [`REFUSED`](super::append::REFUSED).
+    pub(super) fn questions(&self) -> Parameters<'_> {
+        vec![
+            &self.numbers,
+            &self.saga,
+            &self.by,
+            &self.epoch,
+            &self.fresh,
+            &self.seq,
+            &self.wanted.0,
+            &self.wanted.1,
         ]
     }
 

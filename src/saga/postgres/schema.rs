@@ -138,6 +138,7 @@ CREATE TABLE IF NOT EXISTS @.writer (
 pub(super) enum Sql {
     Now,
     Append,
+    Refused,
     Written,
     Heartbeat,
     Leave,
@@ -152,9 +153,10 @@ pub(super) enum Sql {
 }
 
 impl Sql {
-    pub(super) const ALL: [Sql; 13] = [
+    pub(super) const ALL: [Sql; 14] = [
         Sql::Now,
         Sql::Append,
+        Sql::Refused,
         Sql::Written,
         Sql::Heartbeat,
         Sql::Leave,
@@ -173,6 +175,7 @@ impl Sql {
         match self {
             Sql::Now => "SELECT ~",
             Sql::Append => super::append::APPEND,
+            Sql::Refused => super::append::REFUSED,
             Sql::Written => super::append::WRITTEN,
             Sql::Heartbeat => super::claim::HEARTBEAT,
             Sql::Leave => super::claim::LEAVE,
