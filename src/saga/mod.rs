@@ -1,9 +1,9 @@
 //! A durable orchestrator of sagas.
 
-mod attempt;
+pub(crate) mod attempt;
 pub mod barrier;
 pub mod conformance;
-mod definition;
+pub(crate) mod definition;
 mod driver;
 mod handle;
 pub mod journal;
@@ -14,7 +14,7 @@ mod orchestrator;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod participant;
 mod record;
-mod shape;
+pub(crate) mod shape;
 mod step;
 mod steps;
 mod writer;
