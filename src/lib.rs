@@ -30,6 +30,8 @@ pub mod saga;
 mod slots;
 pub mod stack;
 mod sync;
+#[cfg(feature = "saga")]
+pub mod testing;
 mod time;
 pub mod timeout;
 #[cfg(feature = "tower")]

@@ -159,6 +159,11 @@ impl Saga<()> {
 }
 
 impl<I, R: Inputs> Saga<I, R> {
+    /// The same with other code.
+    pub(crate) fn with_definition(&self, definition: Definition) -> Self {
+        Saga { definition: Arc::new(definition), result: self.result, input: PhantomData }
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.definition.shape.id.name

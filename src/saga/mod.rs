@@ -1,9 +1,9 @@
 #![doc = include_str!("../docs/saga.md")]
 
-mod attempt;
+pub(crate) mod attempt;
 pub mod barrier;
 pub mod conformance;
-mod definition;
+pub(crate) mod definition;
 mod driver;
 mod handle;
 pub mod inbox;
@@ -19,6 +19,7 @@ mod participant;
 pub mod postgres;
 mod record;
 mod shape;
+pub(crate) mod shape;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 mod step;
