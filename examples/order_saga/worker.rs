@@ -78,7 +78,10 @@ async fn buy(orchestrator: &Orchestrator, order: &OrderSaga, seed: u64, number: 
     let id = format!("{seed}-{}-{}", number >> 32, number & 0xffff_ffff);
     let handle = match orchestrator.start(order, &id, &purchase(seed, number)).await {
         Ok(handle) => handle,
-        Err(StartError::Busy(_)) => return Ok(tokio::time::sleep(Duration::from_millis(10)).await),
+        Err(StartError::Busy(_)) => {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            return Ok(());
+        }
         Err(error) => return Err(error.into()),
     };
     println!("accepted {id}");
