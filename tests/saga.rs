@@ -2,7 +2,11 @@
 #![cfg(feature = "saga")]
 
 use std::{
-    sync::{Arc, Mutex},
+    future::Future,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -10,7 +14,7 @@ use mainstay::saga::{
     Cause, Failure, Opening, Orchestrator, Outcome, Output, Phase, Saga, StartError, StartOptions, Step,
     Unknown, Verified,
     journal::{Journal, Request},
-    memory::Memory,
+    memory::{Fault, Memory, Operation},
 };
 use serde::{Deserialize, Serialize};
 
@@ -159,7 +163,7 @@ async fn what_a_crash_leaves_is_taken_up_by_the_next_orchestrator() {
     let (store, log) = (Memory::new(), Log::default());
     let saga = order_saga(&log, |_| Ok(1));
     let first = orchestrator(&store, &saga).await;
-    store.fault(mainstay::saga::memory::Operation::Append, 3, mainstay::saga::memory::Fault::CrashAfter);
+    store.fault(Operation::Append, 3, Fault::CrashAfter);
     let handle = first.start(&saga, "o-1", &Order { amount: 5 }).await.unwrap();
     tokio::select! {
         _ = handle.finished() => panic!("the store is dead"),
@@ -371,4 +375,79 @@ async fn what_is_asked_of_a_saga_that_nobody_works_on_comes_before_what_is_due()
     let ended = orchestrator.handle(&saga, "a").unwrap().finished().await.unwrap();
     assert!(matches!(ended, Outcome::Compensated(Cause::Cancelled { .. })), "{ended:?}");
     assert_eq!(log.lines().len(), 10, "what was undone by hand is not tried again first");
+}
+
+/// The first of ten fruitless attempts, and then again and again: nothing of that is recorded, nothing grows.
+#[tokio::test(start_paused = true)]
+async fn a_compensation_that_fails_ten_thousand_times_records_one_thing() {
+    let store = Memory::new();
+    let attempts = Arc::new(AtomicU32::new(0));
+    let counted = attempts.clone();
+    let mut saga = Saga::define::<u32>("hopeless", 1);
+    let first = saga.step("first", (), |_, ()| async { Ok(1_u32) }).compensate(move |_, (), _| {
+        counted.fetch_add(1, Relaxed);
+        async { Err(Failure::unknown("no")) }
+    });
+    saga.step("second", first, |_, _| async { Err::<(), _>(Failure::rejected("no")) })
+        .without_compensation("it does nothing");
+    let saga = saga.build(()).unwrap();
+    let opening = patient(&store).stuck_retry(Some(Duration::from_secs(30)));
+    let orchestrator = opening.register(&saga).start().await.unwrap();
+    let handle = orchestrator.start(&saga, "h", &1).await.unwrap();
+    handle.settled().await.unwrap();
+    let before = orchestrator.load("h").await.unwrap().unwrap().entries.len();
+    while attempts.load(Relaxed) < 10_000 {
+        tokio::time::sleep(Duration::from_secs(600)).await;
+    }
+    let stored = orchestrator.load("h").await.unwrap().unwrap();
+    assert_eq!(stored.entries.len(), before, "{:?}", stored.entries);
+    assert_eq!(stored.head.phase, Phase::Stuck);
+    assert!(orchestrator.live() <= 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_is_told_while_the_store_stalls() {
+    let store = Memory::new();
+    let mut saga = Saga::define::<u32>("stalled", 1);
+    let first = saga.step("first", (), |_, ()| async { Ok(1_u32) }).without_compensation("a test");
+    saga.step("second", first, |_, _| async { Ok(2_u32) }).without_compensation("a test");
+    let saga = saga.build(()).unwrap();
+    let orchestrator = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
+    // The beginning goes through, the next one hangs for five seconds.
+    store.fault(Operation::Append, 2, Fault::Stall(Duration::from_secs(5)));
+    let handle = orchestrator.start(&saga, "s", &1).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let asked = tokio::time::Instant::now();
+    assert_eq!(handle.status().await.unwrap().phase, Some(Phase::Running));
+    assert!(asked.elapsed() <= Duration::from_millis(100), "{:?}", asked.elapsed());
+    assert_eq!(handle.finished().await.unwrap(), Outcome::Completed(()));
+    assert!(asked.elapsed() >= Duration::from_secs(4), "the store has stalled");
+}
+
+/// Whoever waits for a saga may stop at any point; the saga does not notice.
+#[tokio::test(start_paused = true)]
+async fn a_start_that_is_dropped_at_any_await_point_leaves_nothing_behind() {
+    for polls in 0..12 {
+        let (store, log) = (Memory::new(), Log::default());
+        let saga = order_saga(&log, |_| Ok(1));
+        let orchestrator = orchestrator(&store, &saga).await;
+        let input = Order { amount: 5 };
+        {
+            let mut running = std::pin::pin!(orchestrator.run(&saga, "o-1", &input));
+            for _ in 0..polls {
+                let polled =
+                    std::future::poll_fn(|cx| std::task::Poll::Ready(running.as_mut().poll(cx))).await;
+                if polled.is_ready() {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        // Whatever became of it: the same saga can be started, and runs once.
+        let outcome = orchestrator.run(&saga, "o-1", &input).await.unwrap();
+        assert_eq!(outcome, Outcome::Completed("5/1".to_owned()), "dropped after {polls} polls");
+        assert_eq!(log.lines().len(), 4, "dropped after {polls} polls: {:?}", log.lines());
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(orchestrator.live(), 0, "dropped after {polls} polls");
+    }
 }

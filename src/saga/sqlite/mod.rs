@@ -46,6 +46,8 @@
 
 mod open;
 mod read;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::{

@@ -15,10 +15,14 @@ use crate::saga::journal::StoreError;
 const APPLICATION: i64 = 0x6d73_7361;
 /// The version of the format, in the header of the file.
 const FORMAT: i64 = 1;
+/// How many pages the write-ahead log has before they are moved into the database: 16 MiB. A page that changes often is then moved
+/// once for many commits.
+const LOG: i64 = 4_096;
 /// The first SQLite whose write-ahead log cannot be reset under a reader (3.51.3).
 const OLDEST: i32 = 3_051_003;
 
-const SCHEMA: &str = "
+/// The entries lie in the order of their arrival, not saga by saga, so that a batch of them changes few pages.
+pub(super) const SCHEMA: &str = "
 CREATE TABLE saga (
     number     INTEGER PRIMARY KEY,
     id         TEXT NOT NULL UNIQUE,
@@ -53,7 +57,7 @@ CREATE TABLE saga_event (
     data   TEXT NOT NULL,
     crc    INTEGER NOT NULL,
     PRIMARY KEY (saga, seq)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 CREATE TABLE orchestrator (
     incarnation TEXT PRIMARY KEY,
     until       INTEGER NOT NULL
@@ -203,6 +207,7 @@ impl Settings {
             connection.pragma_update(None, "foreign_keys", true)?;
             connection.pragma_update(None, "trusted_schema", false)?;
             connection.pragma_update(None, "cache_size", -32_768)?;
+            connection.pragma_update(None, "wal_autocheckpoint", LOG)?;
             Ok(connection)
         };
         open().map_err(|error: rusqlite::Error| failure(&error, &self.path.display().to_string()))

@@ -1,8 +1,8 @@
 //! Everything that changes tables: one transaction each.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashSet, time::Duration};
 
-use rusqlite::{Connection, OptionalExtension, Result, Row, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Result, Row, params};
 
 use super::read;
 use crate::saga::{
@@ -28,9 +28,16 @@ fn instant(at: Option<Timestamp>) -> Option<i64> {
 struct Place {
     number: i64,
     len: u64,
-    phase: String,
-    owner: Option<String>,
+    same_phase: bool,
     wake: Option<i64>,
+}
+
+/// The statements that every item needs, looked up once for a batch.
+struct Statements<'c> {
+    connection: &'c Connection,
+    select: CachedStatement<'c>,
+    entry: CachedStatement<'c>,
+    update: CachedStatement<'c>,
 }
 
 /// The items of a batch in their order, within a transaction. Whether anything was written.
@@ -39,164 +46,180 @@ pub(super) fn append(
     batch: &[Append],
     now: Timestamp,
 ) -> Result<(Vec<std::result::Result<(), Refusal>>, bool)> {
+    let mut statements = Statements {
+        connection,
+        select: connection
+            .prepare_cached("SELECT number, epoch, owner, len, phase, wake FROM saga WHERE id = ?1")?,
+        entry: connection.prepare_cached(
+            "INSERT INTO saga_event (saga, seq, epoch, at, author, kind, step, data, crc)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        )?,
+        // The common case, which names no column that an index has.
+        update: connection.prepare_cached(
+            "UPDATE saga SET note = ?2, len = ?3, crc = coalesce(?4, crc), recoveries = iif(?4 IS NULL, recoveries, 0)
+             WHERE number = ?1",
+        )?,
+    };
     let mut answers = Vec::with_capacity(batch.len());
     let mut written = false;
     for item in batch {
-        answers.push(match (&item.begin, check(connection, item)?) {
-            (_, Err(refusal)) => Err(refusal),
-            (Some(begin), Ok(_)) => {
+        let answer = match statements.check(item)? {
+            Err(refusal) => Err(refusal),
+            Ok(place) => {
                 written = true;
-                insert(connection, item, begin, now)?;
-                Ok(())
-            }
-            (None, Ok(place)) => {
-                written = true;
-                if let Some(place) = place {
-                    update(connection, item, &place)?;
+                match (place, &item.begin) {
+                    (Some(place), _) => statements.go_on(item, &place)?,
+                    (None, Some(begin)) => statements.begin(item, begin, now)?,
+                    // The check has refused it as missing.
+                    (None, None) => {}
                 }
                 Ok(())
             }
-        });
+        };
+        answers.push(answer);
     }
     Ok((answers, written))
 }
 
-fn check(connection: &Connection, item: &Append) -> Result<std::result::Result<Option<Place>, Refusal>> {
-    let mut select =
-        connection.prepare_cached("SELECT number, epoch, owner, len, phase, wake FROM saga WHERE id = ?1")?;
-    let found = select.query_row([item.saga.as_str()], |row| {
-        let owner = row.get_ref(2)?.as_str_or_null()?;
-        let fenced = row.get::<_, i64>(1)? != int(item.epoch) || owner != Some(item.by.as_str());
-        if fenced {
-            return Ok(Err(Refusal::Fenced { epoch: row.get::<_, i64>(1)? as u64 }));
+impl Statements<'_> {
+    fn check(&mut self, item: &Append) -> Result<std::result::Result<Option<Place>, Refusal>> {
+        let found = self.select.query_row([item.saga.as_str()], |row| {
+            let owner = row.get_ref(2)?.as_str_or_null()?;
+            let fenced = row.get::<_, i64>(1)? != int(item.epoch) || owner != Some(item.by.as_str());
+            if fenced {
+                return Ok(Err(Refusal::Fenced { epoch: row.get::<_, i64>(1)? as u64 }));
+            }
+            let phase = row.get_ref(4)?.as_str()?;
+            Ok(Ok(Place {
+                number: row.get(0)?,
+                len: row.get::<_, i64>(3)? as u64,
+                same_phase: phase == item.phase.as_str(),
+                wake: row.get(5)?,
+            }))
+        });
+        let place = match (found.optional()?, &item.begin) {
+            (Some(_), Some(_)) => return Ok(Err(Refusal::Exists)),
+            (None, None) => return Ok(Err(Refusal::Missing)),
+            (Some(Err(refusal)), None) => return Ok(Err(refusal)),
+            (Some(Ok(place)), None) => Some(place),
+            (None, Some(_)) => None,
+        };
+        let expected = place.as_ref().map_or(0, |place| place.len);
+        if (expected..).zip(&item.entries).any(|(seq, entry)| entry.seq != seq) {
+            return Ok(Err(Refusal::Gap { expected }));
         }
-        Ok(Ok(Place {
-            number: row.get(0)?,
-            len: row.get::<_, i64>(3)? as u64,
-            phase: row.get(4)?,
-            owner: owner.map(str::to_owned),
-            wake: row.get(5)?,
-        }))
-    });
-    let place = match (found.optional()?, &item.begin) {
-        (Some(_), Some(_)) => return Ok(Err(Refusal::Exists)),
-        (None, None) => return Ok(Err(Refusal::Missing)),
-        (Some(Err(refusal)), None) => return Ok(Err(refusal)),
-        (Some(Ok(place)), None) => Some(place),
-        (None, Some(_)) => None,
-    };
-    let expected = place.as_ref().map_or(0, |place| place.len);
-    if (expected..).zip(&item.entries).any(|(seq, entry)| entry.seq != seq) {
-        return Ok(Err(Refusal::Gap { expected }));
-    }
-    for key in item.begin.iter().flat_map(|begin| &begin.locks) {
-        let mut holder = connection.prepare_cached(
+        for key in item.begin.iter().flat_map(|begin| &begin.locks) {
+            let mut holder = self.connection.prepare_cached(
             "SELECT saga.id FROM semantic_lock JOIN saga ON saga.number = semantic_lock.saga WHERE key = ?1",
         )?;
-        let holder: Option<String> = holder.query_row([key], |row| row.get(0)).optional()?;
-        if let Some(holder) = holder.and_then(|holder| SagaId::new(&holder).ok()) {
-            return Ok(Err(Refusal::Locked { key: key.clone(), holder }));
+            let holder: Option<String> = holder.query_row([key], |row| row.get(0)).optional()?;
+            if let Some(holder) = holder.and_then(|holder| SagaId::new(&holder).ok()) {
+                return Ok(Err(Refusal::Locked { key: key.clone(), holder }));
+            }
         }
+        Ok(Ok(place))
     }
-    Ok(Ok(place))
-}
 
-fn insert(connection: &Connection, item: &Append, begin: &Begin, now: Timestamp) -> Result<()> {
-    let over = item.phase.is_terminal();
-    let created = item.entries.first().map_or(now, |entry| entry.at);
-    let finished = item.entries.last().map_or(created, |entry| entry.at);
-    let mut insert = connection.prepare_cached(
+    fn begin(&mut self, item: &Append, begin: &Begin, now: Timestamp) -> Result<()> {
+        let connection = self.connection;
+        let over = item.phase.is_terminal();
+        let created = item.entries.first().map_or(now, |entry| entry.at);
+        let finished = item.entries.last().map_or(created, |entry| entry.at);
+        let mut insert = connection.prepare_cached(
         "INSERT INTO saga (id, definition, version, digest, phase, note, epoch, owner, len, crc, wake, created, finished,
          recoveries, tag) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, 0, ?14)",
     )?;
-    let number = insert.insert(params![
-        item.saga.as_str(),
-        begin.definition.name,
-        begin.definition.version,
-        begin.definition.digest,
-        item.phase.as_str(),
-        item.note,
-        int(item.epoch),
-        (!over && !item.release).then_some(item.by.as_str()),
-        item.entries.len() as i64,
-        item.entries.last().map_or(0, |entry| entry.crc),
-        instant(item.wake.filter(|_| !over)),
-        int(created.0),
-        instant(over.then_some(finished)),
-        begin.tag,
-    ])?;
-    entries(connection, number, item)?;
-    if !over {
-        for key in &begin.locks {
-            let mut lock = connection.prepare_cached(
-                "INSERT INTO semantic_lock (key, saga) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
-            )?;
-            lock.execute(params![key, number])?;
+        let number = insert.insert(params![
+            item.saga.as_str(),
+            begin.definition.name,
+            begin.definition.version,
+            begin.definition.digest,
+            item.phase.as_str(),
+            item.note,
+            int(item.epoch),
+            (!over && !item.release).then_some(item.by.as_str()),
+            item.entries.len() as i64,
+            item.entries.last().map_or(0, |entry| entry.crc),
+            instant(item.wake.filter(|_| !over)),
+            int(created.0),
+            instant(over.then_some(finished)),
+            begin.tag,
+        ])?;
+        self.entries(number, item)?;
+        if !over {
+            for key in &begin.locks {
+                let mut lock = connection.prepare_cached(
+                    "INSERT INTO semantic_lock (key, saga) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+                )?;
+                lock.execute(params![key, number])?;
+            }
         }
+        Ok(())
     }
-    Ok(())
-}
 
-fn update(connection: &Connection, item: &Append, place: &Place) -> Result<()> {
-    let over = item.phase.is_terminal();
-    let owner = (!over && !item.release).then_some(item.by.as_str());
-    let wake = instant(item.wake.filter(|_| !over));
-    let number = place.number;
-    entries(connection, number, item)?;
-    let len = int(place.len + item.entries.len() as u64);
-    let crc = item.entries.last().map(|entry| entry.crc);
-    let same = item.phase.as_str() == place.phase && owner == place.owner.as_deref() && wake == place.wake;
-    if same {
-        // The common case names no column that an index has.
-        let mut update = connection.prepare_cached(
-            "UPDATE saga SET note = ?2, len = ?3, crc = coalesce(?4, crc), recoveries = iif(?4 IS NULL, recoveries, 0)
-             WHERE number = ?1",
-        )?;
-        update.execute(params![number, item.note, len, crc])?;
-    } else {
-        let finished = match item.entries.last() {
-            _ if !over => None,
-            Some(last) => Some(last.at.0 as i64),
-            None => Some(last(connection, number)?),
-        };
-        let mut update = connection.prepare_cached(
+    fn go_on(&mut self, item: &Append, place: &Place) -> Result<()> {
+        let connection = self.connection;
+        let over = item.phase.is_terminal();
+        let owner = (!over && !item.release).then_some(item.by.as_str());
+        let wake = instant(item.wake.filter(|_| !over));
+        let number = place.number;
+        self.entries(number, item)?;
+        let len = int(place.len + item.entries.len() as u64);
+        let crc = item.entries.last().map(|entry| entry.crc);
+        // The check has found that `item.by` is the owner.
+        if place.same_phase && owner.is_some() && wake == place.wake {
+            self.update.execute(params![number, item.note, len, crc])?;
+        } else {
+            let finished = match item.entries.last() {
+                _ if !over => None,
+                Some(last) => Some(last.at.0 as i64),
+                None => Some(last(connection, number)?),
+            };
+            let mut update = connection.prepare_cached(
             "UPDATE saga SET note = ?2, len = ?3, crc = coalesce(?4, crc), recoveries = iif(?4 IS NULL, recoveries, 0),
              phase = ?5, owner = ?6, wake = ?7, finished = ?8 WHERE number = ?1",
         )?;
-        update.execute(params![number, item.note, len, crc, item.phase.as_str(), owner, wake, finished])?;
+            update.execute(params![
+                number,
+                item.note,
+                len,
+                crc,
+                item.phase.as_str(),
+                owner,
+                wake,
+                finished
+            ])?;
+        }
+        for id in &item.answers {
+            let mut answer =
+                connection.prepare_cached("UPDATE signal SET ask = NULL WHERE saga = ?1 AND id = ?2")?;
+            answer.execute(params![number, id])?;
+        }
+        if over {
+            connection.prepare_cached("DELETE FROM semantic_lock WHERE saga = ?1")?.execute([number])?;
+            let mut drop =
+                connection.prepare_cached("DELETE FROM signal WHERE saga = ?1 AND ask IS NOT NULL")?;
+            drop.execute([number])?;
+        }
+        Ok(())
     }
-    for id in &item.answers {
-        let mut answer =
-            connection.prepare_cached("UPDATE signal SET ask = NULL WHERE saga = ?1 AND id = ?2")?;
-        answer.execute(params![number, id])?;
-    }
-    if over {
-        connection.prepare_cached("DELETE FROM semantic_lock WHERE saga = ?1")?.execute([number])?;
-        let mut drop = connection.prepare_cached("DELETE FROM signal WHERE saga = ?1 AND ask IS NOT NULL")?;
-        drop.execute([number])?;
-    }
-    Ok(())
-}
 
-fn entries(connection: &Connection, number: i64, item: &Append) -> Result<()> {
-    let mut insert = connection.prepare_cached(
-        "INSERT INTO saga_event (saga, seq, epoch, at, author, kind, step, data, crc)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-    )?;
-    for entry in &item.entries {
-        insert.execute(params![
-            number,
-            int(entry.seq),
-            int(entry.epoch),
-            int(entry.at.0),
-            entry.by.as_str(),
-            entry.kind,
-            entry.step,
-            entry.data,
-            entry.crc,
-        ])?;
+    fn entries(&mut self, number: i64, item: &Append) -> Result<()> {
+        for entry in &item.entries {
+            self.entry.execute(params![
+                number,
+                int(entry.seq),
+                int(entry.epoch),
+                int(entry.at.0),
+                entry.by.as_str(),
+                entry.kind,
+                entry.step,
+                entry.data,
+                entry.crc,
+            ])?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// When the last entry was written, or the saga began.
@@ -241,9 +264,8 @@ pub(super) fn claim(connection: &Connection, claim: &Claim, now: Timestamp) -> R
         return Ok(Vec::new());
     }
     let mut living = connection.prepare_cached("SELECT incarnation FROM orchestrator WHERE until > ?1")?;
-    let living: HashMap<String, ()> =
-        living.query_map([int(now.0)], |row| Ok((row.get(0)?, ())))?.collect::<Result<_>>()?;
-    let lives = |owner: &str| living.contains_key(owner);
+    let living: HashSet<String> = living.query_map([int(now.0)], |row| row.get(0))?.collect::<Result<_>>()?;
+    let lives = |owner: &str| living.contains(owner);
     let mut due = match &claim.only {
         Some(only) => alone(connection, claim, only, lives)?,
         None => everywhere(connection, claim, now, lives)?,
@@ -262,7 +284,18 @@ pub(super) fn claim(connection: &Connection, claim: &Claim, now: Timestamp) -> R
 }
 
 /// What every select below begins with, for `wanted` to judge.
-const COLUMNS: &str = "SELECT number, wake, id, definition, version, digest, owner FROM saga";
+pub(super) const COLUMNS: &str =
+    "SELECT number, wake, id, definition, version, digest, owner, phase FROM saga";
+
+/// Where to look for sagas that can be claimed. Each has an index that it walks in order, from the first one on.
+pub(super) const AWAKE: &str =
+    "WHERE owner IS NULL AND finished IS NULL AND wake IS NOT NULL AND wake <= ?1 ORDER BY wake";
+pub(super) const ASKED: &str = "WHERE owner IS NULL AND finished IS NULL AND (wake IS NULL OR wake > ?1)
+     AND number IN (SELECT saga FROM signal WHERE ask IS NOT NULL) ORDER BY wake";
+pub(super) const DEAD: &str = "WHERE owner = ?1 AND owner IS NOT NULL AND finished IS NULL ORDER BY wake";
+/// From owner to owner, however many sagas each of them has.
+pub(super) const OWNERS: &str =
+    "SELECT owner FROM saga WHERE owner IS NOT NULL AND owner > ?1 ORDER BY owner LIMIT 1";
 
 fn wanted(claim: &Claim, row: &Row<'_>) -> Result<bool> {
     let text = |column| row.get_ref(column).map(|value| value.as_bytes().unwrap_or_default());
@@ -273,7 +306,8 @@ fn wanted(claim: &Claim, row: &Row<'_>) -> Result<bool> {
             && i64::from(known.version) == version
             && known.digest.as_bytes() == digest
     });
-    Ok(known && !claim.except.iter().any(|except| except.as_str().as_bytes() == id))
+    let readable = std::str::from_utf8(text(7)?).is_ok_and(|phase| Phase::from_text(phase).is_some());
+    Ok(known && readable && !claim.except.iter().any(|except| except.as_str().as_bytes() == id))
 }
 
 /// The first `limit` rows that the claim wants.
@@ -326,21 +360,15 @@ fn everywhere(
     lives: impl Fn(&str) -> bool,
 ) -> Result<Vec<Due>> {
     let mut due = Vec::new();
-    let awake = "WHERE owner IS NULL AND finished IS NULL AND wake IS NOT NULL AND wake <= ?1 ORDER BY wake";
-    pick(connection, claim, awake, [int(now.0)], false, &mut due)?;
-    let asked = "WHERE owner IS NULL AND finished IS NULL AND (wake IS NULL OR wake > ?1)
-                 AND number IN (SELECT saga FROM signal WHERE ask IS NOT NULL) ORDER BY wake";
-    pick(connection, claim, asked, [int(now.0)], false, &mut due)?;
-    // From owner to owner, however many sagas each of them has.
-    let next = "SELECT owner FROM saga WHERE owner IS NOT NULL AND owner > ?1 ORDER BY owner LIMIT 1";
+    pick(connection, claim, AWAKE, [int(now.0)], false, &mut due)?;
+    pick(connection, claim, ASKED, [int(now.0)], false, &mut due)?;
     let mut owner = String::new();
     loop {
         let next: Option<String> =
-            connection.prepare_cached(next)?.query_row([&owner], |row| row.get(0)).optional()?;
+            connection.prepare_cached(OWNERS)?.query_row([&owner], |row| row.get(0)).optional()?;
         let Some(next) = next else { break };
         if !lives(&next) {
-            let dead = "WHERE owner = ?1 AND owner IS NOT NULL AND finished IS NULL ORDER BY wake";
-            pick(connection, claim, dead, [&next], true, &mut due)?;
+            pick(connection, claim, DEAD, [&next], true, &mut due)?;
         }
         owner = next;
     }
