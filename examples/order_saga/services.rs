@@ -49,7 +49,8 @@ impl Shop {
             &data.join("orders.db"),
             "create table if not exists purchase (id text primary key, state text not null, item text not null,
                  quantity integer not null, cents integer not null) strict;
-             create table if not exists receipt (purchase text not null, text text not null) strict;",
+             create table if not exists receipt (purchase text not null, text text not null) strict;
+             create index if not exists receipt_of on receipt (purchase);",
         )?;
         let stock = Database::connect(
             &data.join("stock.db"),
