@@ -218,6 +218,7 @@ async fn what_nobody_takes_up_stays_and_is_obeyed_later() {
     assert!(left.out.contains("no orchestrator has taken it up yet. It stays"), "{left:?}");
     let left = say(&file, "cancel w-2 --reason late --wait 100ms").await;
     assert_eq!(left.code, 3, "{left:?}");
+    assert_eq!(say(&file, "check").await.out, "2 sagas read, 0 damaged\n");
     let known = say(&file, "signal w-1 approval m-1 \"no\" --wait 100ms").await;
     assert!(known.code == 0 && known.out.contains("left before"), "{known:?}");
 
@@ -258,6 +259,27 @@ async fn what_goes_wrong_is_said_on_the_other_stream_with_a_code() {
     let said = say(&file, "retry nobody").await;
     assert_eq!((said.code, &*said.err), (1, "mainstay-saga: there is no saga nobody\n"));
     assert!(say(&file, "--help").await.out.starts_with("mainstay-saga --store STORE COMMAND\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_found_and_does_not_hide_the_rest() {
+    let directory = Directory::new("damage");
+    let (saga, file) = (waiting(), directory.file());
+    let orchestrator = orchestrate(&file, &saga).await;
+    for id in ["w-1", "w-2"] {
+        orchestrator.start(&saga, id, &1).await.unwrap();
+    }
+    orchestrator.shutdown(Duration::from_secs(5)).await;
+    let database = rusqlite::Connection::open(&file).unwrap();
+    let change = "update saga_event set data = replace(data, '1', '2') where saga = 2 and seq = 0";
+    assert_eq!(database.execute(change, []).unwrap(), 1);
+
+    let checked = say(&file, "check").await;
+    assert_eq!(checked.code, 1, "{checked:?}");
+    let expected = "w-2: entry 0 does not have the checksum of what it says\n2 sagas read, 1 damaged\n";
+    assert_eq!(checked.out, expected);
+    assert!(say(&file, "show w-2").await.out.contains("damage      entry 0 does not"));
+    assert!(say(&file, "timeline w-2").await.out.contains("\ndamaged: entry 0 does not"));
 }
 
 /// Needs a server, which `MAINSTAY_TEST_POSTGRES` names.

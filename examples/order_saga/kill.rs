@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Error, chance::Chance};
+use crate::{Error, Options, chance::Chance};
 
 /// An orchestrator that works lives for at most so long.
 const LIFE: Duration = Duration::from_millis(600);
@@ -26,14 +26,15 @@ struct Heard {
 }
 
 /// The number of promises that were broken.
-pub fn run(data: &Path, seed: u64, kills: u32) -> Result<usize, Error> {
+pub fn run(data: &Path, seed: u64, options: &Options) -> Result<usize, Error> {
+    let kills = options.kills;
     println!("{kills} kills under load; --seed {seed} repeats them");
     let heard = Arc::new(Mutex::new(Heard::default()));
     let began = Instant::now();
     let mut chance = Chance::new(seed, u64::MAX);
     for round in 0..kills {
         let (early, life) = (chance.below(4) == 0, chance.up_to(LIFE));
-        let mut worker = Worker::start(data, seed, round, false, &heard)?;
+        let mut worker = Worker::start(command(data, seed, round, options)?, &heard)?;
         // One in four is killed while it starts and takes up what was left, the others while they work.
         if !early {
             worker.ready()?;
@@ -46,7 +47,9 @@ pub fn run(data: &Path, seed: u64, kills: u32) -> Result<usize, Error> {
         worker.end()?;
         show(&heard, round + 1, kills, began);
     }
-    let worker = Worker::start(data, seed, kills, true, &heard)?;
+    let mut last = command(data, seed, kills, options)?;
+    last.arg("--last");
+    let worker = Worker::start(last, &heard)?;
     worker.ready()?;
     let status = worker.end()?;
     show(&heard, kills, kills, began);
@@ -86,6 +89,16 @@ fn unfinished(data: &Path, ids: &[&String]) -> Result<Vec<String>, Error> {
     Ok(lost)
 }
 
+/// This program once more, as an orchestrator.
+fn command(data: &Path, seed: u64, round: u32, options: &Options) -> Result<Command, Error> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("--data").arg(data).args(["--seed", &seed.to_string(), "--worker", &round.to_string()]);
+    if options.wrong_keys {
+        command.arg("--wrong-keys");
+    }
+    Ok(command)
+}
+
 struct Worker {
     child: Child,
     ready: mpsc::Receiver<()>,
@@ -93,18 +106,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(
-        data: &Path,
-        seed: u64,
-        round: u32,
-        last: bool,
-        heard: &Arc<Mutex<Heard>>,
-    ) -> Result<Self, Error> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("--data").arg(data).args(["--seed", &seed.to_string(), "--worker", &round.to_string()]);
-        if last {
-            command.arg("--last");
-        }
+    fn start(mut command: Command, heard: &Arc<Mutex<Heard>>) -> Result<Self, Error> {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let lines = child.stdout.take().ok_or("the child has no output")?;
         let (told, ready) = mpsc::channel();

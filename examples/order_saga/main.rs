@@ -27,15 +27,17 @@ cargo run --example order_saga -- [options]
   --data DIR   where the databases are and stay (a temporary folder)
   --kill       kill the orchestrator under load instead of playing
   --kills N    how often (200)
+  --wrong-keys put the number of the attempt into the keys: the common mistake, which the audit finds
   --seed N     the orders and the moments of the kills (drawn, and printed)
 ";
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct Options {
     data: Option<PathBuf>,
     kill: bool,
     kills: u32,
     seed: Option<u64>,
+    wrong_keys: bool,
     /// In a child of this program: which one it is.
     worker: Option<u32>,
     /// In the last child: take no orders, and end when there is nothing left to do.
@@ -75,11 +77,14 @@ async fn run(options: &Options) -> Result<usize, Error> {
     std::fs::create_dir_all(&data)?;
     let seed = options.seed.unwrap_or_else(|| chance::seed() % 1_000_000);
     if let Some(round) = options.worker {
-        worker::work(&data, seed, round, options.last).await?;
+        worker::work(&data, seed, round, options).await?;
         return Ok(0);
     }
-    let broken =
-        if options.kill { kill::run(&data, seed, options.kills)? } else { plays::play(&data).await? };
+    let broken = if options.kill {
+        kill::run(&data, seed, options)?
+    } else {
+        plays::play(&data, options.wrong_keys).await?
+    };
     let broken = broken + audit::audit(&data, &Sqlite::open_existing(data.join("sagas.db"))?).await?;
     if options.data.is_none() && broken == 0 {
         std::fs::remove_dir_all(&temporary)?;
@@ -96,8 +101,7 @@ fn store(data: &Path) -> Result<Sqlite, mainstay::saga::StoreError> {
 
 impl Options {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
-        let mut options =
-            Options { data: None, kill: false, kills: 200, seed: None, worker: None, last: false };
+        let mut options = Options { kills: 200, ..Options::default() };
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or(format!("{arg} needs a value"));
             let number = |text: String| text.parse().map_err(|_| format!("{text:?} is not a number"));
@@ -108,6 +112,7 @@ impl Options {
                 "--kills" => options.kills = small(value()?)?,
                 "--seed" => options.seed = Some(number(value()?)?),
                 "--worker" => options.worker = Some(small(value()?)?),
+                "--wrong-keys" => options.wrong_keys = true,
                 "--last" => options.last = true,
                 "--help" | "-h" => return Ok(None),
                 _ => return Err(format!("there is no option {arg}")),

@@ -12,8 +12,8 @@ use crate::{
 };
 
 /// The number of plays that went otherwise than they should.
-pub async fn play(data: &Path) -> Result<usize, Error> {
-    let shop = Shop::open(data)?;
+pub async fn play(data: &Path, wrong_keys: bool) -> Result<usize, Error> {
+    let shop = Shop::open(data, wrong_keys)?;
     let order = saga::order(shop)?;
     let orchestrator = Orchestrator::open(store(data)?).register(&order).start().await?;
     let stage = Stage { shop, order, orchestrator };

@@ -44,25 +44,28 @@ pub struct Shop {
 
 impl Shop {
     /// Opens the databases. The shop lives as long as the program, so that steps can simply refer to it.
-    pub fn open(data: &Path) -> Result<&'static Shop, Error> {
-        let orders = Database::open(
+    pub fn open(data: &Path, wrong_keys: bool) -> Result<&'static Shop, Error> {
+        let orders = Database::connect(
             &data.join("orders.db"),
             "create table if not exists purchase (id text primary key, state text not null, item text not null,
                  quantity integer not null, cents integer not null) strict;
-             create table if not exists receipt (purchase text not null, text text not null) strict;",
+             create table if not exists receipt (purchase text not null, text text not null) strict;
+             create index if not exists receipt_of on receipt (purchase);",
         )?;
-        let stock = Database::open(
+        let stock = Database::connect(
             &data.join("stock.db"),
             "create table if not exists item (name text primary key, delivered integer not null,
                  free integer not null) strict;
              insert or ignore into item values ('lamp', 1000000, 1000000), ('chair', 200, 200), ('vase', 10, 10);",
         )?;
         // A ledger without unique keys, so that a second charge would be seen.
-        let payments = Database::open(
+        let payments = Database::connect(
             &data.join("payments.db"),
             "create table if not exists entry (receipt integer primary key, purchase text not null,
                  cents integer not null) strict;",
         )?;
+        let [orders, stock, payments] =
+            [orders, stock, payments].map(|connection| Database { connection, wrong_keys });
         Ok(Box::leak(Box::new(Shop {
             orders: Orders(orders),
             stock: Stock { database: stock, scanner_is_broken: AtomicBool::new(false) },
@@ -87,7 +90,7 @@ impl Orders {
             )?;
             Ok(Ok(()))
         };
-        self.0.perform(order.key(), create).await.map(|_| ())
+        self.0.perform(&order, create).await.map(|_| ())
     }
 
     pub async fn cancel(&self, order: Order) -> Result<(), Failure> {
@@ -107,7 +110,7 @@ impl Orders {
             tx.execute("update purchase set state = 'confirmed' where id = ?1", [id])?;
             Ok(Ok(()))
         };
-        self.0.perform(order.key(), confirm).await.map(|_| ())
+        self.0.perform(&order, confirm).await.map(|_| ())
     }
 
     pub async fn is_confirmed(&self, order: Order) -> Result<Verified<()>, Failure> {
@@ -125,7 +128,7 @@ impl Orders {
             tx.execute("insert into receipt values (?1, ?2)", params![id, format!("receipt {receipt}")])?;
             Ok(Ok(()))
         };
-        self.0.perform(order.key(), send).await.map(|_| ())
+        self.0.perform(&order, send).await.map(|_| ())
     }
 }
 
@@ -146,7 +149,7 @@ impl Stock {
             )?;
             Ok(if taken == 1 { Ok(quantity) } else { Err(format!("no {item} left")) })
         };
-        self.database.perform(order.key(), reserve).await.map(|(quantity, _)| quantity)
+        self.database.perform(&order, reserve).await.map(|(quantity, _)| quantity)
     }
 
     pub async fn release(&self, order: Order) -> Result<(), Failure> {
@@ -178,7 +181,7 @@ impl Payments {
             tx.execute("insert into entry (purchase, cents) values (?1, ?2)", params![id, cents])?;
             Ok(Ok(tx.last_insert_rowid()))
         };
-        let (receipt, repeated) = self.0.perform(order.key(), charge).await?;
+        let (receipt, repeated) = self.0.perform(&order, charge).await?;
         if slow && !repeated {
             // The money has moved, and nobody hears of it.
             tokio::time::sleep(Self::SLOW).await;
@@ -197,25 +200,32 @@ impl Payments {
 
 /// A service's database, with the barrier in it.
 #[derive(Debug)]
-struct Database(Arc<Mutex<Connection>>);
+struct Database {
+    connection: Arc<Mutex<Connection>>,
+    wrong_keys: bool,
+}
 
 impl Database {
-    fn open(path: &Path, schema: &str) -> Result<Self, Error> {
+    fn connect(path: &Path, schema: &str) -> Result<Arc<Mutex<Connection>>, Error> {
         let connection = Connection::open(path)?;
         connection.busy_timeout(Duration::from_secs(10))?;
         connection.execute_batch("pragma journal_mode = wal; pragma synchronous = full")?;
         install(&connection)?;
         connection.execute_batch(schema)?;
-        Ok(Database(Arc::new(Mutex::new(connection))))
+        Ok(Arc::new(Mutex::new(connection)))
     }
 
     /// An action: its answer, and whether it was given before.
-    async fn perform<T, F>(&self, key: &Key, business: F) -> Result<(T, bool), Failure>
+    async fn perform<T, F>(&self, order: &Order, business: F) -> Result<(T, bool), Failure>
     where
         T: Serialize + DeserializeOwned + Send + 'static,
         F: FnOnce(&Transaction<'_>) -> rusqlite::Result<Result<T, String>> + Send + 'static,
     {
-        let key = key.clone();
+        let mut key = order.key().clone();
+        if self.wrong_keys && order.attempt() > 1 {
+            // The mistake: a repetition that nobody can recognise as one.
+            key = Key::new(key.saga(), &format!("{}, attempt {}", key.step(), order.attempt()), key.phase())?;
+        }
         let answer = self.on_a_thread(move |connection| {
             let tx = connection.transaction_with_behavior(Immediate)?;
             let answer = action_or_rejection(&tx, &key, business)?;
@@ -254,7 +264,7 @@ impl Database {
         &self,
         work: impl FnOnce(&mut Connection) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
-        let connection = self.0.clone();
+        let connection = self.connection.clone();
         tokio::task::spawn_blocking(move || {
             work(&mut connection.lock().unwrap_or_else(PoisonError::into_inner))
         })

@@ -19,7 +19,7 @@ use mainstay::{
 };
 
 use crate::{
-    Error, audit,
+    Error, Options, audit,
     chance::Chance,
     saga::{self, OrderSaga},
     services::{Purchase, Shop},
@@ -29,8 +29,8 @@ use crate::{
 /// How many orders are under way at once.
 const CUSTOMERS: usize = 32;
 
-pub async fn work(data: &Path, seed: u64, round: u32, last: bool) -> Result<(), Error> {
-    let order = saga::order(Shop::open(data)?)?;
+pub async fn work(data: &Path, seed: u64, round: u32, options: &Options) -> Result<(), Error> {
+    let order = saga::order(Shop::open(data, options.wrong_keys)?)?;
     let store = store(data)?;
     let left = audit::sagas(&store).await?.others.len();
     let began = Instant::now();
@@ -50,7 +50,7 @@ pub async fn work(data: &Path, seed: u64, round: u32, last: bool) -> Result<(), 
         .await?;
     orchestrator.recovered().await;
     println!("ready {left} {}", began.elapsed().as_millis());
-    if last {
+    if options.last {
         while !audit::sagas(&store).await?.others.is_empty() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -78,7 +78,10 @@ async fn buy(orchestrator: &Orchestrator, order: &OrderSaga, seed: u64, number: 
     let id = format!("{seed}-{}-{}", number >> 32, number & 0xffff_ffff);
     let handle = match orchestrator.start(order, &id, &purchase(seed, number)).await {
         Ok(handle) => handle,
-        Err(StartError::Busy(_)) => return Ok(tokio::time::sleep(Duration::from_millis(10)).await),
+        Err(StartError::Busy(_)) => {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            return Ok(());
+        }
         Err(error) => return Err(error.into()),
     };
     println!("accepted {id}");

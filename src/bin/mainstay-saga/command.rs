@@ -25,6 +25,7 @@ pub struct Invocation {
 pub enum Command {
     List(Query),
     Stuck,
+    Check,
     Show(SagaId),
     Timeline(SagaId),
     Dot(SagaId),
@@ -44,6 +45,7 @@ pub struct What {
 const OPTIONS: &[(&str, &[&str])] = &[
     ("list", &["phase", "definition", "tag", "limit", "json"]),
     ("stuck", &["json"]),
+    ("check", &[]),
     ("show", &["json"]),
     ("timeline", &["json"]),
     ("dot", &[]),
@@ -94,6 +96,7 @@ fn command(name: &str, words: &mut Words) -> Result<Command, String> {
             limit: number(words, "limit")?,
         }),
         "stuck" => Command::Stuck,
+        "check" => Command::Check,
         "show" => Command::Show(id(words)?),
         "timeline" => Command::Timeline(id(words)?),
         "dot" => Command::Dot(id(words)?),

@@ -99,6 +99,26 @@ fn print(
     Ok(())
 }
 
+/// How many sagas are damaged.
+pub async fn check(store: &dyn Journal, out: &mut impl Write) -> Result<usize, Error> {
+    let (mut read, mut damaged) = (0, 0);
+    for head in heads(store, &Query::default()).await? {
+        // It may have been forgotten meanwhile.
+        let Some(stored) = store.load(&head.id).await? else { continue };
+        read += 1;
+        let unreadable = || {
+            let found = stored.entries.iter().find_map(|entry| Some((entry.seq, entry.record().err()?)));
+            found.map(|(seq, error)| format!("record {seq} cannot be read: {error}"))
+        };
+        if let Some(why) = stored.verify().err().map(|corrupt| corrupt.to_string()).or_else(unreadable) {
+            damaged += 1;
+            writeln!(out, "{}: {}", head.id, one_line(&why))?;
+        }
+    }
+    writeln!(out, "{read} sagas read, {damaged} damaged")?;
+    Ok(damaged)
+}
+
 pub fn show(stored: &Stored, now: Timestamp, json: bool, out: &mut impl Write) -> io::Result<()> {
     let Stored { head, entries } = stored;
     let damage = stored.verify().err().map(|corrupt| corrupt.to_string());

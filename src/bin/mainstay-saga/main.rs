@@ -23,6 +23,7 @@ mainstay-saga --store STORE COMMAND
 Looks at sagas:
   list [--phase P]... [--definition D] [--tag T] [--limit N]
   stuck                          what needs a person, and what nobody works on
+  check                          reads every record of every saga; fails if one is damaged
   show ID
   timeline ID                    every record
   dot ID | mermaid ID            its steps as a graph
@@ -86,6 +87,11 @@ async fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
     match &invocation.command {
         Command::List(query) => look::list(store, query, json, &mut out).await?,
         Command::Stuck => look::stuck(store, json, &mut out).await?,
+        Command::Check => {
+            let damaged = look::check(store, &mut out).await?;
+            out.flush()?;
+            return Ok(if damaged == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         Command::Show(id) => look::show(&load(store, id).await?, store.now().await?, json, &mut out)?,
         Command::Timeline(id) => look::timeline(&load(store, id).await?, json, &mut out)?,
         Command::Dot(id) => out.write_all(look::diagram(&load(store, id).await?).to_dot().as_bytes())?,
