@@ -23,8 +23,8 @@ impl<T> Slots<T> {
     /// The index of this thread's slot, which nobody else writes.
     #[inline]
     pub(crate) fn mine(&self) -> Option<(usize, &T)> {
-        let index = index::get();
-        if index < self.0.len() { Some((index, &self.0[index].0)) } else { None }
+        let index = mine();
+        self.0.get(index).map(|slot| (index, &slot.0))
     }
 
     /// All slots, in the order of their indexes.
@@ -35,6 +35,18 @@ impl<T> Slots<T> {
     pub(crate) fn get(&self, index: usize) -> Option<&T> {
         self.0.get(index).map(|slot| &slot.0)
     }
+}
+
+/// How many threads can have a slot.
+#[cfg(feature = "tower")]
+pub(crate) fn limit() -> usize {
+    index::limit()
+}
+
+/// The index of this thread's slot; some number that is not below the limit if it has none.
+#[inline]
+pub(crate) fn mine() -> usize {
+    index::get()
 }
 
 #[cfg(not(mainstay_loom))]
