@@ -248,12 +248,17 @@ impl fmt::Display for Kind {
 #[derive(Clone)]
 pub struct Name(Text);
 
+/// Two words, and two cases to tell apart when one is cloned or dropped: every call's result has room for a refusal.
 #[derive(Clone)]
 enum Text {
     Static(&'static str),
-    Shared(Arc<str>),
-    /// `base[key]`, and where the base ends: 32 bits, which keep a refusal small.
-    Keyed(Arc<str>, u32),
+    Shared(Arc<Owned>),
+}
+
+struct Owned {
+    text: Box<str>,
+    /// Where the base of `base[key]` ends, if it is one.
+    base: Option<usize>,
 }
 
 impl Name {
@@ -264,24 +269,29 @@ impl Name {
 
     /// The name of the policy for one key: `base[key]`.
     pub(crate) fn keyed(base: &str, key: &dyn fmt::Display) -> Self {
-        let end = u32::try_from(base.len()).unwrap_or(u32::MAX);
-        Name(Text::Keyed(format!("{base}[{key}]").into(), end))
+        Name::owned(format!("{base}[{key}]").into(), Some(base.len()))
+    }
+
+    fn owned(text: Box<str>, base: Option<usize>) -> Self {
+        Name(Text::Shared(Arc::new(Owned { text, base })))
+    }
+
+    /// Where the base ends, for the policy of a key.
+    fn base_end(&self) -> Option<usize> {
+        match &self.0 {
+            Text::Static(_) => None,
+            Text::Shared(owned) => owned.base,
+        }
     }
 
     /// The name without the key of a [`Keyed`](crate::Keyed) policy.
     pub fn base(&self) -> &str {
-        match &self.0 {
-            Text::Keyed(name, end) => name.get(..*end as usize).unwrap_or(name),
-            _ => self,
-        }
+        &self[..self.base_end().unwrap_or(self.len())]
     }
 
     /// The key, for a policy out of a [`Keyed`](crate::Keyed).
     pub fn key(&self) -> Option<&str> {
-        match &self.0 {
-            Text::Keyed(name, end) => name.get(*end as usize + 1..name.len() - 1),
-            _ => None,
-        }
+        self.base_end().map(|end| &self[end + 1..self.len() - 1])
     }
 }
 
@@ -291,7 +301,7 @@ impl Deref for Name {
     fn deref(&self) -> &str {
         match &self.0 {
             Text::Static(name) => name,
-            Text::Shared(name) | Text::Keyed(name, _) => name,
+            Text::Shared(owned) => &owned.text,
         }
     }
 }
@@ -304,13 +314,13 @@ impl From<&'static str> for Name {
 
 impl From<String> for Name {
     fn from(name: String) -> Self {
-        Name(Text::Shared(name.into()))
+        Name::owned(name.into(), None)
     }
 }
 
 impl From<Arc<str>> for Name {
     fn from(name: Arc<str>) -> Self {
-        Name(Text::Shared(name))
+        Name::owned((*name).into(), None)
     }
 }
 

@@ -23,7 +23,17 @@ impl<T> Slots<T> {
     /// The index of this thread's slot, which nobody else writes.
     #[inline]
     pub(crate) fn mine(&self) -> Option<(usize, &T)> {
-        let index = mine();
+        let index = index::known();
+        match self.0.get(index) {
+            Some(slot) => Some((index, &slot.0)),
+            None => self.find(),
+        }
+    }
+
+    /// For a thread that has no index yet, or none at all.
+    #[cold]
+    fn find(&self) -> Option<(usize, &T)> {
+        let index = index::get();
         self.0.get(index).map(|slot| (index, &slot.0))
     }
 
@@ -44,6 +54,7 @@ pub(crate) fn limit() -> usize {
 }
 
 /// The index of this thread's slot; some number that is not below the limit if it has none.
+#[cfg(feature = "tower")]
 #[inline]
 pub(crate) fn mine() -> usize {
     index::get()
@@ -73,11 +84,18 @@ mod index {
         })
     }
 
+    /// The index, if it was asked for before; above every limit if not, and if there is none.
+    #[inline]
+    pub(super) fn known() -> usize {
+        INDEX.get()
+    }
+
     #[inline]
     pub(super) fn get() -> usize {
-        // `try_with` costs the same as `with` for a `const` cell without a destructor.
-        let index = INDEX.get();
-        if index == UNASSIGNED { assign() } else { index }
+        match known() {
+            UNASSIGNED => assign(),
+            index => index,
+        }
     }
 
     /// Indexes that are not in use; the smallest are given out first, so that they stay warm.
@@ -122,8 +140,12 @@ pub(crate) mod index {
         3
     }
 
-    pub(super) fn get() -> usize {
+    pub(super) fn known() -> usize {
         INDEX.with(Cell::get)
+    }
+
+    pub(super) fn get() -> usize {
+        known()
     }
 
     /// Gives the calling loom thread the slot `index`.

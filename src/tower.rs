@@ -175,7 +175,11 @@ impl<T, E: From<Refused>> Finish<T, E> for Absorbed {
 
     #[inline]
     fn finish(outcome: Outcome<T, E>, _: bool) -> Result<T, E> {
-        outcome.unwrap_or_else(|refused| Err(E::from(refused)))
+        match outcome {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(error),
+            Err(refused) => Err(E::from(refused)),
+        }
     }
 }
 
