@@ -121,26 +121,45 @@ impl<E: error::Error + 'static> error::Error for Error<E> {
 pub struct Refused {
     kind: Kind,
     name: Name,
-    /// In nanoseconds, or [`NO_HINT`]: every call's result has room for a refusal, so it is kept small.
-    retry_after: u64,
+    retry_after: Hint,
     started: bool,
 }
 
-/// What stands where nobody knows when to try again.
-const NO_HINT: u64 = u64::MAX;
+/// When to try again, in nanoseconds: every call's result has room for a refusal, so it is kept small.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Hint(u64);
+
+impl Hint {
+    /// Nobody knows.
+    pub(crate) const NONE: Hint = Hint(u64::MAX);
+
+    #[inline]
+    pub(crate) fn nanos(nanos: u64) -> Self {
+        Hint(nanos.min(Self::NONE.0 - 1))
+    }
+
+    fn wait(self) -> Option<Duration> {
+        (self != Self::NONE).then(|| Duration::from_nanos(self.0))
+    }
+}
+
+impl From<Option<Duration>> for Hint {
+    fn from(wait: Option<Duration>) -> Self {
+        wait.map_or(Self::NONE, |wait| Hint::nanos(time::nanos(wait)))
+    }
+}
 
 impl Refused {
     /// A refusal before the operation was started.
     #[inline]
-    pub(crate) fn unstarted(kind: Kind, name: &Name, retry_after: Option<Duration>) -> Self {
-        let retry_after = retry_after.map_or(NO_HINT, |wait| time::nanos(wait).min(NO_HINT - 1));
+    pub(crate) fn unstarted(kind: Kind, name: &Name, retry_after: Hint) -> Self {
         Refused { kind, name: name.clone(), retry_after, started: false }
     }
 
     /// A refusal that gives up on a call whose operation was started, or not.
     #[inline]
     pub(crate) fn ended(kind: Kind, name: &Name, started: bool) -> Self {
-        Refused { kind, name: name.clone(), retry_after: NO_HINT, started }
+        Refused { kind, name: name.clone(), retry_after: Hint::NONE, started }
     }
 
     /// Takes into account that an earlier attempt of the call may have begun.
@@ -165,7 +184,7 @@ impl Refused {
 
     /// When another try has a chance, where the policy knows: an open breaker's remaining wait.
     pub fn retry_after(&self) -> Option<Duration> {
-        (self.retry_after != NO_HINT).then(|| Duration::from_nanos(self.retry_after))
+        self.retry_after.wait()
     }
 
     /// Whether the operation may have begun.
