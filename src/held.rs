@@ -51,12 +51,15 @@ impl<L> Shared<L> {
     #[cfg(feature = "tower")]
     #[inline]
     pub(crate) fn hold(&self) -> Held<L> {
-        self.reference(slots::mine()).clone()
+        match self.0.references.get(slots::known()).and_then(OnceLock::get) {
+            Some(reference) => reference.clone(),
+            None => self.reference(slots::mine()).clone(),
+        }
     }
 
     /// The reference of the thread with the slot `index`.
     #[cfg(feature = "tower")]
-    #[inline]
+    #[cold]
     fn reference(&self, index: usize) -> &Held<L> {
         let references = &self.0.references;
         references[index.min(references.len() - 1)]

@@ -53,11 +53,17 @@ pub(crate) fn limit() -> usize {
     index::limit()
 }
 
-/// The index of this thread's slot; some number that is not below the limit if it has none.
+/// The index of this thread's slot; some number above the limit if it has none.
 #[cfg(feature = "tower")]
-#[inline]
 pub(crate) fn mine() -> usize {
     index::get()
+}
+
+/// As [`mine`], for a thread that has asked before; above the limit for one that has not.
+#[cfg(feature = "tower")]
+#[inline]
+pub(crate) fn known() -> usize {
+    index::known()
 }
 
 #[cfg(not(mainstay_loom))]
