@@ -13,7 +13,6 @@ use std::{
     future::Future,
     marker::PhantomData,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -185,13 +184,10 @@ pub trait Guard<R, T, E, I: Run<R, T, E>>: Sealed {
 }
 
 pub(crate) mod sealed {
-    use std::sync::Arc;
-
     pub trait Sealed {}
     impl Sealed for () {}
     impl<P, I> Sealed for (P, I) {}
     impl<P: Sealed> Sealed for &P {}
-    impl<P: Sealed> Sealed for Arc<P> {}
 }
 pub(crate) use sealed::Sealed;
 
@@ -288,7 +284,8 @@ macro_rules! run_through_pointer {
     };
 }
 run_through_pointer!(&L);
-run_through_pointer!(Arc<L>);
+#[cfg(feature = "tower")]
+run_through_pointer!(crate::tower::Held<L>);
 
 /// Inside all policies: the operation itself. It is not begun in a call that comes after the deadline around it; policies that
 /// begin it later, after a wait, look at the deadline themselves.
