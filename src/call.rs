@@ -1,10 +1,13 @@
 //! How a call goes through a list of policies.
 //!
 //! A call has two halves. The [`Operation`] is what the user wants done; it can be started several
-//! times and holds the future of the attempt in progress. The policies hold their half in a
-//! [`Run::State`], a plain value nested like the policies themselves. One [`Call`] future owns both and
+//! times and holds the future of the attempt in progress. The policies hold their half in
+//! [`Run::Notes`], a plain value nested like the policies themselves. One [`Call`] future owns both and
 //! polls them with a [`Cx`] that all policies share: it reads the clock at most once per poll and
 //! owns the call's only timer, armed for the earliest instant that any policy waits for.
+//!
+//! Notes that are not pinned can be moved: in the first poll of a call they are a local variable, which a compiler that sees all
+//! policies keeps in registers, and only a call that has to wait writes them down.
 //!
 //! These types appear in signatures. You need them only to name the future of a call.
 
@@ -12,6 +15,7 @@ use std::{
     fmt,
     future::Future,
     marker::PhantomData,
+    mem::{self, ManuallyDrop},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -24,7 +28,7 @@ use tokio::time::Sleep;
 use crate::{
     deadline,
     error::{Error, Kind, Name, Refused},
-    event::{Event, Identity},
+    event::Identity,
     time,
 };
 
@@ -33,22 +37,124 @@ pub type Outcome<T, E> = Result<Result<T, E>, Refused>;
 
 /// Where the outcome of a call is put: written once by whoever makes it, and looked at in place by the policies around, so
 /// that a value is not moved once for each policy.
-pub type Slot<T, E> = Option<Outcome<T, E>>;
+///
+/// Its destructor moves what it drops. No reference leads to the slot then, and a result can stay in registers; nor does it
+/// share its place with a refusal, to be told from one at each look.
+pub struct Slot<T, E> {
+    result: ManuallyDrop<Option<Result<T, E>>>,
+    refused: ManuallyDrop<Option<Refused>>,
+}
+
+impl<T, E> Slot<T, E> {
+    #[inline(always)]
+    pub(crate) fn put(&mut self, result: Result<T, E>) {
+        self.clear();
+        self.result = ManuallyDrop::new(Some(result));
+    }
+
+    #[inline(always)]
+    pub(crate) fn refuse(&mut self, refused: Refused) {
+        self.clear();
+        self.refused = ManuallyDrop::new(Some(refused));
+    }
+
+    #[inline(always)]
+    pub(crate) fn get(&self) -> Option<Result<&Result<T, E>, &Refused>> {
+        match &*self.result {
+            Some(result) => Some(Ok(result)),
+            None => self.refused.as_ref().map(Err),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn refused_mut(&mut self) -> Option<&mut Refused> {
+        self.refused.as_mut()
+    }
+
+    #[inline(always)]
+    pub(crate) fn take(&mut self) -> Option<Outcome<T, E>> {
+        match take(&mut self.result) {
+            Some(result) => Some(Ok(result)),
+            None => take(&mut self.refused).map(Err),
+        }
+    }
+
+    /// Empties it.
+    #[inline(always)]
+    pub(crate) fn clear(&mut self) {
+        if self.result.is_some() {
+            discard(take(&mut self.result));
+        }
+        if self.refused.is_some() {
+            discard(take(&mut self.refused));
+        }
+    }
+
+    /// Ready, with what the caller is given.
+    #[inline(always)]
+    fn finish<M: Finish<T, E>>(mut self, degraded: bool) -> Poll<M::Output> {
+        match take(&mut self.result) {
+            Some(Ok(value)) => Poll::Ready(M::finish(Ok(Ok(value)), degraded)),
+            Some(Err(error)) => bad::<T, E, M>(Ok(error), degraded),
+            None => match take(&mut self.refused) {
+                Some(refused) => bad::<T, E, M>(Err(refused), degraded),
+                None => unreachable!("policies that are ready have left an outcome"),
+            },
+        }
+    }
+}
+
+/// A failure or refusal. On its own, or the compiler makes one ending of all, and then the good one moves as many bytes as a
+/// refusal has.
+#[inline(never)]
+fn bad<T, E, M: Finish<T, E>>(why: Result<E, Refused>, degraded: bool) -> Poll<M::Output> {
+    Poll::Ready(M::finish(why.map(Err), degraded))
+}
+
+#[inline(always)]
+fn take<V>(from: &mut ManuallyDrop<Option<V>>) -> Option<V> {
+    ManuallyDrop::into_inner(mem::replace(from, ManuallyDrop::new(None)))
+}
+
+#[cold]
+#[inline(never)]
+fn discard<V>(_: V) {}
+
+impl<T, E> Default for Slot<T, E> {
+    #[inline(always)]
+    fn default() -> Self {
+        Slot { result: ManuallyDrop::new(None), refused: ManuallyDrop::new(None) }
+    }
+}
+
+impl<T, E> Drop for Slot<T, E> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+impl<T, E> fmt::Debug for Slot<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slot").field("is_some", &self.get().is_some()).finish()
+    }
+}
 
 /// Ready, with a policy's refusal.
-#[inline]
+#[inline(always)]
 pub(crate) fn refuse<T, E>(out: &mut Slot<T, E>, refused: Refused) -> Poll<()> {
-    *out = Some(Err(refused));
+    out.refuse(refused);
     Poll::Ready(())
 }
 
-/// Ready, with a policy's refusal, of which its listeners are told. It is made where it stays: a copy of a refusal costs as
-/// much as the rest of refusing.
-#[inline]
+/// Ready, with a policy's refusal, of which its listeners are told.
+#[inline(always)]
 pub(crate) fn refuse_and_tell<T, E>(out: &mut Slot<T, E>, id: &Identity, refused: Refused) -> Poll<()> {
-    *out = Some(Err(refused));
-    if let Some(Err(refused)) = out {
-        id.emit(&Event::Refused { refused, observed: false });
+    out.refuse(refused);
+    if id.has_listeners() {
+        if let Some(refused) = out.refused_mut() {
+            id.tell_refused(refused.clone());
+        }
     }
     Poll::Ready(())
 }
@@ -141,13 +247,18 @@ impl End {
 ///
 /// Sealed: implemented for nested pairs of this crate's policies, and for pointers to them.
 pub trait Run<R, T, E>: Sealed {
-    /// What the list remembers of one call. As new again after `poll` was ready and after `end`.
-    type State: Default;
+    /// What the list remembers of one call. As new again after `poll` was ready.
+    type Notes: Default;
+    /// What the list polls by itself and must not move: the answer of a fallback.
+    type Pinned: Default;
+    /// Both, where a call keeps them while it waits.
+    type State: Store<Notes = Self::Notes, Pinned = Self::Pinned>;
 
     /// Moves the call on. When it is ready, `out` holds the outcome.
     fn poll<O>(
         &self,
-        state: Pin<&mut Self::State>,
+        notes: &mut Self::Notes,
+        pinned: Pin<&mut Self::Pinned>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
@@ -155,22 +266,25 @@ pub trait Run<R, T, E>: Sealed {
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized;
 
-    /// Takes an unfinished call away, giving back whatever it holds.
-    fn end<O>(&self, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
+    /// Takes an unfinished call away, giving back whatever it holds, also if a part of it panics.
+    fn end<O>(&self, notes: Self::Notes, pinned: Pin<&mut Self::Pinned>, op: Pin<&mut O>, how: End)
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized;
 }
 
 /// One policy around the inner list `I`.
 pub trait Guard<R, T, E, I: Run<R, T, E>>: Sealed {
-    /// What the policy and the inner list remember of one call; see [`Run::State`].
-    type State: Default;
+    /// What the policy and the inner list remember of one call; see [`Run::Notes`].
+    type Notes: Default;
+    /// What they poll by themselves; see [`Run::Pinned`].
+    type Pinned: Default;
 
     /// Moves the call on. When it is ready, `out` holds the outcome.
     fn poll<O>(
         &self,
         inner: &I,
-        state: Pin<&mut Self::State>,
+        notes: &mut Self::Notes,
+        pinned: Pin<&mut Self::Pinned>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
@@ -178,10 +292,77 @@ pub trait Guard<R, T, E, I: Run<R, T, E>>: Sealed {
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized;
 
-    /// Takes an unfinished call away, giving back whatever it holds.
-    fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
-    where
+    /// Takes an unfinished call away, giving back whatever it holds, also if a part of it panics.
+    fn end<O>(
+        &self,
+        inner: &I,
+        notes: Self::Notes,
+        pinned: Pin<&mut Self::Pinned>,
+        op: Pin<&mut O>,
+        how: End,
+    ) where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized;
+}
+
+/// The policies' half of a call that waits; see [`Run::State`].
+pub trait Store: Default {
+    /// What can be moved.
+    type Notes;
+    /// What cannot.
+    type Pinned;
+
+    #[doc(hidden)]
+    fn parts(self: Pin<&mut Self>) -> (&mut Option<Self::Notes>, Pin<&mut Self::Pinned>);
+}
+
+/// The one [`Store`].
+#[pin_project]
+#[derive(Debug)]
+pub struct Stored<N, P> {
+    /// Nothing before the first wait.
+    notes: Option<N>,
+    #[pin]
+    pinned: P,
+}
+
+impl<N, P: Default> Default for Stored<N, P> {
+    #[inline]
+    fn default() -> Self {
+        Stored { notes: None, pinned: P::default() }
+    }
+}
+
+impl<N, P: Default> Store for Stored<N, P> {
+    type Notes = N;
+    type Pinned = P;
+
+    #[inline]
+    fn parts(self: Pin<&mut Self>) -> (&mut Option<N>, Pin<&mut P>) {
+        let this = self.project();
+        (this.notes, this.pinned)
+    }
+}
+
+/// Something away from where it is kept; put back when this is dropped, also by a panic.
+pub(crate) struct Lent<'a, V: Default, H: From<V> = V> {
+    pub(crate) value: V,
+    home: &'a mut H,
+}
+
+impl<'a, V: Default> Lent<'a, V> {
+    /// What is at `home`, for something that needs a reference to it and seldom runs: what no reference leads to
+    /// can stay in registers.
+    #[inline]
+    pub(crate) fn from(home: &'a mut V) -> Self {
+        Lent { value: mem::take(home), home }
+    }
+}
+
+impl<V: Default, H: From<V>> Drop for Lent<'_, V, H> {
+    #[inline]
+    fn drop(&mut self) {
+        *self.home = mem::take(&mut self.value).into();
+    }
 }
 
 pub(crate) mod sealed {
@@ -200,12 +381,15 @@ where
     P: Guard<R, T, E, I>,
     I: Run<R, T, E>,
 {
-    type State = P::State;
+    type Notes = P::Notes;
+    type Pinned = P::Pinned;
+    type State = Stored<P::Notes, P::Pinned>;
 
-    #[inline]
+    #[inline(always)]
     fn poll<O>(
         &self,
-        state: Pin<&mut P::State>,
+        notes: &mut P::Notes,
+        pinned: Pin<&mut P::Pinned>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
@@ -213,15 +397,14 @@ where
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        self.0.poll(&self.1, state, op, cx, out)
+        self.0.poll(&self.1, notes, pinned, op, cx, out)
     }
 
-    #[inline]
-    fn end<O>(&self, state: Pin<&mut P::State>, op: Pin<&mut O>, how: End)
+    fn end<O>(&self, notes: P::Notes, pinned: Pin<&mut P::Pinned>, op: Pin<&mut O>, how: End)
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        self.0.end(&self.1, state, op, how);
+        self.0.end(&self.1, notes, pinned, op, how);
     }
 }
 
@@ -231,13 +414,15 @@ where
     P: Guard<R, T, E, I>,
     I: Run<R, T, E>,
 {
-    type State = P::State;
+    type Notes = P::Notes;
+    type Pinned = P::Pinned;
 
-    #[inline]
+    #[inline(always)]
     fn poll<O>(
         &self,
         inner: &I,
-        state: Pin<&mut P::State>,
+        notes: &mut P::Notes,
+        pinned: Pin<&mut P::Pinned>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
@@ -245,15 +430,14 @@ where
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        P::poll(self, inner, state, op, cx, out)
+        P::poll(self, inner, notes, pinned, op, cx, out)
     }
 
-    #[inline]
-    fn end<O>(&self, inner: &I, state: Pin<&mut P::State>, op: Pin<&mut O>, how: End)
+    fn end<O>(&self, inner: &I, notes: P::Notes, pinned: Pin<&mut P::Pinned>, op: Pin<&mut O>, how: End)
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        P::end(self, inner, state, op, how);
+        P::end(self, inner, notes, pinned, op, how);
     }
 }
 
@@ -261,12 +445,15 @@ where
 macro_rules! run_through_pointer {
     ($pointer:ty) => {
         impl<R, T, E, L: Run<R, T, E>> Run<R, T, E> for $pointer {
+            type Notes = L::Notes;
+            type Pinned = L::Pinned;
             type State = L::State;
 
-            #[inline]
+            #[inline(always)]
             fn poll<O>(
                 &self,
-                state: Pin<&mut L::State>,
+                notes: &mut L::Notes,
+                pinned: Pin<&mut L::Pinned>,
                 op: Pin<&mut O>,
                 cx: &mut Cx<'_, '_>,
                 out: &mut Slot<T, E>,
@@ -274,15 +461,14 @@ macro_rules! run_through_pointer {
             where
                 O: Operation<Request = R, Output = T, Error = E> + ?Sized,
             {
-                L::poll(self, state, op, cx, out)
+                L::poll(self, notes, pinned, op, cx, out)
             }
 
-            #[inline]
-            fn end<O>(&self, state: Pin<&mut L::State>, op: Pin<&mut O>, how: End)
+            fn end<O>(&self, notes: L::Notes, pinned: Pin<&mut L::Pinned>, op: Pin<&mut O>, how: End)
             where
                 O: Operation<Request = R, Output = T, Error = E> + ?Sized,
             {
-                L::end(self, state, op, how);
+                L::end(self, notes, pinned, op, how);
             }
         }
     };
@@ -293,11 +479,14 @@ run_through_pointer!(Arc<L>);
 /// Inside all policies: the operation itself. It is not begun in a call that comes after the deadline around it; policies that
 /// begin it later, after a wait, look at the deadline themselves.
 impl<R, T, E> Run<R, T, E> for () {
-    type State = ();
+    type Notes = ();
+    type Pinned = ();
+    type State = Stored<(), ()>;
 
-    #[inline]
+    #[inline(always)]
     fn poll<O>(
         &self,
+        (): &mut (),
         _: Pin<&mut ()>,
         mut op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
@@ -316,7 +505,7 @@ impl<R, T, E> Run<R, T, E> for () {
         match polled {
             Poll::Ready(result) => {
                 cx.started = true;
-                *out = Some(Ok(result));
+                out.put(result);
                 Poll::Ready(())
             }
             Poll::Pending => {
@@ -326,8 +515,7 @@ impl<R, T, E> Run<R, T, E> for () {
         }
     }
 
-    #[inline]
-    fn end<O>(&self, _: Pin<&mut ()>, op: Pin<&mut O>, _: End)
+    fn end<O>(&self, (): (), _: Pin<&mut ()>, op: Pin<&mut O>, _: End)
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
@@ -355,7 +543,24 @@ pub struct Cx<'a, 'w> {
     pub(crate) degraded: bool,
 }
 
-impl<'w> Cx<'_, 'w> {
+impl<'a, 'w> Cx<'a, 'w> {
+    /// For a poll of a call that was begun before `deadline`, that of the code around it.
+    #[inline]
+    fn new(task: &'a mut Context<'w>, deadline: Option<Instant>) -> Self {
+        Cx {
+            task,
+            now: None,
+            timer: None,
+            wake_at: None,
+            deadline,
+            attempt: 1,
+            last: true,
+            late: false,
+            started: false,
+            degraded: false,
+        }
+    }
+
     /// The present, read at most once per poll.
     #[inline]
     pub(crate) fn now(&mut self) -> Instant {
@@ -368,11 +573,17 @@ impl<'w> Cx<'_, 'w> {
         self.now
     }
 
+    /// Takes over what somebody knows who asked [`known_now`](Self::known_now) and then read the clock by itself.
+    #[inline]
+    pub(crate) fn learn(&mut self, now: Option<Instant>) {
+        self.now = now;
+    }
+
     /// Whether `at` has come. If not, the call will be polled again when it has.
     ///
     /// While the call's timer is armed for an earlier instant and has not fired, the answer costs no
     /// clock read.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn reached(&mut self, at: Instant) -> bool {
         let armed_before =
             self.timer.is_some_and(|timer| timer.deadline().into_std() <= at && !timer.is_elapsed());
@@ -381,6 +592,23 @@ impl<'w> Cx<'_, 'w> {
         }
         self.wake_at = Some(self.wake_at.map_or(at, |other| other.min(at)));
         false
+    }
+
+    /// Lets `seldom` work on a copy, for the reason of [`Lent::from`].
+    #[inline(always)]
+    pub(crate) fn aside<X>(&mut self, seldom: impl FnOnce(&mut Cx<'_, 'w>) -> X) -> X {
+        let mut copy = Cx { task: &mut *self.task, ..*self };
+        let done = seldom(&mut copy);
+        let Cx { task: _, timer: _, late: _, now, wake_at, deadline, attempt, last, started, degraded } =
+            copy;
+        self.now = now;
+        self.wake_at = wake_at;
+        self.deadline = deadline;
+        self.attempt = attempt;
+        self.last = last;
+        self.started = started;
+        self.degraded = degraded;
+        done
     }
 
     /// The waker of the task that polls this call.
@@ -452,11 +680,11 @@ impl<T, E> Finish<T, E> for Marked {
 enum Phase {
     /// Never polled: holds nothing.
     New,
+    Done,
     /// Between polls.
     Waiting,
     /// Inside a poll. Found in `drop` only when the poll panicked.
     Polling,
-    Done,
 }
 
 /// The future of a protected call: `O` guarded by the policies `L`.
@@ -505,6 +733,13 @@ where
             form: PhantomData,
         }
     }
+
+    #[cold]
+    fn end(self: Pin<&mut Self>, how: End) {
+        let this = self.project();
+        let (notes, pinned) = this.state.parts();
+        this.policies.end(notes.take().unwrap_or_default(), pinned, this.op, how);
+    }
 }
 
 impl<L, O, M> Future for Call<L, O, M>
@@ -516,51 +751,71 @@ where
     type Output = M::Output;
 
     #[inline]
-    fn poll(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let mut late = false;
-        match *this.phase {
-            Phase::New => {
-                *this.parent = deadline::current();
-                late = this.parent.is_some_and(|at| time::now() >= at);
-            }
-            Phase::Waiting => {}
-            Phase::Polling | Phase::Done => panic!("a call was polled after it had ended"),
+    fn poll(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.phase != Phase::New {
+            return self.poll_again(task);
         }
+        let this = self.as_mut().project();
+        let parent = deadline::current();
+        let mut cx = Cx::new(task, parent);
+        cx.late = parent.is_some_and(|at| cx.now() >= at);
         *this.phase = Phase::Polling;
-        let mut out = None;
+        let mut out = Slot::default();
+        let (home, pinned) = this.state.parts();
+        let mut lent = Lent { value: L::Notes::default(), home };
+        if this.policies.poll(&mut lent.value, pinned, this.op, &mut cx, &mut out).is_ready() {
+            *this.phase = Phase::Done;
+            // As new, so there is nothing to put back.
+            mem::forget(lent);
+            return out.finish::<M>(cx.degraded);
+        }
+        drop(lent);
+        let wake_at = cx.wake_at;
+        *this.parent = parent;
+        *this.started = cx.started;
+        if self.as_mut().waits(wake_at, task) { Poll::Pending } else { self.poll_again(task) }
+    }
+}
+
+impl<L, O, M> Call<L, O, M>
+where
+    L: Run<O::Request, O::Output, O::Error>,
+    O: Operation,
+    M: Finish<O::Output, O::Error>,
+{
+    /// The polls after the first.
+    #[inline(never)]
+    fn poll_again(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<M::Output> {
         loop {
-            let mut cx = Cx {
-                task: &mut *task,
-                now: None,
-                timer: this.timer.as_ref().as_pin_ref(),
-                wake_at: None,
-                deadline: *this.parent,
-                attempt: 1,
-                last: true,
-                late,
-                started: *this.started,
-                degraded: false,
-            };
-            let polled = this.policies.poll(this.state.as_mut(), this.op.as_mut(), &mut cx, &mut out);
-            let (wake_at, degraded) = (cx.wake_at, cx.degraded);
-            *this.started = cx.started;
-            if polled.is_ready() {
-                *this.phase = Phase::Done;
-                return match out {
-                    Some(outcome) => Poll::Ready(M::finish(outcome, degraded)),
-                    None => unreachable!("policies that are ready have left an outcome"),
-                };
+            let this = self.as_mut().project();
+            if *this.phase != Phase::Waiting {
+                panic!("a call was polled after it had ended");
             }
-            let timer_is_due = match wake_at {
-                Some(at) => arm(this.timer.as_mut(), at, task),
-                None => false,
-            };
-            if !timer_is_due {
-                *this.phase = Phase::Waiting;
+            *this.phase = Phase::Polling;
+            let mut cx = Cx::new(task, *this.parent);
+            cx.timer = this.timer.as_ref().as_pin_ref();
+            cx.started = *this.started;
+            let mut out = Slot::default();
+            let (notes, pinned) = this.state.parts();
+            let notes = notes.get_or_insert_default();
+            if this.policies.poll(notes, pinned, this.op, &mut cx, &mut out).is_ready() {
+                *this.phase = Phase::Done;
+                return out.finish::<M>(cx.degraded);
+            }
+            let wake_at = cx.wake_at;
+            *this.started = cx.started;
+            if self.as_mut().waits(wake_at, task) {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Ends a poll that was not ready; `false` if the call shall be polled again at once.
+    fn waits(self: Pin<&mut Self>, wake_at: Option<Instant>, task: &mut Context<'_>) -> bool {
+        let this = self.project();
+        let due = wake_at.is_some_and(|at| arm(this.timer, at, task));
+        *this.phase = Phase::Waiting;
+        !due
     }
 }
 
@@ -588,13 +843,11 @@ where
 {
     #[inline]
     fn drop(self: Pin<&mut Self>) {
-        let this = self.project();
-        let how = match *this.phase {
-            Phase::New | Phase::Done => return,
-            Phase::Waiting => End::Cancelled,
-            Phase::Polling => End::Panicked,
-        };
-        this.policies.end(this.state, this.op, how);
+        match self.phase {
+            Phase::New | Phase::Done => {}
+            Phase::Waiting => self.end(End::Cancelled),
+            Phase::Polling => self.end(End::Panicked),
+        }
     }
 }
 

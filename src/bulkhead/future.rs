@@ -6,7 +6,7 @@ use std::{
     future::Future,
     marker::PhantomData,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Instant,
 };
 
@@ -14,17 +14,17 @@ use pin_project::pin_project;
 
 use super::{Bulkhead, Permit, machine::Asked, shared::Joined};
 use crate::{
-    call::{Attempt, Call, Cx, End, Finish, Guard, Operation, Outcome, Run, Sealed, Slot, refuse_and_tell},
+    call::{
+        Attempt, Call, Cx, End, Finish, Guard, Lent, Operation, Outcome, Run, Sealed, Slot, refuse_and_tell,
+    },
     error::{Kind, Refused},
     time,
 };
 
 /// What a bulkhead remembers of one call.
-#[pin_project]
 #[derive(Debug, Default)]
 pub struct State<S> {
     seat: Seat,
-    #[pin]
     inner: S,
 }
 
@@ -42,13 +42,17 @@ enum Seat {
 
 impl Bulkhead {
     /// Moves from any seat towards `Holding`.
-    #[inline]
+    #[inline(always)]
     fn sit(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> Poll<Result<(), Kind>> {
-        if self.sits(seat, cx) { Poll::Ready(Ok(())) } else { self.sit_later(seat, cx) }
+        if self.sits(seat, cx) {
+            return Poll::Ready(Ok(()));
+        }
+        let seat = &mut Lent::from(seat).value;
+        cx.aside(|cx| self.sit_later(seat, cx))
     }
 
     /// Whether the seat is held, or a permit is free.
-    #[inline]
+    #[inline(always)]
     fn sits(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> bool {
         match *seat {
             Seat::Holding => true,
@@ -147,13 +151,15 @@ fn is_late(cx: &mut Cx<'_, '_>) -> bool {
 }
 
 impl<R, T, E, I: Run<R, T, E>> Guard<R, T, E, I> for Bulkhead {
-    type State = State<I::State>;
+    type Notes = State<I::Notes>;
+    type Pinned = I::Pinned;
 
-    #[inline]
+    #[inline(always)]
     fn poll<O>(
         &self,
         inner: &I,
-        state: Pin<&mut Self::State>,
+        notes: &mut Self::Notes,
+        pinned: Pin<&mut I::Pinned>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
@@ -161,34 +167,32 @@ impl<R, T, E, I: Run<R, T, E>> Guard<R, T, E, I> for Bulkhead {
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let this = state.project();
-        if let Err(kind) = std::task::ready!(self.sit(this.seat, cx)) {
+        if let Err(kind) = ready!(self.sit(&mut notes.seat, cx)) {
             return refuse_and_tell(out, self.id(), Refused::ended(kind, self.id().name(), cx.started));
         }
-        let polled = inner.poll(this.inner, op, cx, out);
+        let polled = inner.poll(&mut notes.inner, pinned, op, cx, out);
         if polled.is_ready() {
-            *this.seat = Seat::None;
+            notes.seat = Seat::None;
             self.give_back();
         }
         polled
     }
 
-    fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
+    fn end<O>(&self, inner: &I, notes: Self::Notes, pinned: Pin<&mut I::Pinned>, op: Pin<&mut O>, how: End)
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let this = state.project();
         // The attempt is dropped before its permit is free, and the permit also if that drop panics.
-        let _seat = StandUp(self, this.seat);
-        inner.end(this.inner, op, how);
+        let _seat = StandUp(self, notes.seat);
+        inner.end(notes.inner, pinned, op, how);
     }
 }
 
-struct StandUp<'a>(&'a Bulkhead, &'a mut Seat);
+struct StandUp<'a>(&'a Bulkhead, Seat);
 
 impl Drop for StandUp<'_> {
     fn drop(&mut self) {
-        self.0.stand_up(self.1);
+        self.0.stand_up(&mut self.1);
     }
 }
 
@@ -228,12 +232,14 @@ struct Bare;
 impl Sealed for Hand<'_> {}
 
 impl<'a, R, E, I: Run<R, Permit<'a>, E>> Guard<R, Permit<'a>, E, I> for Hand<'a> {
-    type State = Seat;
+    type Notes = Seat;
+    type Pinned = ();
 
     fn poll<O>(
         &self,
         _: &I,
-        seat: Pin<&mut Seat>,
+        seat: &mut Seat,
+        _: Pin<&mut ()>,
         _: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<Permit<'a>, E>,
@@ -241,21 +247,20 @@ impl<'a, R, E, I: Run<R, Permit<'a>, E>> Guard<R, Permit<'a>, E, I> for Hand<'a>
     where
         O: Operation<Request = R, Output = Permit<'a>, Error = E> + ?Sized,
     {
-        let seat = seat.get_mut();
-        let sat = std::task::ready!(self.0.sit(seat, cx));
+        let sat = ready!(self.0.sit(seat, cx));
         *seat = Seat::None;
-        *out = Some(match sat {
-            Ok(()) => Ok(Ok(Permit { bulkhead: self.0 })),
-            Err(kind) => Err(self.0.refuse(kind, cx.started)),
-        });
+        match sat {
+            Ok(()) => out.put(Ok(Permit { bulkhead: self.0 })),
+            Err(kind) => out.refuse(self.0.refuse(kind, cx.started)),
+        }
         Poll::Ready(())
     }
 
-    fn end<O>(&self, _: &I, seat: Pin<&mut Seat>, _: Pin<&mut O>, _: End)
+    fn end<O>(&self, _: &I, mut seat: Seat, _: Pin<&mut ()>, _: Pin<&mut O>, _: End)
     where
         O: Operation<Request = R, Output = Permit<'a>, Error = E> + ?Sized,
     {
-        self.0.stand_up(seat.get_mut());
+        self.0.stand_up(&mut seat);
     }
 }
 
