@@ -343,25 +343,40 @@ impl<N, P: Default> Store for Stored<N, P> {
     }
 }
 
-/// Something away from where it is kept; put back when this is dropped, also by a panic.
-pub(crate) struct Lent<'a, V: Default, H: From<V> = V> {
-    pub(crate) value: V,
+/// Puts `value` to its `home` when this is dropped, also by a panic.
+pub(crate) struct PutBack<'a, V, H: From<V> = V> {
+    /// There is one.
+    value: &'a mut Option<V>,
     home: &'a mut H,
 }
 
-impl<'a, V: Default> Lent<'a, V> {
-    /// What is at `home`, for something that needs a reference to it and seldom runs: what no reference leads to
-    /// can stay in registers.
-    #[inline]
-    pub(crate) fn from(home: &'a mut V) -> Self {
-        Lent { value: mem::take(home), home }
+impl<'a, V: Default> PutBack<'a, V> {
+    /// What is at `home`, moved to `aside` for something that is not inlined: what no reference leads to can stay in
+    /// registers.
+    #[inline(always)]
+    pub(crate) fn from(home: &'a mut V, aside: &'a mut Option<V>) -> Self {
+        *aside = Some(mem::take(home));
+        PutBack { value: aside, home }
     }
 }
 
-impl<V: Default, H: From<V>> Drop for Lent<'_, V, H> {
+impl<V, H: From<V>> PutBack<'_, V, H> {
+    #[inline(always)]
+    pub(crate) fn get(&mut self) -> &mut V {
+        match self.value {
+            Some(value) => value,
+            None => unreachable!("it is put back when this is dropped"),
+        }
+    }
+}
+
+// So small that a compiler inlines it also where a panic passes: else a reference would lead to `value`.
+impl<V, H: From<V>> Drop for PutBack<'_, V, H> {
     #[inline]
     fn drop(&mut self) {
-        *self.home = mem::take(&mut self.value).into();
+        if let Some(value) = self.value.take() {
+            *self.home = value.into();
+        }
     }
 }
 
@@ -495,21 +510,24 @@ impl<R, T, E> Run<R, T, E> for () {
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        if cx.late {
-            return refuse(out, Refused::ended(Kind::DeadlineExceeded, &Name::new("deadline"), cx.started));
+        if cx.facts.late {
+            return refuse(
+                out,
+                Refused::ended(Kind::DeadlineExceeded, &Name::new("deadline"), cx.facts.started),
+            );
         }
-        let attempt = Attempt { number: cx.attempt, last: cx.last, deadline: cx.deadline };
-        let readable = cx.deadline.map(deadline::enter);
+        let attempt = Attempt { number: cx.facts.attempt, last: cx.facts.last, deadline: cx.facts.deadline };
+        let readable = cx.facts.deadline.map(deadline::enter);
         let polled = op.as_mut().poll_attempt(cx.task, attempt);
         drop(readable);
         match polled {
             Poll::Ready(result) => {
-                cx.started = true;
+                cx.facts.started = true;
                 out.put(result);
                 Poll::Ready(())
             }
             Poll::Pending => {
-                cx.started |= op.has_begun();
+                cx.facts.started |= op.has_begun();
                 Poll::Pending
             }
         }
@@ -526,8 +544,14 @@ impl<R, T, E> Run<R, T, E> for () {
 /// What the policies of one call share while it is polled.
 pub struct Cx<'a, 'w> {
     task: &'a mut Context<'w>,
-    now: Option<Instant>,
     timer: Option<Pin<&'a Sleep>>,
+    pub(crate) facts: Facts,
+}
+
+/// What they know of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Facts {
+    now: Option<Instant>,
     wake_at: Option<Instant>,
     /// When the whole call is given up: the earliest of all deadlines around this place.
     pub(crate) deadline: Option<Instant>,
@@ -547,10 +571,8 @@ impl<'a, 'w> Cx<'a, 'w> {
     /// For a poll of a call that was begun before `deadline`, that of the code around it.
     #[inline]
     fn new(task: &'a mut Context<'w>, deadline: Option<Instant>) -> Self {
-        Cx {
-            task,
+        let facts = Facts {
             now: None,
-            timer: None,
             wake_at: None,
             deadline,
             attempt: 1,
@@ -558,25 +580,26 @@ impl<'a, 'w> Cx<'a, 'w> {
             late: false,
             started: false,
             degraded: false,
-        }
+        };
+        Cx { task, timer: None, facts }
     }
 
     /// The present, read at most once per poll.
     #[inline]
     pub(crate) fn now(&mut self) -> Instant {
-        *self.now.get_or_insert_with(time::now)
+        *self.facts.now.get_or_insert_with(time::now)
     }
 
     /// The present, if some policy has read it in this poll already.
     #[inline]
     pub(crate) fn known_now(&self) -> Option<Instant> {
-        self.now
+        self.facts.now
     }
 
     /// Takes over what somebody knows who asked [`known_now`](Self::known_now) and then read the clock by itself.
     #[inline]
     pub(crate) fn learn(&mut self, now: Option<Instant>) {
-        self.now = now;
+        self.facts.now = now;
     }
 
     /// Whether `at` has come. If not, the call will be polled again when it has.
@@ -590,25 +613,14 @@ impl<'a, 'w> Cx<'a, 'w> {
         if !armed_before && self.now() >= at {
             return true;
         }
-        self.wake_at = Some(self.wake_at.map_or(at, |other| other.min(at)));
+        self.facts.wake_at = Some(self.facts.wake_at.map_or(at, |other| other.min(at)));
         false
     }
 
-    /// Lets `seldom` work on a copy, for the reason of [`Lent::from`].
+    /// A copy, for the same reason as [`PutBack::from`]. Its facts have to be taken over.
     #[inline(always)]
-    pub(crate) fn aside<X>(&mut self, seldom: impl FnOnce(&mut Cx<'_, 'w>) -> X) -> X {
-        let mut copy = Cx { task: &mut *self.task, ..*self };
-        let done = seldom(&mut copy);
-        let Cx { task: _, timer: _, late: _, now, wake_at, deadline, attempt, last, started, degraded } =
-            copy;
-        self.now = now;
-        self.wake_at = wake_at;
-        self.deadline = deadline;
-        self.attempt = attempt;
-        self.last = last;
-        self.started = started;
-        self.degraded = degraded;
-        done
+    pub(crate) fn copy(&mut self) -> Cx<'_, 'w> {
+        Cx { task: self.task, timer: self.timer, facts: self.facts }
     }
 
     /// The waker of the task that polls this call.
@@ -620,7 +632,10 @@ impl<'a, 'w> Cx<'a, 'w> {
 
 impl fmt::Debug for Cx<'_, '_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cx").field("now", &self.now).field("deadline", &self.deadline).finish_non_exhaustive()
+        f.debug_struct("Cx")
+            .field("now", &self.facts.now)
+            .field("deadline", &self.facts.deadline)
+            .finish_non_exhaustive()
     }
 }
 
@@ -758,21 +773,22 @@ where
         let this = self.as_mut().project();
         let parent = deadline::current();
         let mut cx = Cx::new(task, parent);
-        cx.late = parent.is_some_and(|at| cx.now() >= at);
+        cx.facts.late = parent.is_some_and(|at| cx.now() >= at);
         *this.phase = Phase::Polling;
         let mut out = Slot::default();
         let (home, pinned) = this.state.parts();
-        let mut lent = Lent { value: L::Notes::default(), home };
-        if this.policies.poll(&mut lent.value, pinned, this.op, &mut cx, &mut out).is_ready() {
+        let mut notes = Some(L::Notes::default());
+        let mut lent = PutBack { value: &mut notes, home };
+        if this.policies.poll(lent.get(), pinned, this.op, &mut cx, &mut out).is_ready() {
             *this.phase = Phase::Done;
             // As new, so there is nothing to put back.
             mem::forget(lent);
-            return out.finish::<M>(cx.degraded);
+            return out.finish::<M>(cx.facts.degraded);
         }
         drop(lent);
-        let wake_at = cx.wake_at;
+        let wake_at = cx.facts.wake_at;
         *this.parent = parent;
-        *this.started = cx.started;
+        *this.started = cx.facts.started;
         if self.as_mut().waits(wake_at, task) { Poll::Pending } else { self.poll_again(task) }
     }
 }
@@ -794,16 +810,16 @@ where
             *this.phase = Phase::Polling;
             let mut cx = Cx::new(task, *this.parent);
             cx.timer = this.timer.as_ref().as_pin_ref();
-            cx.started = *this.started;
+            cx.facts.started = *this.started;
             let mut out = Slot::default();
             let (notes, pinned) = this.state.parts();
             let notes = notes.get_or_insert_default();
             if this.policies.poll(notes, pinned, this.op, &mut cx, &mut out).is_ready() {
                 *this.phase = Phase::Done;
-                return out.finish::<M>(cx.degraded);
+                return out.finish::<M>(cx.facts.degraded);
             }
-            let wake_at = cx.wake_at;
-            *this.started = cx.started;
+            let wake_at = cx.facts.wake_at;
+            *this.started = cx.facts.started;
             if self.as_mut().waits(wake_at, task) {
                 return Poll::Pending;
             }

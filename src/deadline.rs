@@ -206,7 +206,7 @@ where
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let around = cx.deadline;
+        let around = cx.facts.deadline;
         let until = match notes.until {
             Some(until) => until,
             None => {
@@ -214,14 +214,14 @@ where
                 let own = time::later(now, self.limit.limit(op.request()));
                 let until = around.map_or(own, |around| around.min(own));
                 if until <= now {
-                    return refuse_and_tell(out, &self.id, self.exceeded(cx.started));
+                    return refuse_and_tell(out, &self.id, self.exceeded(cx.facts.started));
                 }
                 *notes.until.insert(until)
             }
         };
-        cx.deadline = Some(until);
+        cx.facts.deadline = Some(until);
         let polled = inner.poll(&mut notes.inner, pinned.as_mut(), op.as_mut(), cx, out);
-        cx.deadline = around;
+        cx.facts.deadline = around;
         if polled.is_ready() {
             notes.until = None;
             return polled;
@@ -230,8 +230,8 @@ where
             return Poll::Pending;
         }
         notes.until = None;
-        inner.end(mem::take(&mut notes.inner), pinned, op, End::given_up(cx.started));
-        refuse_and_tell(out, &self.id, self.exceeded(cx.started))
+        inner.end(mem::take(&mut notes.inner), pinned, op, End::given_up(cx.facts.started));
+        refuse_and_tell(out, &self.id, self.exceeded(cx.facts.started))
     }
 
     fn end<O>(&self, inner: &I, notes: Self::Notes, pinned: Pin<&mut I::Pinned>, op: Pin<&mut O>, how: End)

@@ -336,7 +336,7 @@ where
         };
         let mut answer = ready!(answering.project().answer.poll(cx.task()));
         if let Ok(value) = &mut answer {
-            cx.degraded = true;
+            cx.facts.degraded = true;
             if let Some(mark) = &self.mark {
                 mark(value);
             }

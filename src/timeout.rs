@@ -157,8 +157,8 @@ where
             return Poll::Pending;
         }
         notes.until = None;
-        inner.end(mem::take(&mut notes.inner), pinned, op, End::given_up(cx.started));
-        refuse_and_tell(out, &self.id, Refused::ended(Kind::TimedOut, self.id.name(), cx.started))
+        inner.end(mem::take(&mut notes.inner), pinned, op, End::given_up(cx.facts.started));
+        refuse_and_tell(out, &self.id, Refused::ended(Kind::TimedOut, self.id.name(), cx.facts.started))
     }
 
     fn end<O>(&self, inner: &I, notes: Self::Notes, pinned: Pin<&mut I::Pinned>, op: Pin<&mut O>, how: End)

@@ -15,7 +15,8 @@ use pin_project::pin_project;
 use super::{Bulkhead, Permit, machine::Asked, shared::Joined};
 use crate::{
     call::{
-        Attempt, Call, Cx, End, Finish, Guard, Lent, Operation, Outcome, Run, Sealed, Slot, refuse_and_tell,
+        Attempt, Call, Cx, End, Finish, Guard, Operation, Outcome, PutBack, Run, Sealed, Slot,
+        refuse_and_tell,
     },
     error::{Kind, Refused},
     time,
@@ -47,8 +48,10 @@ impl Bulkhead {
         if self.sits(seat, cx) {
             return Poll::Ready(Ok(()));
         }
-        let seat = &mut Lent::from(seat).value;
-        cx.aside(|cx| self.sit_later(seat, cx))
+        let (mut aside, mut copy) = (None, cx.copy());
+        let sat = self.sit_later(PutBack::from(seat, &mut aside).get(), &mut copy);
+        cx.facts = copy.facts;
+        sat
     }
 
     /// Whether the seat is held, or a permit is free.
@@ -66,6 +69,7 @@ impl Bulkhead {
 
     /// For a call that was not given a permit at once.
     #[cold]
+    #[inline(never)]
     fn sit_later(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> Poll<Result<(), Kind>> {
         match *seat {
             Seat::Waiting { ticket, until } => self.wait(seat, ticket, until, cx),
@@ -79,7 +83,7 @@ impl Bulkhead {
             return Poll::Ready(Err(Kind::BulkheadFull));
         };
         let end = time::later(cx.now(), queue.max_wait);
-        let until = cx.deadline.map_or(end, |deadline| deadline.min(end));
+        let until = cx.facts.deadline.map_or(end, |deadline| deadline.min(end));
         let waker = cx.task().waker().clone();
         match shared.take_or_join(waker) {
             Joined::Taken => {
@@ -112,7 +116,7 @@ impl Bulkhead {
             Asked::Waiting => Poll::Pending,
             Asked::Expired => {
                 *seat = Seat::None;
-                let by_deadline = cx.deadline.is_some_and(|deadline| deadline <= until);
+                let by_deadline = cx.facts.deadline.is_some_and(|deadline| deadline <= until);
                 let kind = if by_deadline { Kind::DeadlineExceeded } else { Kind::QueueTimeout };
                 Poll::Ready(Err(kind))
             }
@@ -147,7 +151,7 @@ impl Bulkhead {
 /// around the call.
 #[inline]
 fn is_late(cx: &mut Cx<'_, '_>) -> bool {
-    cx.deadline.is_some_and(|deadline| cx.now() >= deadline)
+    cx.facts.deadline.is_some_and(|deadline| cx.now() >= deadline)
 }
 
 impl<R, T, E, I: Run<R, T, E>> Guard<R, T, E, I> for Bulkhead {
@@ -168,7 +172,7 @@ impl<R, T, E, I: Run<R, T, E>> Guard<R, T, E, I> for Bulkhead {
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
         if let Err(kind) = ready!(self.sit(&mut notes.seat, cx)) {
-            return refuse_and_tell(out, self.id(), Refused::ended(kind, self.id().name(), cx.started));
+            return refuse_and_tell(out, self.id(), Refused::ended(kind, self.id().name(), cx.facts.started));
         }
         let polled = inner.poll(&mut notes.inner, pinned, op, cx, out);
         if polled.is_ready() {
@@ -251,7 +255,7 @@ impl<'a, R, E, I: Run<R, Permit<'a>, E>> Guard<R, Permit<'a>, E, I> for Hand<'a>
         *seat = Seat::None;
         match sat {
             Ok(()) => out.put(Ok(Permit { bulkhead: self.0 })),
-            Err(kind) => out.refuse(self.0.refuse(kind, cx.started)),
+            Err(kind) => out.refuse(self.0.refuse(kind, cx.facts.started)),
         }
         Poll::Ready(())
     }

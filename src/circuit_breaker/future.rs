@@ -9,7 +9,7 @@ use std::{
 
 use super::{CircuitBreaker, Class, Classify, config::class_of_refusal, machine::InFlight, window::Mark};
 use crate::{
-    call::{Cx, End, Guard, Lent, Operation, Run, Slot, refuse_and_tell},
+    call::{Cx, End, Guard, Operation, PutBack, Run, Slot, refuse_and_tell},
     time,
 };
 
@@ -78,6 +78,7 @@ impl<C> CircuitBreaker<C> {
 
     /// Counts a call as slow before it has ended.
     #[cold]
+    #[inline(never)]
     fn look_at_the_clock(&self, held: &mut Held, cx: &mut Cx<'_, '_>) {
         let Held::Ticket { ticket, started: Some(started) } = *held else {
             return;
@@ -127,8 +128,9 @@ where
         }
         if inner.poll(&mut notes.inner, pinned, op, cx, out).is_pending() {
             if let Held::Ticket { started: Some(_), .. } = notes.held {
-                let held = &mut Lent::from(&mut notes.held).value;
-                cx.aside(|cx| self.look_at_the_clock(held, cx));
+                let (mut aside, mut copy) = (None, cx.copy());
+                self.look_at_the_clock(PutBack::from(&mut notes.held, &mut aside).get(), &mut copy);
+                cx.facts = copy.facts;
             }
             return Poll::Pending;
         }

@@ -13,7 +13,7 @@ use super::{
     machine::{Decision, Ended, Verdict},
 };
 use crate::{
-    call::{Cx, End, Guard, Lent, Operation, Run, Slot, refuse},
+    call::{Cx, End, Guard, Operation, PutBack, Run, Slot, refuse},
     error::{Kind, Refused},
     event::{Event, GaveUp},
     time,
@@ -77,16 +77,17 @@ where
                 return Poll::Ready(());
             }
         }
-        let notes = &mut Lent::from(notes).value;
-        let out = &mut Lent::from(out).value;
-        cx.aside(|cx| {
-            if let Some(verdict) = failed {
-                if self.0.follow(&mut notes.progress, verdict, op.can_repeat(), cx, out) {
-                    return Poll::Ready(());
-                }
-            }
-            self.back_off(inner, notes, pinned, op, cx, out)
-        })
+        let (mut notes_aside, mut out_aside, mut copy) = (None, None, cx.copy());
+        let polled = self.go_on(
+            inner,
+            PutBack::from(notes, &mut notes_aside).get(),
+            failed,
+            (pinned, op),
+            &mut copy,
+            PutBack::from(out, &mut out_aside).get(),
+        );
+        cx.facts = copy.facts;
+        polled
     }
 
     fn end<O>(&self, inner: &I, notes: Self::Notes, pinned: Pin<&mut I::Pinned>, op: Pin<&mut O>, how: End)
@@ -115,25 +116,25 @@ impl<W, C> Retry<W, C> {
     {
         let progress = &mut notes.progress;
         // What the inner list is told of this attempt is put back afterwards, for the policies around.
-        let (attempt, last, started) = (cx.attempt, cx.last, cx.started);
-        cx.attempt = progress.attempt;
-        cx.last = last && progress.attempt >= self.0.last_attempt;
-        cx.started = progress.begun;
+        let (attempt, last, started) = (cx.facts.attempt, cx.facts.last, cx.facts.started);
+        cx.facts.attempt = progress.attempt;
+        cx.facts.last = last && progress.attempt >= self.0.last_attempt;
+        cx.facts.started = progress.begun;
         let polled = inner.poll(&mut notes.inner, pinned, op, cx, out);
-        progress.begun = cx.started;
-        (cx.attempt, cx.last, cx.started) = (attempt, last, started | cx.started);
+        progress.begun = cx.facts.started;
+        (cx.facts.attempt, cx.facts.last, cx.facts.started) = (attempt, last, started | cx.facts.started);
         polled
     }
 
-    /// Waits for the backoff to end and makes the attempts after it.
+    /// Follows an attempt that was not a success, if it was just made, and the backoff after it by others.
     #[cold]
     #[inline(never)]
-    fn back_off<R, T, E, I, O>(
+    fn go_on<R, T, E, I, O>(
         &self,
         inner: &I,
         notes: &mut State<I::Notes>,
-        mut pinned: Pin<&mut I::Pinned>,
-        mut op: Pin<&mut O>,
+        failed: Option<Verdict>,
+        (mut pinned, mut op): (Pin<&mut I::Pinned>, Pin<&mut O>),
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
     ) -> Poll<()>
@@ -143,6 +144,11 @@ impl<W, C> Retry<W, C> {
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
         let shared = &*self.0;
+        if let Some(verdict) = failed {
+            if shared.follow(&mut notes.progress, verdict, op.can_repeat(), cx, out) {
+                return Poll::Ready(());
+            }
+        }
         for _ in 0..ATTEMPTS_PER_POLL {
             let progress = &mut notes.progress;
             if let Some(until) = progress.until {
@@ -227,7 +233,7 @@ impl<W, C> Shared<W, C> {
         *progress = Progress::default();
         if let Some(refused) = out.refused_mut() {
             // An earlier attempt may have begun what this refusal promises not to have.
-            refused.add_started(cx.started);
+            refused.add_started(cx.facts.started);
         }
         true
     }
@@ -272,7 +278,7 @@ impl<W, C> Shared<W, C> {
             unanswered,
             repeatable,
             elapsed: progress.started.map_or(Duration::ZERO, since),
-            left: cx.deadline.map(|at| at.saturating_duration_since(now)),
+            left: cx.facts.deadline.map(|at| at.saturating_duration_since(now)),
             random: [self.chance.next(), self.chance.next()],
         };
         let mut decision = self.rules.decide(ended, &mut progress.previous);
@@ -309,12 +315,12 @@ impl<W, C> Shared<W, C> {
     /// A refusal if the deadline passed during a backoff that was to end before it, because the wake-up came late.
     #[cold]
     fn too_late(&self, attempts: u32, cx: &mut Cx<'_, '_>) -> Option<Refused> {
-        let deadline = cx.deadline?;
+        let deadline = cx.facts.deadline?;
         if cx.now() < deadline {
             return None;
         }
         self.give_up(attempts, GaveUp::Deadline);
-        let refused = Refused::ended(Kind::DeadlineExceeded, self.id.name(), cx.started);
+        let refused = Refused::ended(Kind::DeadlineExceeded, self.id.name(), cx.facts.started);
         Some(self.id.refuse(refused))
     }
 }
