@@ -94,10 +94,10 @@ impl<T, E> Slot<T, E> {
     #[inline(always)]
     fn finish<M: Finish<T, E>>(mut self, degraded: bool) -> Poll<M::Output> {
         match take(&mut self.result) {
-            Some(Ok(value)) => Poll::Ready(M::finish(Ok(Ok(value)), degraded)),
-            Some(Err(error)) => bad::<T, E, M>(Ok(error), degraded),
+            Some(Ok(value)) => Poll::Ready(M::answer(value, degraded)),
+            Some(Err(error)) => bad::<T, E, M>(Error::Inner(error)),
             None => match take(&mut self.refused) {
-                Some(refused) => bad::<T, E, M>(Err(refused), degraded),
+                Some(refused) => bad::<T, E, M>(Error::Refused(refused)),
                 None => unreachable!("policies that are ready have left an outcome"),
             },
         }
@@ -107,8 +107,8 @@ impl<T, E> Slot<T, E> {
 /// A failure or refusal. On its own, or the compiler makes one ending of all, and then the good one moves as many bytes as a
 /// refusal has.
 #[inline(never)]
-fn bad<T, E, M: Finish<T, E>>(why: Result<E, Refused>, degraded: bool) -> Poll<M::Output> {
-    Poll::Ready(M::finish(why.map(Err), degraded))
+fn bad<T, E, M: Finish<T, E>>(why: Error<E>) -> Poll<M::Output> {
+    Poll::Ready(M::error(why))
 }
 
 #[inline(always)]
@@ -650,7 +650,10 @@ pub trait Finish<T, E> {
     type Output;
 
     #[doc(hidden)]
-    fn finish(outcome: Outcome<T, E>, degraded: bool) -> Self::Output;
+    fn answer(value: T, degraded: bool) -> Self::Output;
+
+    #[doc(hidden)]
+    fn error(why: Error<E>) -> Self::Output;
 }
 
 /// The form of [`Stack::call`](crate::Stack::call): `Result<T, Error<E>>`.
@@ -661,12 +664,13 @@ impl<T, E> Finish<T, E> for Flat {
     type Output = Result<T, Error<E>>;
 
     #[inline]
-    fn finish(outcome: Outcome<T, E>, _: bool) -> Self::Output {
-        match outcome {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(Error::Inner(error)),
-            Err(refused) => Err(Error::Refused(refused)),
-        }
+    fn answer(value: T, _: bool) -> Self::Output {
+        Ok(value)
+    }
+
+    #[inline]
+    fn error(why: Error<E>) -> Self::Output {
+        Err(why)
     }
 }
 
@@ -686,8 +690,14 @@ pub struct Marked(());
 impl<T, E> Finish<T, E> for Marked {
     type Output = Result<Answer<T>, Error<E>>;
 
-    fn finish(outcome: Outcome<T, E>, degraded: bool) -> Self::Output {
-        Flat::finish(outcome, degraded).map(|value| Answer { value, degraded })
+    #[inline]
+    fn answer(value: T, degraded: bool) -> Self::Output {
+        Ok(Answer { value, degraded })
+    }
+
+    #[inline]
+    fn error(why: Error<E>) -> Self::Output {
+        Err(why)
     }
 }
 

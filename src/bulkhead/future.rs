@@ -14,11 +14,8 @@ use pin_project::pin_project;
 
 use super::{Bulkhead, Permit, machine::Asked, shared::Joined};
 use crate::{
-    call::{
-        Attempt, Call, Cx, End, Finish, Guard, Operation, Outcome, PutBack, Run, Sealed, Slot,
-        refuse_and_tell,
-    },
-    error::{Kind, Refused},
+    call::{Attempt, Call, Cx, End, Finish, Guard, Operation, PutBack, Run, Sealed, Slot, refuse_and_tell},
+    error::{Error, Kind, Refused},
     time,
 };
 
@@ -295,8 +292,14 @@ impl<'a> Operation for Nothing<'a> {
 impl<T> Finish<T, Infallible> for Bare {
     type Output = Result<T, Refused>;
 
-    fn finish(outcome: Outcome<T, Infallible>, _: bool) -> Self::Output {
-        outcome.map(|Ok(value)| value)
+    fn answer(value: T, _: bool) -> Self::Output {
+        Ok(value)
+    }
+
+    fn error(why: Error<Infallible>) -> Self::Output {
+        match why {
+            Error::Refused(refused) => Err(refused),
+        }
     }
 }
 
