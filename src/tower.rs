@@ -68,7 +68,7 @@ use tower_service::Service;
 
 pub use crate::held::Held;
 use crate::{
-    call::{Attempt, Call, Finish, Flat, Operation, Outcome, Run},
+    call::{Attempt, Call, Finish, Flat, Operation, Run},
     error::{Error, Refused},
     fallback::Handle,
     held::Shared,
@@ -174,12 +174,13 @@ impl<T, E: From<Refused>> Finish<T, E> for Absorbed {
     type Output = Result<T, E>;
 
     #[inline]
-    fn finish(outcome: Outcome<T, E>, _: bool) -> Result<T, E> {
-        match outcome {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(error),
-            Err(refused) => Err(E::from(refused)),
-        }
+    fn answer(value: T, _: bool) -> Result<T, E> {
+        Ok(value)
+    }
+
+    #[inline]
+    fn error(why: Error<E>) -> Result<T, E> {
+        Err(why.absorb())
     }
 }
 
@@ -200,7 +201,7 @@ where
             return Poll::Ready(Ok(()));
         }
         if let Err(error) = ready!(self.inner.poll_ready(cx)) {
-            return Poll::Ready(M::finish(Ok(Err(error)), false).map(drop));
+            return Poll::Ready(M::error(Error::Inner(error)).map(drop));
         }
         self.ready = true;
         Poll::Ready(Ok(()))

@@ -164,6 +164,17 @@ impl Core {
         self.admit(now).map_err(|after| self.id.refuse(self.refusal(after)))
     }
 
+    /// A ticket where no question is asked: the breaker is closed or out of service.
+    #[inline(always)]
+    pub(crate) fn ticket(&self) -> Option<u64> {
+        let word = self.hot.word.load(Acquire);
+        match word & ((1 << FLAGS) - 1) {
+            FAST | ARMED => Some(word >> FLAGS),
+            DISABLED => Some(0),
+            _ => None,
+        }
+    }
+
     /// As [`acquire`](Self::acquire), but a refusal is counted and not yet [made](Self::refusal) or told.
     #[inline]
     pub(crate) fn admit(&self, now: impl FnOnce() -> Instant) -> Result<u64, Hint> {
@@ -291,8 +302,8 @@ impl Core {
     }
 
     /// Counts a good result without the lock, if nothing depends on it.
-    #[inline]
-    fn counts(&self, ticket: u64, now: impl FnOnce() -> Instant) -> bool {
+    #[inline(always)]
+    pub(crate) fn counts(&self, ticket: u64, now: impl FnOnce() -> Instant) -> bool {
         if self.hot.word.load(Acquire) != (ticket << FLAGS | FAST) {
             return false;
         }
