@@ -1,11 +1,17 @@
 //! One plain type for all stacks around the same `Result<T, E>`.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc, task::Poll};
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Poll, ready},
+};
 
 use pin_project::pin_project;
 
 use crate::{
-    call::{Attempt, Call, Closure, Cx, End, Flat, Marked, Operation, Run, Sealed, Slot},
+    call::{Attempt, Call, Closure, Cx, End, Flat, Marked, Operation, Run, Sealed, Slot, Store, Stored},
     error::Name,
     registry::{Inspect, Snapshot},
     stack::List,
@@ -92,11 +98,14 @@ impl<T, E> Inspect for BoxedStack<T, E> {
 }
 
 impl<T, E> Run<(), T, E> for BoxedStack<T, E> {
-    type State = Option<Pin<Box<dyn ErasedCall<T, E>>>>;
+    type Notes = Option<Pin<Box<dyn ErasedCall<T, E>>>>;
+    type Pinned = ();
+    type State = Stored<Self::Notes, ()>;
 
     fn poll<O>(
         &self,
-        state: Pin<&mut Self::State>,
+        notes: &mut Self::Notes,
+        _: Pin<&mut ()>,
         mut op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
@@ -104,16 +113,18 @@ impl<T, E> Run<(), T, E> for BoxedStack<T, E> {
     where
         O: Operation<Request = (), Output = T, Error = E> + ?Sized,
     {
-        let call = state.get_mut().get_or_insert_with(|| self.list.begin());
+        let call = notes.get_or_insert_with(|| self.list.begin());
         let op: Pin<&mut Pin<&mut O>> = Pin::new(&mut op);
-        call.as_mut().poll(op, cx, out)
+        ready!(call.as_mut().poll(op, cx, out));
+        *notes = None;
+        Poll::Ready(())
     }
 
-    fn end<O>(&self, state: Pin<&mut Self::State>, mut op: Pin<&mut O>, how: End)
+    fn end<O>(&self, notes: Self::Notes, _: Pin<&mut ()>, mut op: Pin<&mut O>, how: End)
     where
         O: Operation<Request = (), Output = T, Error = E> + ?Sized,
     {
-        if let Some(mut call) = state.get_mut().take() {
+        if let Some(mut call) = notes {
             let op: Pin<&mut Pin<&mut O>> = Pin::new(&mut op);
             call.as_mut().end(op, how);
         }
@@ -210,11 +221,13 @@ where
         out: &mut Slot<T, E>,
     ) -> Poll<()> {
         let this = self.project();
-        this.list.poll(this.state, op, cx, out)
+        let (notes, pinned) = this.state.parts();
+        this.list.poll(notes.get_or_insert_default(), pinned, op, cx, out)
     }
 
     fn end(self: Pin<&mut Self>, op: Pin<&mut DynOperation<'_, T, E>>, how: End) {
         let this = self.project();
-        this.list.end(this.state, op, how);
+        let (notes, pinned) = this.state.parts();
+        this.list.end(notes.take().unwrap_or_default(), pinned, op, how);
     }
 }

@@ -1,10 +1,13 @@
 //! How a call goes through a list of policies.
 //!
 //! A call has two halves. The [`Operation`] is what the user wants done; it can be started several
-//! times and holds the future of the attempt in progress. The policies hold their half in a
-//! [`Run::State`], a plain value nested like the policies themselves. One [`Call`] future owns both and
+//! times and holds the future of the attempt in progress. The policies hold their half in
+//! [`Run::Notes`], a plain value nested like the policies themselves. One [`Call`] future owns both and
 //! polls them with a [`Cx`] that all policies share: it reads the clock at most once per poll and
 //! owns the call's only timer, armed for the earliest instant that any policy waits for.
+//!
+//! Notes that are not pinned can be moved: in the first poll of a call they are a local variable, which a compiler that sees all
+//! policies keeps in registers, and only a call that has to wait writes them down.
 //!
 //! These types appear in signatures. You need them only to name the future of a call.
 
@@ -12,8 +15,8 @@ use std::{
     fmt,
     future::Future,
     marker::PhantomData,
+    mem::{self, ManuallyDrop},
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -24,7 +27,7 @@ use tokio::time::Sleep;
 use crate::{
     deadline,
     error::{Error, Kind, Name, Refused},
-    event::{Event, Identity},
+    event::Identity,
     time,
 };
 
@@ -33,22 +36,124 @@ pub type Outcome<T, E> = Result<Result<T, E>, Refused>;
 
 /// Where the outcome of a call is put: written once by whoever makes it, and looked at in place by the policies around, so
 /// that a value is not moved once for each policy.
-pub type Slot<T, E> = Option<Outcome<T, E>>;
+///
+/// Its destructor moves what it drops. No reference leads to the slot then, and a result can stay in registers; nor does it
+/// share its place with a refusal, to be told from one at each look.
+pub struct Slot<T, E> {
+    result: ManuallyDrop<Option<Result<T, E>>>,
+    refused: ManuallyDrop<Option<Refused>>,
+}
+
+impl<T, E> Slot<T, E> {
+    #[inline(always)]
+    pub(crate) fn put(&mut self, result: Result<T, E>) {
+        self.clear();
+        self.result = ManuallyDrop::new(Some(result));
+    }
+
+    #[inline(always)]
+    pub(crate) fn refuse(&mut self, refused: Refused) {
+        self.clear();
+        self.refused = ManuallyDrop::new(Some(refused));
+    }
+
+    #[inline(always)]
+    pub(crate) fn get(&self) -> Option<Result<&Result<T, E>, &Refused>> {
+        match &*self.result {
+            Some(result) => Some(Ok(result)),
+            None => self.refused.as_ref().map(Err),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn refused_mut(&mut self) -> Option<&mut Refused> {
+        self.refused.as_mut()
+    }
+
+    #[inline(always)]
+    pub(crate) fn take(&mut self) -> Option<Outcome<T, E>> {
+        match take(&mut self.result) {
+            Some(result) => Some(Ok(result)),
+            None => take(&mut self.refused).map(Err),
+        }
+    }
+
+    /// Empties it.
+    #[inline(always)]
+    pub(crate) fn clear(&mut self) {
+        if self.result.is_some() {
+            discard(take(&mut self.result));
+        }
+        if self.refused.is_some() {
+            discard(take(&mut self.refused));
+        }
+    }
+
+    /// Ready, with what the caller is given.
+    #[inline(always)]
+    fn finish<M: Finish<T, E>>(mut self, degraded: bool) -> Poll<M::Output> {
+        match take(&mut self.result) {
+            Some(Ok(value)) => Poll::Ready(M::answer(value, degraded)),
+            Some(Err(error)) => bad::<T, E, M>(Error::Inner(error)),
+            None => match take(&mut self.refused) {
+                Some(refused) => bad::<T, E, M>(Error::Refused(refused)),
+                None => unreachable!("policies that are ready have left an outcome"),
+            },
+        }
+    }
+}
+
+/// A failure or refusal. On its own, or the compiler makes one ending of all, and then the good one moves as many bytes as a
+/// refusal has.
+#[inline(never)]
+fn bad<T, E, M: Finish<T, E>>(why: Error<E>) -> Poll<M::Output> {
+    Poll::Ready(M::error(why))
+}
+
+#[inline(always)]
+fn take<V>(from: &mut ManuallyDrop<Option<V>>) -> Option<V> {
+    ManuallyDrop::into_inner(mem::replace(from, ManuallyDrop::new(None)))
+}
+
+#[cold]
+#[inline(never)]
+fn discard<V>(_: V) {}
+
+impl<T, E> Default for Slot<T, E> {
+    #[inline(always)]
+    fn default() -> Self {
+        Slot { result: ManuallyDrop::new(None), refused: ManuallyDrop::new(None) }
+    }
+}
+
+impl<T, E> Drop for Slot<T, E> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+impl<T, E> fmt::Debug for Slot<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slot").field("is_some", &self.get().is_some()).finish()
+    }
+}
 
 /// Ready, with a policy's refusal.
-#[inline]
+#[inline(always)]
 pub(crate) fn refuse<T, E>(out: &mut Slot<T, E>, refused: Refused) -> Poll<()> {
-    *out = Some(Err(refused));
+    out.refuse(refused);
     Poll::Ready(())
 }
 
-/// Ready, with a policy's refusal, of which its listeners are told. It is made where it stays: a copy of a refusal costs as
-/// much as the rest of refusing.
-#[inline]
+/// Ready, with a policy's refusal, of which its listeners are told.
+#[inline(always)]
 pub(crate) fn refuse_and_tell<T, E>(out: &mut Slot<T, E>, id: &Identity, refused: Refused) -> Poll<()> {
-    *out = Some(Err(refused));
-    if let Some(Err(refused)) = out {
-        id.emit(&Event::Refused { refused, observed: false });
+    out.refuse(refused);
+    if id.has_listeners() {
+        if let Some(refused) = out.refused_mut() {
+            id.tell_refused(refused.clone());
+        }
     }
     Poll::Ready(())
 }
@@ -141,13 +246,18 @@ impl End {
 ///
 /// Sealed: implemented for nested pairs of this crate's policies, and for pointers to them.
 pub trait Run<R, T, E>: Sealed {
-    /// What the list remembers of one call. As new again after `poll` was ready and after `end`.
-    type State: Default;
+    /// What the list remembers of one call. As new again after `poll` was ready.
+    type Notes: Default;
+    /// What the list polls by itself and must not move: the answer of a fallback.
+    type Pinned: Default;
+    /// Both, where a call keeps them while it waits.
+    type State: Store<Notes = Self::Notes, Pinned = Self::Pinned>;
 
     /// Moves the call on. When it is ready, `out` holds the outcome.
     fn poll<O>(
         &self,
-        state: Pin<&mut Self::State>,
+        notes: &mut Self::Notes,
+        pinned: Pin<&mut Self::Pinned>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
@@ -155,22 +265,25 @@ pub trait Run<R, T, E>: Sealed {
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized;
 
-    /// Takes an unfinished call away, giving back whatever it holds.
-    fn end<O>(&self, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
+    /// Takes an unfinished call away, giving back whatever it holds, also if a part of it panics.
+    fn end<O>(&self, notes: Self::Notes, pinned: Pin<&mut Self::Pinned>, op: Pin<&mut O>, how: End)
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized;
 }
 
 /// One policy around the inner list `I`.
 pub trait Guard<R, T, E, I: Run<R, T, E>>: Sealed {
-    /// What the policy and the inner list remember of one call; see [`Run::State`].
-    type State: Default;
+    /// What the policy and the inner list remember of one call; see [`Run::Notes`].
+    type Notes: Default;
+    /// What they poll by themselves; see [`Run::Pinned`].
+    type Pinned: Default;
 
     /// Moves the call on. When it is ready, `out` holds the outcome.
     fn poll<O>(
         &self,
         inner: &I,
-        state: Pin<&mut Self::State>,
+        notes: &mut Self::Notes,
+        pinned: Pin<&mut Self::Pinned>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
@@ -178,20 +291,99 @@ pub trait Guard<R, T, E, I: Run<R, T, E>>: Sealed {
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized;
 
-    /// Takes an unfinished call away, giving back whatever it holds.
-    fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
-    where
+    /// Takes an unfinished call away, giving back whatever it holds, also if a part of it panics.
+    fn end<O>(
+        &self,
+        inner: &I,
+        notes: Self::Notes,
+        pinned: Pin<&mut Self::Pinned>,
+        op: Pin<&mut O>,
+        how: End,
+    ) where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized;
 }
 
-pub(crate) mod sealed {
-    use std::sync::Arc;
+/// The policies' half of a call that waits; see [`Run::State`].
+pub trait Store: Default {
+    /// What can be moved.
+    type Notes;
+    /// What cannot.
+    type Pinned;
 
+    #[doc(hidden)]
+    fn parts(self: Pin<&mut Self>) -> (&mut Option<Self::Notes>, Pin<&mut Self::Pinned>);
+}
+
+/// The one [`Store`].
+#[pin_project]
+#[derive(Debug)]
+pub struct Stored<N, P> {
+    /// Nothing before the first wait.
+    notes: Option<N>,
+    #[pin]
+    pinned: P,
+}
+
+impl<N, P: Default> Default for Stored<N, P> {
+    #[inline]
+    fn default() -> Self {
+        Stored { notes: None, pinned: P::default() }
+    }
+}
+
+impl<N, P: Default> Store for Stored<N, P> {
+    type Notes = N;
+    type Pinned = P;
+
+    #[inline]
+    fn parts(self: Pin<&mut Self>) -> (&mut Option<N>, Pin<&mut P>) {
+        let this = self.project();
+        (this.notes, this.pinned)
+    }
+}
+
+/// Puts `value` to its `home` when this is dropped, also by a panic.
+pub(crate) struct PutBack<'a, V, H: From<V> = V> {
+    /// There is one.
+    value: &'a mut Option<V>,
+    home: &'a mut H,
+}
+
+impl<'a, V: Default> PutBack<'a, V> {
+    /// What is at `home`, moved to `aside` for something that is not inlined: what no reference leads to can stay in
+    /// registers.
+    #[inline(always)]
+    pub(crate) fn from(home: &'a mut V, aside: &'a mut Option<V>) -> Self {
+        *aside = Some(mem::take(home));
+        PutBack { value: aside, home }
+    }
+}
+
+impl<V, H: From<V>> PutBack<'_, V, H> {
+    #[inline(always)]
+    pub(crate) fn get(&mut self) -> &mut V {
+        match self.value {
+            Some(value) => value,
+            None => unreachable!("it is put back when this is dropped"),
+        }
+    }
+}
+
+// So small that a compiler inlines it also where a panic passes: else a reference would lead to `value`.
+impl<V, H: From<V>> Drop for PutBack<'_, V, H> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(value) = self.value.take() {
+            *self.home = value.into();
+        }
+    }
+}
+
+pub(crate) mod sealed {
     pub trait Sealed {}
     impl Sealed for () {}
     impl<P, I> Sealed for (P, I) {}
     impl<P: Sealed> Sealed for &P {}
-    impl<P: Sealed> Sealed for Arc<P> {}
 }
 pub(crate) use sealed::Sealed;
 
@@ -200,12 +392,15 @@ where
     P: Guard<R, T, E, I>,
     I: Run<R, T, E>,
 {
-    type State = P::State;
+    type Notes = P::Notes;
+    type Pinned = P::Pinned;
+    type State = Stored<P::Notes, P::Pinned>;
 
-    #[inline]
+    #[inline(always)]
     fn poll<O>(
         &self,
-        state: Pin<&mut P::State>,
+        notes: &mut P::Notes,
+        pinned: Pin<&mut P::Pinned>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
@@ -213,15 +408,14 @@ where
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        self.0.poll(&self.1, state, op, cx, out)
+        self.0.poll(&self.1, notes, pinned, op, cx, out)
     }
 
-    #[inline]
-    fn end<O>(&self, state: Pin<&mut P::State>, op: Pin<&mut O>, how: End)
+    fn end<O>(&self, notes: P::Notes, pinned: Pin<&mut P::Pinned>, op: Pin<&mut O>, how: End)
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        self.0.end(&self.1, state, op, how);
+        self.0.end(&self.1, notes, pinned, op, how);
     }
 }
 
@@ -231,13 +425,15 @@ where
     P: Guard<R, T, E, I>,
     I: Run<R, T, E>,
 {
-    type State = P::State;
+    type Notes = P::Notes;
+    type Pinned = P::Pinned;
 
-    #[inline]
+    #[inline(always)]
     fn poll<O>(
         &self,
         inner: &I,
-        state: Pin<&mut P::State>,
+        notes: &mut P::Notes,
+        pinned: Pin<&mut P::Pinned>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
@@ -245,15 +441,14 @@ where
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        P::poll(self, inner, state, op, cx, out)
+        P::poll(self, inner, notes, pinned, op, cx, out)
     }
 
-    #[inline]
-    fn end<O>(&self, inner: &I, state: Pin<&mut P::State>, op: Pin<&mut O>, how: End)
+    fn end<O>(&self, inner: &I, notes: P::Notes, pinned: Pin<&mut P::Pinned>, op: Pin<&mut O>, how: End)
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        P::end(self, inner, state, op, how);
+        P::end(self, inner, notes, pinned, op, how);
     }
 }
 
@@ -261,12 +456,15 @@ where
 macro_rules! run_through_pointer {
     ($pointer:ty) => {
         impl<R, T, E, L: Run<R, T, E>> Run<R, T, E> for $pointer {
+            type Notes = L::Notes;
+            type Pinned = L::Pinned;
             type State = L::State;
 
-            #[inline]
+            #[inline(always)]
             fn poll<O>(
                 &self,
-                state: Pin<&mut L::State>,
+                notes: &mut L::Notes,
+                pinned: Pin<&mut L::Pinned>,
                 op: Pin<&mut O>,
                 cx: &mut Cx<'_, '_>,
                 out: &mut Slot<T, E>,
@@ -274,30 +472,33 @@ macro_rules! run_through_pointer {
             where
                 O: Operation<Request = R, Output = T, Error = E> + ?Sized,
             {
-                L::poll(self, state, op, cx, out)
+                L::poll(self, notes, pinned, op, cx, out)
             }
 
-            #[inline]
-            fn end<O>(&self, state: Pin<&mut L::State>, op: Pin<&mut O>, how: End)
+            fn end<O>(&self, notes: L::Notes, pinned: Pin<&mut L::Pinned>, op: Pin<&mut O>, how: End)
             where
                 O: Operation<Request = R, Output = T, Error = E> + ?Sized,
             {
-                L::end(self, state, op, how);
+                L::end(self, notes, pinned, op, how);
             }
         }
     };
 }
 run_through_pointer!(&L);
-run_through_pointer!(Arc<L>);
+#[cfg(feature = "tower")]
+run_through_pointer!(crate::tower::Held<L>);
 
 /// Inside all policies: the operation itself. It is not begun in a call that comes after the deadline around it; policies that
 /// begin it later, after a wait, look at the deadline themselves.
 impl<R, T, E> Run<R, T, E> for () {
-    type State = ();
+    type Notes = ();
+    type Pinned = ();
+    type State = Stored<(), ()>;
 
-    #[inline]
+    #[inline(always)]
     fn poll<O>(
         &self,
+        (): &mut (),
         _: Pin<&mut ()>,
         mut op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
@@ -306,28 +507,30 @@ impl<R, T, E> Run<R, T, E> for () {
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        if cx.late {
-            return refuse(out, Refused::ended(Kind::DeadlineExceeded, &Name::new("deadline"), cx.started));
+        if cx.facts.late {
+            return refuse(
+                out,
+                Refused::ended(Kind::DeadlineExceeded, &Name::new("deadline"), cx.facts.started),
+            );
         }
-        let attempt = Attempt { number: cx.attempt, last: cx.last, deadline: cx.deadline };
-        let readable = cx.deadline.map(deadline::enter);
+        let attempt = Attempt { number: cx.facts.attempt, last: cx.facts.last, deadline: cx.facts.deadline };
+        let readable = cx.facts.deadline.map(deadline::enter);
         let polled = op.as_mut().poll_attempt(cx.task, attempt);
         drop(readable);
         match polled {
             Poll::Ready(result) => {
-                cx.started = true;
-                *out = Some(Ok(result));
+                cx.facts.started = true;
+                out.put(result);
                 Poll::Ready(())
             }
             Poll::Pending => {
-                cx.started |= op.has_begun();
+                cx.facts.started |= op.has_begun();
                 Poll::Pending
             }
         }
     }
 
-    #[inline]
-    fn end<O>(&self, _: Pin<&mut ()>, op: Pin<&mut O>, _: End)
+    fn end<O>(&self, (): (), _: Pin<&mut ()>, op: Pin<&mut O>, _: End)
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
@@ -338,8 +541,14 @@ impl<R, T, E> Run<R, T, E> for () {
 /// What the policies of one call share while it is polled.
 pub struct Cx<'a, 'w> {
     task: &'a mut Context<'w>,
-    now: Option<Instant>,
     timer: Option<Pin<&'a Sleep>>,
+    pub(crate) facts: Facts,
+}
+
+/// What they know of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Facts {
+    now: Option<Instant>,
     wake_at: Option<Instant>,
     /// When the whole call is given up: the earliest of all deadlines around this place.
     pub(crate) deadline: Option<Instant>,
@@ -355,32 +564,60 @@ pub struct Cx<'a, 'w> {
     pub(crate) degraded: bool,
 }
 
-impl<'w> Cx<'_, 'w> {
+impl<'a, 'w> Cx<'a, 'w> {
+    /// For a poll of a call that was begun before `deadline`, that of the code around it.
+    #[inline]
+    fn new(task: &'a mut Context<'w>, deadline: Option<Instant>) -> Self {
+        let facts = Facts {
+            now: None,
+            wake_at: None,
+            deadline,
+            attempt: 1,
+            last: true,
+            late: false,
+            started: false,
+            degraded: false,
+        };
+        Cx { task, timer: None, facts }
+    }
+
     /// The present, read at most once per poll.
     #[inline]
     pub(crate) fn now(&mut self) -> Instant {
-        *self.now.get_or_insert_with(time::now)
+        *self.facts.now.get_or_insert_with(time::now)
     }
 
     /// The present, if some policy has read it in this poll already.
     #[inline]
     pub(crate) fn known_now(&self) -> Option<Instant> {
-        self.now
+        self.facts.now
+    }
+
+    /// Takes over what somebody knows who asked [`known_now`](Self::known_now) and then read the clock by itself.
+    #[inline]
+    pub(crate) fn learn(&mut self, now: Option<Instant>) {
+        self.facts.now = now;
     }
 
     /// Whether `at` has come. If not, the call will be polled again when it has.
     ///
     /// While the call's timer is armed for an earlier instant and has not fired, the answer costs no
     /// clock read.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn reached(&mut self, at: Instant) -> bool {
         let armed_before =
             self.timer.is_some_and(|timer| timer.deadline().into_std() <= at && !timer.is_elapsed());
         if !armed_before && self.now() >= at {
             return true;
         }
-        self.wake_at = Some(self.wake_at.map_or(at, |other| other.min(at)));
+        self.facts.wake_at = Some(self.facts.wake_at.map_or(at, |other| other.min(at)));
         false
+    }
+
+    /// A copy, for the same reason as [`PutBack::from`]. Its facts have to be taken over.
+    #[inline(always)]
+    pub(crate) fn copy(&mut self) -> Cx<'_, 'w> {
+        Cx { task: self.task, timer: self.timer, facts: self.facts }
     }
 
     /// The waker of the task that polls this call.
@@ -392,7 +629,10 @@ impl<'w> Cx<'_, 'w> {
 
 impl fmt::Debug for Cx<'_, '_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cx").field("now", &self.now).field("deadline", &self.deadline).finish_non_exhaustive()
+        f.debug_struct("Cx")
+            .field("now", &self.facts.now)
+            .field("deadline", &self.facts.deadline)
+            .finish_non_exhaustive()
     }
 }
 
@@ -407,7 +647,10 @@ pub trait Finish<T, E> {
     type Output;
 
     #[doc(hidden)]
-    fn finish(outcome: Outcome<T, E>, degraded: bool) -> Self::Output;
+    fn answer(value: T, degraded: bool) -> Self::Output;
+
+    #[doc(hidden)]
+    fn error(why: Error<E>) -> Self::Output;
 }
 
 /// The form of [`Stack::call`](crate::Stack::call): `Result<T, Error<E>>`.
@@ -418,12 +661,13 @@ impl<T, E> Finish<T, E> for Flat {
     type Output = Result<T, Error<E>>;
 
     #[inline]
-    fn finish(outcome: Outcome<T, E>, _: bool) -> Self::Output {
-        match outcome {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(Error::Inner(error)),
-            Err(refused) => Err(Error::Refused(refused)),
-        }
+    fn answer(value: T, _: bool) -> Self::Output {
+        Ok(value)
+    }
+
+    #[inline]
+    fn error(why: Error<E>) -> Self::Output {
+        Err(why)
     }
 }
 
@@ -443,8 +687,14 @@ pub struct Marked(());
 impl<T, E> Finish<T, E> for Marked {
     type Output = Result<Answer<T>, Error<E>>;
 
-    fn finish(outcome: Outcome<T, E>, degraded: bool) -> Self::Output {
-        Flat::finish(outcome, degraded).map(|value| Answer { value, degraded })
+    #[inline]
+    fn answer(value: T, degraded: bool) -> Self::Output {
+        Ok(Answer { value, degraded })
+    }
+
+    #[inline]
+    fn error(why: Error<E>) -> Self::Output {
+        Err(why)
     }
 }
 
@@ -452,11 +702,11 @@ impl<T, E> Finish<T, E> for Marked {
 enum Phase {
     /// Never polled: holds nothing.
     New,
+    Done,
     /// Between polls.
     Waiting,
     /// Inside a poll. Found in `drop` only when the poll panicked.
     Polling,
-    Done,
 }
 
 /// The future of a protected call: `O` guarded by the policies `L`.
@@ -505,6 +755,13 @@ where
             form: PhantomData,
         }
     }
+
+    #[cold]
+    fn end(self: Pin<&mut Self>, how: End) {
+        let this = self.project();
+        let (notes, pinned) = this.state.parts();
+        this.policies.end(notes.take().unwrap_or_default(), pinned, this.op, how);
+    }
 }
 
 impl<L, O, M> Future for Call<L, O, M>
@@ -516,51 +773,72 @@ where
     type Output = M::Output;
 
     #[inline]
-    fn poll(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let mut late = false;
-        match *this.phase {
-            Phase::New => {
-                *this.parent = deadline::current();
-                late = this.parent.is_some_and(|at| time::now() >= at);
-            }
-            Phase::Waiting => {}
-            Phase::Polling | Phase::Done => panic!("a call was polled after it had ended"),
+    fn poll(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.phase != Phase::New {
+            return self.poll_again(task);
         }
+        let this = self.as_mut().project();
+        let parent = deadline::current();
+        let mut cx = Cx::new(task, parent);
+        cx.facts.late = parent.is_some_and(|at| cx.now() >= at);
         *this.phase = Phase::Polling;
-        let mut out = None;
+        let mut out = Slot::default();
+        let (home, pinned) = this.state.parts();
+        let mut notes = Some(L::Notes::default());
+        let mut lent = PutBack { value: &mut notes, home };
+        if this.policies.poll(lent.get(), pinned, this.op, &mut cx, &mut out).is_ready() {
+            *this.phase = Phase::Done;
+            // As new, so there is nothing to put back.
+            mem::forget(lent);
+            return out.finish::<M>(cx.facts.degraded);
+        }
+        drop(lent);
+        let wake_at = cx.facts.wake_at;
+        *this.parent = parent;
+        *this.started = cx.facts.started;
+        if self.as_mut().waits(wake_at, task) { Poll::Pending } else { self.poll_again(task) }
+    }
+}
+
+impl<L, O, M> Call<L, O, M>
+where
+    L: Run<O::Request, O::Output, O::Error>,
+    O: Operation,
+    M: Finish<O::Output, O::Error>,
+{
+    /// The polls after the first.
+    #[inline(never)]
+    fn poll_again(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<M::Output> {
         loop {
-            let mut cx = Cx {
-                task: &mut *task,
-                now: None,
-                timer: this.timer.as_ref().as_pin_ref(),
-                wake_at: None,
-                deadline: *this.parent,
-                attempt: 1,
-                last: true,
-                late,
-                started: *this.started,
-                degraded: false,
-            };
-            let polled = this.policies.poll(this.state.as_mut(), this.op.as_mut(), &mut cx, &mut out);
-            let (wake_at, degraded) = (cx.wake_at, cx.degraded);
-            *this.started = cx.started;
-            if polled.is_ready() {
-                *this.phase = Phase::Done;
-                return match out {
-                    Some(outcome) => Poll::Ready(M::finish(outcome, degraded)),
-                    None => unreachable!("policies that are ready have left an outcome"),
-                };
+            let this = self.as_mut().project();
+            if *this.phase != Phase::Waiting {
+                panic!("a call was polled after it had ended");
             }
-            let timer_is_due = match wake_at {
-                Some(at) => arm(this.timer.as_mut(), at, task),
-                None => false,
-            };
-            if !timer_is_due {
-                *this.phase = Phase::Waiting;
+            *this.phase = Phase::Polling;
+            let mut cx = Cx::new(task, *this.parent);
+            cx.timer = this.timer.as_ref().as_pin_ref();
+            cx.facts.started = *this.started;
+            let mut out = Slot::default();
+            let (notes, pinned) = this.state.parts();
+            let notes = notes.get_or_insert_default();
+            if this.policies.poll(notes, pinned, this.op, &mut cx, &mut out).is_ready() {
+                *this.phase = Phase::Done;
+                return out.finish::<M>(cx.facts.degraded);
+            }
+            let wake_at = cx.facts.wake_at;
+            *this.started = cx.facts.started;
+            if self.as_mut().waits(wake_at, task) {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Ends a poll that was not ready; `false` if the call shall be polled again at once.
+    fn waits(self: Pin<&mut Self>, wake_at: Option<Instant>, task: &mut Context<'_>) -> bool {
+        let this = self.project();
+        let due = wake_at.is_some_and(|at| arm(this.timer, at, task));
+        *this.phase = Phase::Waiting;
+        !due
     }
 }
 
@@ -588,13 +866,11 @@ where
 {
     #[inline]
     fn drop(self: Pin<&mut Self>) {
-        let this = self.project();
-        let how = match *this.phase {
-            Phase::New | Phase::Done => return,
-            Phase::Waiting => End::Cancelled,
-            Phase::Polling => End::Panicked,
-        };
-        this.policies.end(this.state, this.op, how);
+        match self.phase {
+            Phase::New | Phase::Done => {}
+            Phase::Waiting => self.end(End::Cancelled),
+            Phase::Polling => self.end(End::Panicked),
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::{
     cell::Cell,
     fmt,
     future::Future,
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -178,11 +179,9 @@ impl IntoPolicy<Deadline> for Duration {
 }
 
 /// What a deadline remembers of one call.
-#[pin_project]
 #[derive(Debug, Default)]
 pub struct State<S> {
     until: Option<Instant>,
-    #[pin]
     inner: S,
 }
 
@@ -191,13 +190,15 @@ where
     I: Run<R, T, E>,
     L: Limit<R>,
 {
-    type State = State<I::State>;
+    type Notes = State<I::Notes>;
+    type Pinned = I::Pinned;
 
-    #[inline]
+    #[inline(always)]
     fn poll<O>(
         &self,
         inner: &I,
-        state: Pin<&mut Self::State>,
+        notes: &mut Self::Notes,
+        mut pinned: Pin<&mut I::Pinned>,
         mut op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
@@ -205,42 +206,39 @@ where
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let mut this = state.project();
-        let around = cx.deadline;
-        let until = match *this.until {
+        let around = cx.facts.deadline;
+        let until = match notes.until {
             Some(until) => until,
             None => {
                 let now = cx.now();
                 let own = time::later(now, self.limit.limit(op.request()));
                 let until = around.map_or(own, |around| around.min(own));
                 if until <= now {
-                    return refuse_and_tell(out, &self.id, self.exceeded(cx.started));
+                    return refuse_and_tell(out, &self.id, self.exceeded(cx.facts.started));
                 }
-                *this.until.insert(until)
+                *notes.until.insert(until)
             }
         };
-        cx.deadline = Some(until);
-        let polled = inner.poll(this.inner.as_mut(), op.as_mut(), cx, out);
-        cx.deadline = around;
+        cx.facts.deadline = Some(until);
+        let polled = inner.poll(&mut notes.inner, pinned.as_mut(), op.as_mut(), cx, out);
+        cx.facts.deadline = around;
         if polled.is_ready() {
-            *this.until = None;
+            notes.until = None;
             return polled;
         }
         if !cx.reached(until) {
             return Poll::Pending;
         }
-        *this.until = None;
-        inner.end(this.inner, op, End::given_up(cx.started));
-        refuse_and_tell(out, &self.id, self.exceeded(cx.started))
+        notes.until = None;
+        inner.end(mem::take(&mut notes.inner), pinned, op, End::given_up(cx.facts.started));
+        refuse_and_tell(out, &self.id, self.exceeded(cx.facts.started))
     }
 
-    fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
+    fn end<O>(&self, inner: &I, notes: Self::Notes, pinned: Pin<&mut I::Pinned>, op: Pin<&mut O>, how: End)
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let this = state.project();
-        *this.until = None;
-        inner.end(this.inner, op, how);
+        inner.end(notes.inner, pinned, op, how);
     }
 }
 

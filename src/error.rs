@@ -121,26 +121,45 @@ impl<E: error::Error + 'static> error::Error for Error<E> {
 pub struct Refused {
     kind: Kind,
     name: Name,
-    /// In nanoseconds, or [`NO_HINT`]: every call's result has room for a refusal, so it is kept small.
-    retry_after: u64,
+    retry_after: Hint,
     started: bool,
 }
 
-/// What stands where nobody knows when to try again.
-const NO_HINT: u64 = u64::MAX;
+/// When to try again, in nanoseconds: every call's result has room for a refusal, so it is kept small.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Hint(u64);
+
+impl Hint {
+    /// Nobody knows.
+    pub(crate) const NONE: Hint = Hint(u64::MAX);
+
+    #[inline]
+    pub(crate) fn nanos(nanos: u64) -> Self {
+        Hint(nanos.min(Self::NONE.0 - 1))
+    }
+
+    fn wait(self) -> Option<Duration> {
+        (self != Self::NONE).then(|| Duration::from_nanos(self.0))
+    }
+}
+
+impl From<Option<Duration>> for Hint {
+    fn from(wait: Option<Duration>) -> Self {
+        wait.map_or(Self::NONE, |wait| Hint::nanos(time::nanos(wait)))
+    }
+}
 
 impl Refused {
     /// A refusal before the operation was started.
     #[inline]
-    pub(crate) fn unstarted(kind: Kind, name: &Name, retry_after: Option<Duration>) -> Self {
-        let retry_after = retry_after.map_or(NO_HINT, |wait| time::nanos(wait).min(NO_HINT - 1));
+    pub(crate) fn unstarted(kind: Kind, name: &Name, retry_after: Hint) -> Self {
         Refused { kind, name: name.clone(), retry_after, started: false }
     }
 
     /// A refusal that gives up on a call whose operation was started, or not.
     #[inline]
     pub(crate) fn ended(kind: Kind, name: &Name, started: bool) -> Self {
-        Refused { kind, name: name.clone(), retry_after: NO_HINT, started }
+        Refused { kind, name: name.clone(), retry_after: Hint::NONE, started }
     }
 
     /// Takes into account that an earlier attempt of the call may have begun.
@@ -165,7 +184,7 @@ impl Refused {
 
     /// When another try has a chance, where the policy knows: an open breaker's remaining wait.
     pub fn retry_after(&self) -> Option<Duration> {
-        (self.retry_after != NO_HINT).then(|| Duration::from_nanos(self.retry_after))
+        self.retry_after.wait()
     }
 
     /// Whether the operation may have begun.
@@ -248,12 +267,17 @@ impl fmt::Display for Kind {
 #[derive(Clone)]
 pub struct Name(Text);
 
+/// Two words, and two cases to tell apart when one is cloned or dropped: every call's result has room for a refusal.
 #[derive(Clone)]
 enum Text {
     Static(&'static str),
-    Shared(Arc<str>),
-    /// `base[key]`, and where the base ends: 32 bits, which keep a refusal small.
-    Keyed(Arc<str>, u32),
+    Shared(Arc<Owned>),
+}
+
+struct Owned {
+    text: Box<str>,
+    /// Where the base of `base[key]` ends, if it is one.
+    base: Option<usize>,
 }
 
 impl Name {
@@ -264,24 +288,29 @@ impl Name {
 
     /// The name of the policy for one key: `base[key]`.
     pub(crate) fn keyed(base: &str, key: &dyn fmt::Display) -> Self {
-        let end = u32::try_from(base.len()).unwrap_or(u32::MAX);
-        Name(Text::Keyed(format!("{base}[{key}]").into(), end))
+        Name::owned(format!("{base}[{key}]").into(), Some(base.len()))
+    }
+
+    fn owned(text: Box<str>, base: Option<usize>) -> Self {
+        Name(Text::Shared(Arc::new(Owned { text, base })))
+    }
+
+    /// Where the base ends, for the policy of a key.
+    fn base_end(&self) -> Option<usize> {
+        match &self.0 {
+            Text::Static(_) => None,
+            Text::Shared(owned) => owned.base,
+        }
     }
 
     /// The name without the key of a [`Keyed`](crate::Keyed) policy.
     pub fn base(&self) -> &str {
-        match &self.0 {
-            Text::Keyed(name, end) => name.get(..*end as usize).unwrap_or(name),
-            _ => self,
-        }
+        &self[..self.base_end().unwrap_or(self.len())]
     }
 
     /// The key, for a policy out of a [`Keyed`](crate::Keyed).
     pub fn key(&self) -> Option<&str> {
-        match &self.0 {
-            Text::Keyed(name, end) => name.get(*end as usize + 1..name.len() - 1),
-            _ => None,
-        }
+        self.base_end().map(|end| &self[end + 1..self.len() - 1])
     }
 }
 
@@ -291,7 +320,7 @@ impl Deref for Name {
     fn deref(&self) -> &str {
         match &self.0 {
             Text::Static(name) => name,
-            Text::Shared(name) | Text::Keyed(name, _) => name,
+            Text::Shared(owned) => &owned.text,
         }
     }
 }
@@ -304,13 +333,13 @@ impl From<&'static str> for Name {
 
 impl From<String> for Name {
     fn from(name: String) -> Self {
-        Name(Text::Shared(name.into()))
+        Name::owned(name.into(), None)
     }
 }
 
 impl From<Arc<str>> for Name {
     fn from(name: Arc<str>) -> Self {
-        Name(Text::Shared(name))
+        Name::owned((*name).into(), None)
     }
 }
 

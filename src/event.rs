@@ -256,6 +256,17 @@ impl Identity {
         }
     }
 
+    #[inline]
+    pub(crate) fn has_listeners(&self) -> bool {
+        !self.observers.is_empty()
+    }
+
+    /// Tells the listeners that a call was refused.
+    #[cold]
+    pub(crate) fn tell_refused(&self, refused: Refused) {
+        self.emit(&Event::Refused { refused: &refused, observed: false });
+    }
+
     /// Tells the listeners that a call was refused.
     #[inline]
     pub(crate) fn refuse(&self, refused: Refused) -> Refused {

@@ -2,19 +2,19 @@
 
 use std::{
     fmt,
-    future::{Future, Ready, ready},
+    future::{self, Future, Ready},
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    task::Poll,
+    task::{Poll, ready},
 };
 
 use pin_project::pin_project;
 
 use crate::{
-    call::{Cx, End, Guard, Operation, Run, Sealed, Slot},
+    call::{Cx, End, Guard, Operation, Outcome, Run, Sealed, Slot},
     error::{ConfigError, Error, Name},
     event::{Event, Identity, Observer},
     stack::{IntoPolicy, Part, Role, callable},
@@ -219,47 +219,61 @@ impl<R, T: Clone, E> Handle<R, T, E> for Value<T> {
     }
 
     fn handle(&self, _: Error<E>, (): ()) -> Self::Future {
-        ready(Ok(self.0.clone()))
+        future::ready(Ok(self.0.clone()))
     }
 }
 
 /// What a fallback remembers of one call.
-#[pin_project(project = StateProjection)]
-pub enum State<K, S, F> {
-    /// The operation has not been asked yet.
-    New,
-    /// The operation is asked.
-    Asking {
-        /// Kept for the handler.
-        kept: Option<K>,
-        /// The inner list.
-        #[pin]
-        inner: S,
-    },
-    /// The handler makes an answer.
-    Answering {
-        /// Its place among the [limit](Fallback::limit).
-        place: Place,
-        /// The answer.
-        #[pin]
-        answer: F,
-    },
+#[derive(Debug)]
+pub struct State<K, S> {
+    stage: Stage<K>,
+    inner: S,
 }
 
-impl<K, S, F> Default for State<K, S, F> {
+#[derive(Debug)]
+enum Stage<K> {
+    /// The operation has not been asked yet.
+    New,
+    /// The operation is asked; this is kept for the handler.
+    Asking(Option<K>),
+    /// The handler makes an answer.
+    Answering,
+}
+
+impl<K, S: Default> Default for State<K, S> {
     #[inline]
     fn default() -> Self {
-        State::New
+        State { stage: Stage::New, inner: S::default() }
     }
 }
 
-impl<K, S, F> fmt::Debug for State<K, S, F> {
+/// What a fallback polls by itself.
+#[pin_project]
+pub struct Pinned<S, F> {
+    #[pin]
+    answering: Option<Answering<F>>,
+    #[pin]
+    inner: S,
+}
+
+/// An answer in the making, and its place among the [limit](Fallback::limit).
+#[pin_project]
+struct Answering<F> {
+    #[pin]
+    answer: F,
+    place: Place,
+}
+
+impl<S: Default, F> Default for Pinned<S, F> {
+    #[inline]
+    fn default() -> Self {
+        Pinned { answering: None, inner: S::default() }
+    }
+}
+
+impl<S, F> fmt::Debug for Pinned<S, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            State::New => "New",
-            State::Asking { .. } => "Asking",
-            State::Answering { .. } => "Answering",
-        })
+        f.debug_struct("Pinned").field("answering", &self.answering.is_some()).finish_non_exhaustive()
     }
 }
 
@@ -278,60 +292,71 @@ where
     I: Run<R, T, E>,
     H: Handle<R, T, E>,
 {
-    type State = State<H::Kept, I::State, H::Future>;
+    type Notes = State<H::Kept, I::Notes>;
+    type Pinned = Pinned<I::Pinned, H::Future>;
 
-    #[inline]
+    #[inline(always)]
     fn poll<O>(
         &self,
         inner: &I,
-        mut state: Pin<&mut Self::State>,
-        mut op: Pin<&mut O>,
+        notes: &mut Self::Notes,
+        pinned: Pin<&mut Self::Pinned>,
+        op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
     ) -> Poll<()>
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        if let State::New = *state {
-            let kept = self.handler.keep(op.request());
-            state.set(State::Asking { kept, inner: Default::default() });
+        let mut pinned = pinned.project();
+        if let Stage::New = notes.stage {
+            notes.stage = Stage::Asking(self.handler.keep(op.request()));
         }
-        if let StateProjection::Asking { kept, inner: inner_state } = state.as_mut().project() {
-            if inner.poll(inner_state, op.as_mut(), cx, out).is_pending() {
-                return Poll::Pending;
-            }
-            if let Some(Ok(Ok(_))) = out {
-                state.set(State::New);
-                return Poll::Ready(());
-            }
+        if let Stage::Asking(kept) = &mut notes.stage {
+            ready!(inner.poll(&mut notes.inner, pinned.inner, op, cx, out));
             let kept = kept.take();
-            if !self.turn(state.as_mut(), kept, out) {
+            notes.stage = Stage::New;
+            if let Some(Ok(Ok(_))) = out.get() {
                 return Poll::Ready(());
             }
+            match self.turn(kept, out.take()) {
+                Ok(answering) => pinned.answering.set(Some(answering)),
+                Err(outcome) => {
+                    match outcome {
+                        Ok(result) => out.put(result),
+                        Err(refused) => out.refuse(refused),
+                    }
+                    return Poll::Ready(());
+                }
+            }
+            notes.stage = Stage::Answering;
         }
-        let StateProjection::Answering { answer, .. } = state.as_mut().project() else {
+        let Some(answering) = pinned.answering.as_mut().as_pin_mut() else {
             return Poll::Pending;
         };
-        let mut answer = std::task::ready!(answer.poll(cx.task()));
+        let mut answer = ready!(answering.project().answer.poll(cx.task()));
         if let Ok(value) = &mut answer {
-            cx.degraded = true;
+            cx.facts.degraded = true;
             if let Some(mark) = &self.mark {
                 mark(value);
             }
         }
-        state.set(State::New);
-        *out = Some(Ok(answer));
+        pinned.answering.set(None);
+        notes.stage = Stage::New;
+        out.put(answer);
         Poll::Ready(())
     }
 
-    fn end<O>(&self, inner: &I, mut state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
+    fn end<O>(&self, inner: &I, notes: Self::Notes, pinned: Pin<&mut Self::Pinned>, op: Pin<&mut O>, how: End)
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        if let StateProjection::Asking { inner: inner_state, .. } = state.as_mut().project() {
-            inner.end(inner_state, op, how);
+        let mut pinned = pinned.project();
+        match notes.stage {
+            Stage::New => {}
+            Stage::Asking(_) => inner.end(notes.inner, pinned.inner, op, how),
+            Stage::Answering => pinned.answering.set(None),
         }
-        state.set(State::New);
     }
 }
 
@@ -348,33 +373,28 @@ impl<H, T, E> Fallback<H, T, E> {
         (before < self.limit).then_some(place)
     }
 
-    /// Turns from asking to answering, if this error is one to fall back from; otherwise it stays the outcome.
+    /// The answer to what is not a success, if it is one to fall back from; otherwise it stays the outcome.
     #[cold]
-    fn turn<R, S>(
+    fn turn<R>(
         &self,
-        mut state: Pin<&mut State<H::Kept, S, H::Future>>,
         kept: Option<H::Kept>,
-        out: &mut Slot<T, E>,
-    ) -> bool
+        outcome: Option<Outcome<T, E>>,
+    ) -> Result<Answering<H::Future>, Outcome<T, E>>
     where
         H: Handle<R, T, E>,
     {
-        let error = match out.take() {
+        let error = match outcome {
             Some(Ok(Err(error))) => Error::Inner(error),
             Some(Err(refused)) => Error::Refused(refused),
             Some(Ok(Ok(_))) | None => unreachable!("a success is not fallen back from"),
         };
         if let (Some(kept), Some(place)) = (kept, self.admit(&error)) {
-            let answer = self.begin(error, kept);
-            state.set(State::Answering { place, answer });
-            return true;
+            return Ok(Answering { answer: self.begin(error, kept), place });
         }
-        state.set(State::New);
-        *out = Some(match error {
+        Err(match error {
             Error::Inner(error) => Ok(Err(error)),
             Error::Refused(refused) => Err(refused),
-        });
-        false
+        })
     }
 
     fn begin<R>(&self, why: Error<E>, kept: H::Kept) -> H::Future

@@ -62,8 +62,6 @@ use std::{
     task::Poll,
 };
 
-use pin_project::pin_project;
-
 use crate::{
     call::{Cx, End, Guard, Operation, Run, Sealed, Slot},
     error::ConfigError,
@@ -299,11 +297,9 @@ impl<K, C: Template, F> IntoPolicy<By<K, C, F>> for By<K, C, F> {
 }
 
 /// What a keyed policy remembers of one call.
-#[pin_project]
 #[derive(Debug)]
 pub struct State<P, S> {
     policy: Option<P>,
-    #[pin]
     inner: S,
 }
 
@@ -321,12 +317,14 @@ where
     C::Policy: Guard<R, T, E, I>,
     F: Fn(&R) -> K,
 {
-    type State = State<C::Policy, <C::Policy as Guard<R, T, E, I>>::State>;
+    type Notes = State<C::Policy, <C::Policy as Guard<R, T, E, I>>::Notes>;
+    type Pinned = <C::Policy as Guard<R, T, E, I>>::Pinned;
 
     fn poll<O>(
         &self,
         inner: &I,
-        state: Pin<&mut Self::State>,
+        notes: &mut Self::Notes,
+        pinned: Pin<&mut Self::Pinned>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
@@ -334,31 +332,29 @@ where
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let this = state.project();
-        let policy = match this.policy {
+        let policy = match &mut notes.policy {
             Some(policy) => policy,
             None => {
                 let Some(request) = op.request() else {
                     unreachable!("policies are asked before the request is consumed");
                 };
                 let key = (self.key)(request);
-                this.policy.insert(self.keyed.get(&key))
+                notes.policy.insert(self.keyed.get(&key))
             }
         };
-        let polled = policy.poll(inner, this.inner, op, cx, out);
+        let polled = policy.poll(inner, &mut notes.inner, pinned, op, cx, out);
         if polled.is_ready() {
-            *this.policy = None;
+            notes.policy = None;
         }
         polled
     }
 
-    fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
+    fn end<O>(&self, inner: &I, notes: Self::Notes, pinned: Pin<&mut Self::Pinned>, op: Pin<&mut O>, how: End)
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let this = state.project();
-        if let Some(policy) = this.policy.take() {
-            policy.end(inner, this.inner, op, how);
+        if let Some(policy) = notes.policy {
+            policy.end(inner, notes.inner, pinned, op, how);
         }
     }
 }

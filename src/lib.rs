@@ -14,6 +14,7 @@ mod event;
 #[cfg(all(test, mainstay_loom))]
 mod every_order;
 pub mod fallback;
+mod held;
 #[cfg(feature = "serde")]
 mod human;
 pub mod keyed;

@@ -23,8 +23,18 @@ impl<T> Slots<T> {
     /// The index of this thread's slot, which nobody else writes.
     #[inline]
     pub(crate) fn mine(&self) -> Option<(usize, &T)> {
+        let index = index::known();
+        match self.0.get(index) {
+            Some(slot) => Some((index, &slot.0)),
+            None => self.find(),
+        }
+    }
+
+    /// For a thread that has no index yet, or none at all.
+    #[cold]
+    fn find(&self) -> Option<(usize, &T)> {
         let index = index::get();
-        if index < self.0.len() { Some((index, &self.0[index].0)) } else { None }
+        self.0.get(index).map(|slot| (index, &slot.0))
     }
 
     /// All slots, in the order of their indexes.
@@ -35,6 +45,25 @@ impl<T> Slots<T> {
     pub(crate) fn get(&self, index: usize) -> Option<&T> {
         self.0.get(index).map(|slot| &slot.0)
     }
+}
+
+/// How many threads can have a slot.
+#[cfg(feature = "tower")]
+pub(crate) fn limit() -> usize {
+    index::limit()
+}
+
+/// The index of this thread's slot; some number above the limit if it has none.
+#[cfg(feature = "tower")]
+pub(crate) fn mine() -> usize {
+    index::get()
+}
+
+/// As [`mine`], for a thread that has asked before; above the limit for one that has not.
+#[cfg(feature = "tower")]
+#[inline]
+pub(crate) fn known() -> usize {
+    index::known()
 }
 
 #[cfg(not(mainstay_loom))]
@@ -61,11 +90,18 @@ mod index {
         })
     }
 
+    /// The index, if it was asked for before; above every limit if not, and if there is none.
+    #[inline]
+    pub(super) fn known() -> usize {
+        INDEX.get()
+    }
+
     #[inline]
     pub(super) fn get() -> usize {
-        // `try_with` costs the same as `with` for a `const` cell without a destructor.
-        let index = INDEX.get();
-        if index == UNASSIGNED { assign() } else { index }
+        match known() {
+            UNASSIGNED => assign(),
+            index => index,
+        }
     }
 
     /// Indexes that are not in use; the smallest are given out first, so that they stay warm.
@@ -110,8 +146,12 @@ pub(crate) mod index {
         3
     }
 
-    pub(super) fn get() -> usize {
+    pub(super) fn known() -> usize {
         INDEX.with(Cell::get)
+    }
+
+    pub(super) fn get() -> usize {
+        known()
     }
 
     /// Gives the calling loom thread the slot `index`.

@@ -11,6 +11,7 @@ use crate::{
     error::{ConfigError, Error, Name},
     event::{Identity, Observer},
     fallback::Fallback,
+    held::Shared,
     order, registry,
     repeat::{Copying, Never},
     retry::{self, Retry},
@@ -54,7 +55,7 @@ pub fn stack(name: impl Into<Name>) -> Builder<()> {
 /// Cloning shares everything: permits, windows, budgets.
 pub struct Stack<L> {
     name: Name,
-    list: Arc<L>,
+    shared: Shared<L>,
 }
 
 /// The type of a stack of these policies, outermost first, for a struct or a signature.
@@ -127,7 +128,7 @@ impl<L> Stack<L> {
         Fut: Future<Output = Result<T, E>>,
         L: Run<(), T, E>,
     {
-        Call::new(&*self.list, Closure::new(move |_: Attempt| operation()))
+        Call::new(&**self.list(), Closure::new(move |_: Attempt| operation()))
     }
 
     /// Like [`call`](Self::call), telling the operation the number of the attempt and the deadline.
@@ -141,7 +142,7 @@ impl<L> Stack<L> {
         Fut: Future<Output = Result<T, E>>,
         L: Run<(), T, E>,
     {
-        Call::new(&*self.list, Closure::new(operation))
+        Call::new(&**self.list(), Closure::new(operation))
     }
 
     /// Like [`call`](Self::call), and says whether a fallback made the answer.
@@ -155,7 +156,7 @@ impl<L> Stack<L> {
         Fut: Future<Output = Result<T, E>>,
         L: Run<(), T, E>,
     {
-        Call::new(&*self.list, Closure::new(move |_: Attempt| operation()))
+        Call::new(&**self.list(), Closure::new(move |_: Attempt| operation()))
     }
 
     /// Like [`call`](Self::call) for an operation that can be started only once. For stacks without a retry.
@@ -183,7 +184,7 @@ impl<L> Stack<L> {
             Some(operation) => operation(),
             None => unreachable!("a stack without a retry starts an operation once"),
         };
-        Call::new(&*self.list, Closure::new(start))
+        Call::new(&**self.list(), Closure::new(start))
     }
 
     /// The same stack as one plain type for all stacks around `Result<T, E>`, at one allocation per call.
@@ -194,24 +195,30 @@ impl<L> Stack<L> {
         T: 'static,
         E: 'static,
     {
-        BoxedStack::new(self.name, self.list)
+        BoxedStack::new(self.name, self.shared.list().clone())
     }
 
+    #[inline]
     pub(crate) fn list(&self) -> &Arc<L> {
-        &self.list
+        self.shared.list()
+    }
+
+    #[cfg(feature = "tower")]
+    pub(crate) fn shared(&self) -> &Shared<L> {
+        &self.shared
     }
 }
 
 impl<L: List> Stack<L> {
     /// How much load this stack can add to what it protects.
     pub fn max_amplification(&self) -> Amplification {
-        order::amplification(&order::roles(&*self.list))
+        order::amplification(&order::roles(&**self.list()))
     }
 }
 
 impl<L> Clone for Stack<L> {
     fn clone(&self) -> Self {
-        Stack { name: self.name.clone(), list: self.list.clone() }
+        Stack { name: self.name.clone(), shared: self.shared.clone() }
     }
 }
 
@@ -221,7 +228,7 @@ impl<L: List> fmt::Debug for Stack<L> {
         write!(f, "{}", self.name)?;
         let mut depth = 0;
         let mut result = Ok(());
-        self.list.each(&mut |part| {
+        self.list().each(&mut |part| {
             if result.is_ok() {
                 result = write!(f, "\n{:indent$}└─ {}", "", Described(part), indent = depth * 3);
             }
@@ -493,7 +500,7 @@ impl<L> Builder<L> {
         if !self.any_order {
             order::check(self.id.name(), &order::roles(&list))?;
         }
-        Ok(Stack { name: self.id.name().clone(), list: Arc::new(list) })
+        Ok(Stack { name: self.id.name().clone(), shared: Shared::new(list) })
     }
 }
 
@@ -547,7 +554,7 @@ macro_rules! callable {
             type Service = $crate::tower::Guarded<S, (Self, ())>;
 
             fn layer(&self, inner: S) -> Self::Service {
-                $crate::tower::Guarded::new(inner, std::sync::Arc::new((self.clone(), ())))
+                $crate::tower::Guarded::new(inner, $crate::held::Shared::new((self.clone(), ())))
             }
         }
 

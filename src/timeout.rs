@@ -1,14 +1,12 @@
 #![doc = include_str!("docs/timeout.md")]
 
 use std::{
-    fmt,
+    fmt, mem,
     pin::Pin,
     sync::Arc,
     task::Poll,
     time::{Duration, Instant},
 };
-
-use pin_project::pin_project;
 
 use crate::{
     call::{Cx, End, Guard, Operation, Run, Sealed, Slot, refuse_and_tell},
@@ -115,19 +113,11 @@ impl IntoPolicy<Timeout> for Duration {
 }
 
 /// What a timeout remembers of one attempt.
-#[pin_project]
 #[derive(Debug, Default)]
 pub struct State<S> {
-    running: Option<Clock>,
-    #[pin]
+    /// When the attempt is given up, once it has waited.
+    until: Option<Instant>,
     inner: S,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Clock {
-    /// The attempt has not waited yet, and nobody knows the time.
-    Unread(Duration),
-    Until(Instant),
 }
 
 impl<R, T, E, I, L> Guard<R, T, E, I> for Timeout<L>
@@ -135,13 +125,15 @@ where
     I: Run<R, T, E>,
     L: Limit<R>,
 {
-    type State = State<I::State>;
+    type Notes = State<I::Notes>;
+    type Pinned = I::Pinned;
 
-    #[inline]
+    #[inline(always)]
     fn poll<O>(
         &self,
         inner: &I,
-        state: Pin<&mut Self::State>,
+        notes: &mut Self::Notes,
+        mut pinned: Pin<&mut I::Pinned>,
         mut op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
@@ -149,43 +141,31 @@ where
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let mut this = state.project();
-        let clock = match *this.running {
-            Some(clock) => clock,
-            None => {
-                let limit = self.limit.limit(op.request());
-                let clock = match cx.known_now() {
-                    Some(now) => Clock::Until(time::later(now, limit)),
-                    None => Clock::Unread(limit),
-                };
-                *this.running.insert(clock)
-            }
+        let begins = match notes.until {
+            Some(_) => None,
+            None => Some((cx.known_now(), self.limit.limit(op.request()))),
         };
-        let polled = inner.poll(this.inner.as_mut(), op.as_mut(), cx, out);
+        let polled = inner.poll(&mut notes.inner, pinned.as_mut(), op.as_mut(), cx, out);
         if polled.is_ready() {
-            *this.running = None;
+            notes.until = None;
             return polled;
         }
-        let until = match clock {
-            Clock::Until(until) => until,
-            Clock::Unread(limit) => time::later(cx.now(), limit),
-        };
-        *this.running = Some(Clock::Until(until));
-        if !cx.reached(until) {
+        if let Some((known, limit)) = begins {
+            notes.until = Some(time::later(known.unwrap_or_else(|| cx.now()), limit));
+        }
+        if !notes.until.is_some_and(|until| cx.reached(until)) {
             return Poll::Pending;
         }
-        *this.running = None;
-        inner.end(this.inner, op, End::given_up(cx.started));
-        refuse_and_tell(out, &self.id, Refused::ended(Kind::TimedOut, self.id.name(), cx.started))
+        notes.until = None;
+        inner.end(mem::take(&mut notes.inner), pinned, op, End::given_up(cx.facts.started));
+        refuse_and_tell(out, &self.id, Refused::ended(Kind::TimedOut, self.id.name(), cx.facts.started))
     }
 
-    fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
+    fn end<O>(&self, inner: &I, notes: Self::Notes, pinned: Pin<&mut I::Pinned>, op: Pin<&mut O>, how: End)
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let this = state.project();
-        *this.running = None;
-        inner.end(this.inner, op, how);
+        inner.end(notes.inner, pinned, op, how);
     }
 }
 

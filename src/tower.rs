@@ -59,7 +59,6 @@ use std::{
     marker::PhantomData,
     mem,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -67,10 +66,12 @@ use pin_project::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+pub use crate::held::Held;
 use crate::{
-    call::{Attempt, Call, Finish, Flat, Operation, Outcome, Run},
+    call::{Attempt, Call, Finish, Flat, Operation, Run},
     error::{Error, Refused},
     fallback::Handle,
+    held::Shared,
     repeat::CopyRequest,
     stack::{List, Stack},
 };
@@ -80,15 +81,15 @@ use crate::{
 /// Cloning it clones the inner service and shares the policies.
 pub struct Guarded<S, L, M = Absorbed> {
     inner: S,
-    list: Arc<L>,
+    shared: Shared<L>,
     /// Whether `inner` has said that it is ready and was not called since.
     ready: bool,
     form: PhantomData<fn() -> M>,
 }
 
 impl<S, L, M> Guarded<S, L, M> {
-    pub(crate) fn new(inner: S, list: Arc<L>) -> Self {
-        Guarded { inner, list, ready: false, form: PhantomData }
+    pub(crate) fn new(inner: S, shared: Shared<L>) -> Self {
+        Guarded { inner, shared, ready: false, form: PhantomData }
     }
 
     /// The service inside.
@@ -110,7 +111,7 @@ impl<S, L, M> Guarded<S, L, M> {
 impl<S: Clone, L, M> Clone for Guarded<S, L, M> {
     fn clone(&self) -> Self {
         // Readiness belongs to the instance that was asked.
-        Guarded::new(self.inner.clone(), self.list.clone())
+        Guarded::new(self.inner.clone(), self.shared.clone())
     }
 }
 
@@ -124,23 +125,23 @@ impl<S, L> Layer<S> for Stack<L> {
     type Service = Guarded<S, L>;
 
     fn layer(&self, inner: S) -> Guarded<S, L> {
-        Guarded::new(inner, self.list().clone())
+        Guarded::new(inner, self.shared().clone())
     }
 }
 
 impl<L> Stack<L> {
     /// The stack as a layer that makes the service's error [`Error<E>`], for error types that cannot hold a refusal.
     pub fn lift(&self) -> Lifted<L> {
-        Lifted(self.list().clone())
+        Lifted(self.shared().clone())
     }
 }
 
 /// A layer whose services fail with [`Error<E>`]; made by [`Stack::lift`].
-pub struct Lifted<L>(Arc<L>);
+pub struct Lifted<L>(Shared<L>);
 
 impl<L> Lifted<L> {
     pub(crate) fn new(list: L) -> Self {
-        Lifted(Arc::new(list))
+        Lifted(Shared::new(list))
     }
 }
 
@@ -173,8 +174,13 @@ impl<T, E: From<Refused>> Finish<T, E> for Absorbed {
     type Output = Result<T, E>;
 
     #[inline]
-    fn finish(outcome: Outcome<T, E>, _: bool) -> Result<T, E> {
-        outcome.unwrap_or_else(|refused| Err(E::from(refused)))
+    fn answer(value: T, _: bool) -> Result<T, E> {
+        Ok(value)
+    }
+
+    #[inline]
+    fn error(why: Error<E>) -> Result<T, E> {
+        Err(why.absorb())
     }
 }
 
@@ -187,15 +193,15 @@ where
 {
     type Response = S::Response;
     type Error = X;
-    type Future = Call<Arc<L>, ServiceCall<S, R, L::Copier>, M>;
+    type Future = Call<Held<L>, ServiceCall<S, R, L::Copier>, M>;
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), X>> {
-        if self.list.is_shut() {
+        if self.shared.list().is_shut() {
             return Poll::Ready(Ok(()));
         }
         if let Err(error) = ready!(self.inner.poll_ready(cx)) {
-            return Poll::Ready(M::finish(Ok(Err(error)), false).map(drop));
+            return Poll::Ready(M::error(Error::Inner(error)).map(drop));
         }
         self.ready = true;
         Poll::Ready(Ok(()))
@@ -208,10 +214,10 @@ where
             service: mem::replace(&mut self.inner, fresh),
             ready: mem::take(&mut self.ready),
             request: Some(request),
-            copier: self.list.copier().clone(),
+            copier: self.shared.list().copier().clone(),
             running: None,
         };
-        Call::new(self.list.clone(), op)
+        Call::new(self.shared.hold(), op)
     }
 }
 

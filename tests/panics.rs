@@ -158,6 +158,63 @@ async fn a_later_attempt_panics() {
     world.is_exact_after(1).await;
 }
 
+/// Several attempts in the first poll: what the call holds has not been written down yet.
+#[tokio::test(start_paused = true)]
+async fn a_later_attempt_of_the_first_poll_panics_or_is_dropped() {
+    let at_once = || Retry::constant(Duration::ZERO).jitter(Jitter::None).no_budget().build().unwrap();
+    let fails_then = |then: u32| {
+        let mut attempt = 0;
+        move || {
+            attempt += 1;
+            let nth = attempt;
+            async move { if nth < 3 { Err("down") } else { panics_at(then).await } }
+        }
+    };
+    let stack = |world: &World| {
+        mainstay::stack("at once")
+            .circuit_breaker(world.breaker.clone())
+            .retry(at_once())
+            .bulkhead(world.bulkhead.clone())
+            .timeout(20 * MS)
+            .build()
+            .unwrap()
+    };
+
+    let world = World::new();
+    assert_eq!(panic_of(stack(&world).call(fails_then(1))).now_or_never().unwrap(), "boom");
+    world.is_exact_after(1).await;
+
+    let world = World::new();
+    assert_eq!(panic_of(stack(&world).boxed().call(fails_then(1))).now_or_never().unwrap(), "boom");
+    world.is_exact_after(1).await;
+
+    // The third attempt pends, in the first poll, and its caller loses interest.
+    let world = World::new();
+    let stack = stack(&world);
+    let mut call = Box::pin(stack.call(fails_then(9)));
+    assert!(futures::poll!(call.as_mut()).is_pending());
+    assert_eq!(world.bulkhead.in_use(), 1);
+    drop(call);
+    let totals = world.breaker.snapshot().totals;
+    assert_eq!((totals.neutral, totals.failed, world.bulkhead.in_use()), (1, 0, 0));
+}
+
+/// An outcome that nobody will get is dropped.
+#[tokio::test(start_paused = true)]
+async fn what_a_classifier_panics_over_is_dropped() {
+    let breaker = breaker_config()
+        .classify(|_: &Result<Arc<u32>, Arc<u32>>| -> Class { panic!("cannot say") })
+        .build()
+        .unwrap();
+    let held = Arc::new(1);
+    for outcome in [Ok(held.clone()), Err(held.clone())] {
+        let mut outcome = Some(outcome);
+        let call = breaker.call(|| ready(outcome.take().unwrap()));
+        assert_eq!(panic_of(call).await, "cannot say");
+    }
+    assert_eq!(Arc::strong_count(&held), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_future_panics_when_it_is_dropped() {
     // When it is ready.

@@ -6,7 +6,7 @@ use std::{
     future::Future,
     marker::PhantomData,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Instant,
 };
 
@@ -14,17 +14,15 @@ use pin_project::pin_project;
 
 use super::{Bulkhead, Permit, machine::Asked, shared::Joined};
 use crate::{
-    call::{Attempt, Call, Cx, End, Finish, Guard, Operation, Outcome, Run, Sealed, Slot, refuse_and_tell},
-    error::{Kind, Refused},
+    call::{Attempt, Call, Cx, End, Finish, Guard, Operation, PutBack, Run, Sealed, Slot, refuse_and_tell},
+    error::{Error, Kind, Refused},
     time,
 };
 
 /// What a bulkhead remembers of one call.
-#[pin_project]
 #[derive(Debug, Default)]
 pub struct State<S> {
     seat: Seat,
-    #[pin]
     inner: S,
 }
 
@@ -42,13 +40,19 @@ enum Seat {
 
 impl Bulkhead {
     /// Moves from any seat towards `Holding`.
-    #[inline]
+    #[inline(always)]
     fn sit(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> Poll<Result<(), Kind>> {
-        if self.sits(seat, cx) { Poll::Ready(Ok(())) } else { self.sit_later(seat, cx) }
+        if self.sits(seat, cx) {
+            return Poll::Ready(Ok(()));
+        }
+        let (mut aside, mut copy) = (None, cx.copy());
+        let sat = self.sit_later(PutBack::from(seat, &mut aside).get(), &mut copy);
+        cx.facts = copy.facts;
+        sat
     }
 
     /// Whether the seat is held, or a permit is free.
-    #[inline]
+    #[inline(always)]
     fn sits(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> bool {
         match *seat {
             Seat::Holding => true,
@@ -62,6 +66,7 @@ impl Bulkhead {
 
     /// For a call that was not given a permit at once.
     #[cold]
+    #[inline(never)]
     fn sit_later(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> Poll<Result<(), Kind>> {
         match *seat {
             Seat::Waiting { ticket, until } => self.wait(seat, ticket, until, cx),
@@ -75,7 +80,7 @@ impl Bulkhead {
             return Poll::Ready(Err(Kind::BulkheadFull));
         };
         let end = time::later(cx.now(), queue.max_wait);
-        let until = cx.deadline.map_or(end, |deadline| deadline.min(end));
+        let until = cx.facts.deadline.map_or(end, |deadline| deadline.min(end));
         let waker = cx.task().waker().clone();
         match shared.take_or_join(waker) {
             Joined::Taken => {
@@ -108,7 +113,7 @@ impl Bulkhead {
             Asked::Waiting => Poll::Pending,
             Asked::Expired => {
                 *seat = Seat::None;
-                let by_deadline = cx.deadline.is_some_and(|deadline| deadline <= until);
+                let by_deadline = cx.facts.deadline.is_some_and(|deadline| deadline <= until);
                 let kind = if by_deadline { Kind::DeadlineExceeded } else { Kind::QueueTimeout };
                 Poll::Ready(Err(kind))
             }
@@ -143,17 +148,19 @@ impl Bulkhead {
 /// around the call.
 #[inline]
 fn is_late(cx: &mut Cx<'_, '_>) -> bool {
-    cx.deadline.is_some_and(|deadline| cx.now() >= deadline)
+    cx.facts.deadline.is_some_and(|deadline| cx.now() >= deadline)
 }
 
 impl<R, T, E, I: Run<R, T, E>> Guard<R, T, E, I> for Bulkhead {
-    type State = State<I::State>;
+    type Notes = State<I::Notes>;
+    type Pinned = I::Pinned;
 
-    #[inline]
+    #[inline(always)]
     fn poll<O>(
         &self,
         inner: &I,
-        state: Pin<&mut Self::State>,
+        notes: &mut Self::Notes,
+        pinned: Pin<&mut I::Pinned>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
@@ -161,34 +168,32 @@ impl<R, T, E, I: Run<R, T, E>> Guard<R, T, E, I> for Bulkhead {
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let this = state.project();
-        if let Err(kind) = std::task::ready!(self.sit(this.seat, cx)) {
-            return refuse_and_tell(out, self.id(), Refused::ended(kind, self.id().name(), cx.started));
+        if let Err(kind) = ready!(self.sit(&mut notes.seat, cx)) {
+            return refuse_and_tell(out, self.id(), Refused::ended(kind, self.id().name(), cx.facts.started));
         }
-        let polled = inner.poll(this.inner, op, cx, out);
+        let polled = inner.poll(&mut notes.inner, pinned, op, cx, out);
         if polled.is_ready() {
-            *this.seat = Seat::None;
+            notes.seat = Seat::None;
             self.give_back();
         }
         polled
     }
 
-    fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
+    fn end<O>(&self, inner: &I, notes: Self::Notes, pinned: Pin<&mut I::Pinned>, op: Pin<&mut O>, how: End)
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let this = state.project();
         // The attempt is dropped before its permit is free, and the permit also if that drop panics.
-        let _seat = StandUp(self, this.seat);
-        inner.end(this.inner, op, how);
+        let _seat = StandUp(self, notes.seat);
+        inner.end(notes.inner, pinned, op, how);
     }
 }
 
-struct StandUp<'a>(&'a Bulkhead, &'a mut Seat);
+struct StandUp<'a>(&'a Bulkhead, Seat);
 
 impl Drop for StandUp<'_> {
     fn drop(&mut self) {
-        self.0.stand_up(self.1);
+        self.0.stand_up(&mut self.1);
     }
 }
 
@@ -228,12 +233,14 @@ struct Bare;
 impl Sealed for Hand<'_> {}
 
 impl<'a, R, E, I: Run<R, Permit<'a>, E>> Guard<R, Permit<'a>, E, I> for Hand<'a> {
-    type State = Seat;
+    type Notes = Seat;
+    type Pinned = ();
 
     fn poll<O>(
         &self,
         _: &I,
-        seat: Pin<&mut Seat>,
+        seat: &mut Seat,
+        _: Pin<&mut ()>,
         _: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<Permit<'a>, E>,
@@ -241,21 +248,20 @@ impl<'a, R, E, I: Run<R, Permit<'a>, E>> Guard<R, Permit<'a>, E, I> for Hand<'a>
     where
         O: Operation<Request = R, Output = Permit<'a>, Error = E> + ?Sized,
     {
-        let seat = seat.get_mut();
-        let sat = std::task::ready!(self.0.sit(seat, cx));
+        let sat = ready!(self.0.sit(seat, cx));
         *seat = Seat::None;
-        *out = Some(match sat {
-            Ok(()) => Ok(Ok(Permit { bulkhead: self.0 })),
-            Err(kind) => Err(self.0.refuse(kind, cx.started)),
-        });
+        match sat {
+            Ok(()) => out.put(Ok(Permit { bulkhead: self.0 })),
+            Err(kind) => out.refuse(self.0.refuse(kind, cx.facts.started)),
+        }
         Poll::Ready(())
     }
 
-    fn end<O>(&self, _: &I, seat: Pin<&mut Seat>, _: Pin<&mut O>, _: End)
+    fn end<O>(&self, _: &I, mut seat: Seat, _: Pin<&mut ()>, _: Pin<&mut O>, _: End)
     where
         O: Operation<Request = R, Output = Permit<'a>, Error = E> + ?Sized,
     {
-        self.0.stand_up(seat.get_mut());
+        self.0.stand_up(&mut seat);
     }
 }
 
@@ -286,8 +292,14 @@ impl<'a> Operation for Nothing<'a> {
 impl<T> Finish<T, Infallible> for Bare {
     type Output = Result<T, Refused>;
 
-    fn finish(outcome: Outcome<T, Infallible>, _: bool) -> Self::Output {
-        outcome.map(|Ok(value)| value)
+    fn answer(value: T, _: bool) -> Self::Output {
+        Ok(value)
+    }
+
+    fn error(why: Error<Infallible>) -> Self::Output {
+        match why {
+            Error::Refused(refused) => Err(refused),
+        }
     }
 }
 

@@ -43,7 +43,6 @@ const FULL: usize = 2;
 #[derive(Debug)]
 pub(super) struct Shared {
     front: Padded<Front>,
-    caches: Slots<AtomicU64>,
     locked: Padded<Mutex<Locked>>,
 }
 
@@ -53,6 +52,7 @@ struct Front {
     level: AtomicUsize,
     /// The most permits that one cache may hold.
     cap: AtomicU64,
+    caches: Slots<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -83,8 +83,11 @@ impl Shared {
     pub(super) fn new(limit: usize, room: usize) -> Self {
         let pool = Pool::new(limit, room);
         Shared {
-            front: Padded(Front { level: AtomicUsize::new(FREE), cap: AtomicU64::new(cap(&pool)) }),
-            caches: Slots::new(),
+            front: Padded(Front {
+                level: AtomicUsize::new(FREE),
+                cap: AtomicU64::new(cap(&pool)),
+                caches: Slots::new(),
+            }),
             locked: Padded(Mutex::new(Locked { pool, caching: true, open: Vec::new() })),
         }
     }
@@ -92,7 +95,7 @@ impl Shared {
     /// Takes a permit unless every one is in use.
     #[inline]
     pub(super) fn take(&self) -> bool {
-        if let Some((_, cache)) = self.caches.mine() {
+        if let Some((_, cache)) = self.front.caches.mine() {
             let word = cache.load(Relaxed);
             if word > 1 && cache.compare_exchange(word, word - 1, Acquire, Relaxed).is_ok() {
                 return true;
@@ -110,7 +113,7 @@ impl Shared {
     /// Gives a permit back.
     #[inline]
     pub(super) fn give_back(&self) {
-        if let Some((_, cache)) = self.caches.mine() {
+        if let Some((_, cache)) = self.front.caches.mine() {
             let word = cache.load(Relaxed);
             // A shut cache wraps round to more than any cap.
             if word.wrapping_sub(1) < self.front.cap.load(Relaxed)
@@ -220,7 +223,7 @@ impl Shared {
 
     /// Makes this thread's cache hold as many permits as `wanted` says, given what it has and may have.
     fn fill(&self, locked: &mut Locked, wanted: impl FnOnce(usize, usize) -> usize) {
-        let Some((index, cache)) = self.caches.mine() else {
+        let Some((index, cache)) = self.front.caches.mine() else {
             return;
         };
         // Only this thread changes this word without the lock, and it is here.
@@ -236,7 +239,7 @@ impl Shared {
     }
 
     fn open<'a>(&'a self, locked: &'a Locked) -> impl Iterator<Item = &'a AtomicU64> {
-        locked.open.iter().filter_map(|&index| self.caches.get(index))
+        locked.open.iter().filter_map(|&index| self.front.caches.get(index))
     }
 
     fn shut_caches(&self, locked: &mut Locked) {
@@ -290,7 +293,7 @@ mod tests {
             for round in 0..3 {
                 assert!(shared.take());
                 shared.give_back();
-                let (_, cache) = shared.caches.mine().expect("few threads run here");
+                let (_, cache) = shared.front.caches.mine().expect("few threads run here");
                 let word = cache.load(Relaxed);
                 assert!(word > 1, "limit {limit}, round {round}: the next call needs the lock");
             }

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     chance::Chance,
-    error::{Kind, Refused},
+    error::{Hint, Kind, Refused},
     event::{Event, Identity},
     slots::Slots,
     sync::{
@@ -37,7 +37,7 @@ use crate::{
         },
         lock,
     },
-    time,
+    time::{self, Scale},
 };
 
 /// `word` is a generation and one of these.
@@ -67,9 +67,6 @@ fn tag(generation: u64, epoch: u64) -> u64 {
 pub(crate) struct Core {
     /// Read by every call, written by few.
     hot: Padded<Hot>,
-    /// What `until` and the epochs count from.
-    base: Instant,
-    slots: Slots<Slot>,
     id: Identity,
     chance: Chance,
     cancelled_is_failure: AtomicBool,
@@ -80,7 +77,7 @@ pub(crate) struct Core {
     shared: Mutex<Shared>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Hot {
     word: AtomicU64,
     /// When an open breaker's wait is over.
@@ -89,6 +86,9 @@ struct Hot {
     width: AtomicU64,
     /// From how long on a call is slow; 0 for never.
     slow_after: AtomicU64,
+    /// What `until` and the epochs count on.
+    scale: Scale,
+    slots: Slots<Slot>,
 }
 
 /// What one thread has counted.
@@ -133,9 +133,14 @@ impl Core {
         let slots = Slots::<Slot>::new();
         let seen = slots.iter().map(|_| 0).collect();
         let core = Core {
-            hot: Padded::default(),
-            base: now,
-            slots,
+            hot: Padded(Hot {
+                word: AtomicU64::new(0),
+                until: AtomicU64::new(0),
+                width: AtomicU64::new(0),
+                slow_after: AtomicU64::new(0),
+                scale: Scale::new(now),
+                slots,
+            }),
             id,
             chance: Chance::new(seed),
             cancelled_is_failure: AtomicBool::new(cancelled_is_failure),
@@ -151,13 +156,6 @@ impl Core {
         &self.id
     }
 
-    #[inline]
-    fn nanos(&self, at: Instant) -> u64 {
-        let since = at.saturating_duration_since(self.base);
-        // 584 years fit.
-        since.as_secs().wrapping_mul(1_000_000_000).wrapping_add(u64::from(since.subsec_nanos()))
-    }
-
     // === admission
 
     /// A ticket for a call that may start. It has to be settled, once.
@@ -166,9 +164,20 @@ impl Core {
         self.admit(now).map_err(|after| self.id.refuse(self.refusal(after)))
     }
 
+    /// A ticket where no question is asked: the breaker is closed or out of service.
+    #[inline(always)]
+    pub(crate) fn ticket(&self) -> Option<u64> {
+        let word = self.hot.word.load(Acquire);
+        match word & ((1 << FLAGS) - 1) {
+            FAST | ARMED => Some(word >> FLAGS),
+            DISABLED => Some(0),
+            _ => None,
+        }
+    }
+
     /// As [`acquire`](Self::acquire), but a refusal is counted and not yet [made](Self::refusal) or told.
     #[inline]
-    pub(crate) fn admit(&self, now: impl FnOnce() -> Instant) -> Result<u64, Option<Duration>> {
+    pub(crate) fn admit(&self, now: impl FnOnce() -> Instant) -> Result<u64, Hint> {
         let word = self.hot.word.load(Acquire);
         match word & ((1 << FLAGS) - 1) {
             FAST | ARMED => Ok(word >> FLAGS),
@@ -176,12 +185,12 @@ impl Core {
             OPEN => {
                 let until = self.hot.until.load(Relaxed);
                 if until == FOREVER {
-                    return Err(self.counted(None));
+                    return Err(self.counted(Hint::NONE));
                 }
                 let now = now();
-                let at = self.nanos(now);
+                let at = self.hot.scale.nanos(now);
                 if at < until {
-                    return Err(self.counted(Some(Duration::from_nanos(until - at))));
+                    return Err(self.counted(Hint::nanos(until - at)));
                 }
                 self.ask(now)
             }
@@ -196,11 +205,11 @@ impl Core {
             return false;
         }
         let until = self.hot.until.load(Relaxed);
-        until == FOREVER || self.nanos(now()) < until
+        until == FOREVER || self.hot.scale.nanos(now()) < until
     }
 
     #[cold]
-    fn ask(&self, now: Instant) -> Result<u64, Option<Duration>> {
+    fn ask(&self, now: Instant) -> Result<u64, Hint> {
         let mut shared = lock(&self.shared);
         let (admission, transition) = shared.machine.admit(now);
         let observing = shared.machine.mode() == Mode::ObserveOnly;
@@ -215,30 +224,30 @@ impl Core {
         match admission {
             Admission::Granted(ticket) => Ok(ticket),
             Admission::Refused(after) if observing => {
-                let refused = Refused::unstarted(Kind::CircuitOpen, self.id.name(), after);
+                let refused = Refused::unstarted(Kind::CircuitOpen, self.id.name(), after.into());
                 bump(self.rest(), |rest| &rest.refused);
                 self.id.emit(&Event::Refused { refused: &refused, observed: true });
                 Ok(0)
             }
-            Admission::Refused(after) => Err(self.counted(after)),
+            Admission::Refused(after) => Err(self.counted(after.into())),
         }
     }
 
     #[inline]
-    fn counted(&self, after: Option<Duration>) -> Option<Duration> {
+    fn counted(&self, after: Hint) -> Hint {
         bump(self.rest(), |rest| &rest.refused);
         after
     }
 
     /// What a call is told that may come back `after` so long.
     #[inline]
-    pub(crate) fn refusal(&self, after: Option<Duration>) -> Refused {
+    pub(crate) fn refusal(&self, after: Hint) -> Refused {
         Refused::unstarted(Kind::CircuitOpen, self.id.name(), after)
     }
 
     /// Where this thread counts, and whether it is alone in writing there.
     fn rest(&self) -> (&Rest, bool) {
-        match self.slots.mine() {
+        match self.hot.slots.mine() {
             Some((_, slot)) => (&slot.rest, true),
             None => (&self.rest, false),
         }
@@ -293,17 +302,17 @@ impl Core {
     }
 
     /// Counts a good result without the lock, if nothing depends on it.
-    #[inline]
-    fn counts(&self, ticket: u64, now: impl FnOnce() -> Instant) -> bool {
+    #[inline(always)]
+    pub(crate) fn counts(&self, ticket: u64, now: impl FnOnce() -> Instant) -> bool {
         if self.hot.word.load(Acquire) != (ticket << FLAGS | FAST) {
             return false;
         }
-        let Some((_, slot)) = self.slots.mine() else {
+        let Some((_, slot)) = self.hot.slots.mine() else {
             return false;
         };
         let good = slot.good.load(Relaxed);
         let width = self.hot.width.load(Relaxed);
-        if width != 0 && self.nanos(now()).wrapping_sub(slot.from.load(Relaxed)) >= width {
+        if width != 0 && self.hot.scale.nanos(now()).wrapping_sub(slot.from.load(Relaxed)) >= width {
             return false;
         }
         let counts = good >> 48 == ticket & 0xffff && good & COUNT < COUNT;
@@ -373,7 +382,7 @@ impl Core {
     /// What this thread's counter holds.
     #[cfg(all(test, mainstay_loom))]
     pub(crate) fn counted_beside_the_lock(&self) -> u64 {
-        let (_, slot) = self.slots.mine().unwrap();
+        let (_, slot) = self.hot.slots.mine().unwrap();
         slot.good.load(Relaxed) & COUNT
     }
 
@@ -393,7 +402,7 @@ impl Core {
     pub(crate) fn snapshot(&self, now: Instant) -> Snapshot {
         let mut shared = self.collected(now);
         let mut totals = shared.machine.totals();
-        for rest in self.slots.iter().map(|slot| &slot.rest).chain([&self.rest]) {
+        for rest in self.hot.slots.iter().map(|slot| &slot.rest).chain([&self.rest]) {
             totals.refused += rest.refused.load(Relaxed);
             totals.neutral += rest.neutral.load(Relaxed);
         }
@@ -423,7 +432,7 @@ impl Core {
         let mut shared = lock(&self.shared);
         let Shared { machine, seen, .. } = &mut *shared;
         let (generation, epoch) = (machine.generation(), machine.epoch(now));
-        for (slot, seen) in self.slots.iter().zip(seen) {
+        for (slot, seen) in self.hot.slots.iter().zip(seen) {
             let good = slot.good.load(Acquire);
             // The tag is the same: whoever changes it sets `seen`.
             let n = good - *seen;
@@ -445,7 +454,7 @@ impl Core {
     /// Lets this thread's counter count for the present generation and bucket from now on. Its last count was collected
     /// under this lock.
     fn turn_counter(&self, shared: &mut Shared, now: Instant) {
-        let Some((index, slot)) = self.slots.mine() else {
+        let Some((index, slot)) = self.hot.slots.mine() else {
             return;
         };
         let machine = &shared.machine;
@@ -470,7 +479,7 @@ impl Core {
                 OPEN
             }
             (Mode::Normal, Some(at)) => {
-                until = self.nanos(at).min(FOREVER - 1);
+                until = self.hot.scale.nanos(at).min(FOREVER - 1);
                 OPEN
             }
             _ if machine.counts_successes() => {

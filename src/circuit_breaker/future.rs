@@ -1,21 +1,18 @@
 //! How a call passes a breaker.
 
-use std::{pin::Pin, task::Poll, time::Instant};
-
-use pin_project::pin_project;
+use std::{mem, pin::Pin, task::Poll, time::Instant};
 
 use super::{CircuitBreaker, Class, Classify, config::class_of_refusal, machine::InFlight, window::Mark};
 use crate::{
-    call::{Cx, End, Guard, Operation, Run, Slot, refuse_and_tell},
+    call::{Cx, End, Guard, Operation, PutBack, Run, Slot, refuse_and_tell},
+    error::Hint,
     time,
 };
 
 /// What a breaker remembers of one call.
-#[pin_project]
 #[derive(Debug, Default)]
 pub struct Passage<S> {
     held: Held,
-    #[pin]
     inner: S,
 }
 
@@ -33,10 +30,38 @@ enum Held {
 }
 
 impl<C> CircuitBreaker<C> {
-    /// Settles what is held, at most once.
-    #[inline]
-    fn settle(&self, held: &mut Held, class: Class, mut now: impl FnMut() -> Instant) {
-        match std::mem::take(held) {
+    /// Lets a call in, or says why not.
+    #[inline(always)]
+    fn admit(&self, cx: &mut Cx<'_, '_>) -> Result<Held, Hint> {
+        let ticket = match self.core.ticket() {
+            Some(ticket) => ticket,
+            None => {
+                let mut now = cx.known_now();
+                let admitted = self.core.admit(|| *now.get_or_insert_with(time::now));
+                cx.learn(now);
+                admitted?
+            }
+        };
+        Ok(Held::Ticket { ticket, started: self.core.slow_after().map(|_| cx.now()) })
+    }
+
+    /// Settles a call that came to its end.
+    #[inline(always)]
+    fn settle(&self, held: &mut Held, class: Class, cx: &mut Cx<'_, '_>) {
+        if let (Held::Ticket { ticket, started: None }, Class::Success) = (&*held, class) {
+            if self.core.counts(*ticket, || cx.now()) {
+                *held = Held::Nothing;
+                return;
+            }
+        }
+        self.settle_held(mem::take(held), class, cx.known_now());
+    }
+
+    /// Settles what is held.
+    #[inline(never)]
+    fn settle_held(&self, held: Held, class: Class, known: Option<Instant>) {
+        let now = || known.unwrap_or_else(time::now);
+        match held {
             Held::Nothing | Held::Settled => {}
             // The cached present may lie before a long poll, which shall count.
             Held::Ticket { ticket, started: started @ Some(_) } => {
@@ -48,6 +73,8 @@ impl<C> CircuitBreaker<C> {
     }
 
     /// Counts a call as slow before it has ended.
+    #[cold]
+    #[inline(never)]
     fn look_at_the_clock(&self, held: &mut Held, cx: &mut Cx<'_, '_>) {
         let Held::Ticket { ticket, started: Some(started) } = *held else {
             return;
@@ -73,13 +100,15 @@ where
     I: Run<R, T, E>,
     C: Classify<T, E>,
 {
-    type State = Passage<I::State>;
+    type Notes = Passage<I::Notes>;
+    type Pinned = I::Pinned;
 
-    #[inline]
+    #[inline(always)]
     fn poll<O>(
         &self,
         inner: &I,
-        state: Pin<&mut Self::State>,
+        notes: &mut Self::Notes,
+        pinned: Pin<&mut I::Pinned>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
@@ -87,37 +116,36 @@ where
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let this = state.project();
-        if let Held::Nothing = this.held {
-            let ticket = match self.core.admit(|| cx.now()) {
-                Ok(ticket) => ticket,
+        if let Held::Nothing = notes.held {
+            match self.admit(cx) {
+                Ok(held) => notes.held = held,
                 Err(after) => return refuse_and_tell(out, self.core.id(), self.core.refusal(after)),
-            };
-            *this.held = Held::Ticket { ticket, started: self.core.slow_after().map(|_| cx.now()) };
+            }
         }
-        if inner.poll(this.inner, op, cx, out).is_pending() {
-            self.look_at_the_clock(this.held, cx);
+        if inner.poll(&mut notes.inner, pinned, op, cx, out).is_pending() {
+            if let Held::Ticket { started: Some(_), .. } = notes.held {
+                let (mut aside, mut copy) = (None, cx.copy());
+                self.look_at_the_clock(PutBack::from(&mut notes.held, &mut aside).get(), &mut copy);
+                cx.facts = copy.facts;
+            }
             return Poll::Pending;
         }
-        let class = match out {
+        let class = match out.get() {
             Some(Ok(result)) => self.classify.classify(result),
             Some(Err(refused)) => class_of_refusal(refused),
             None => Class::Ignored,
         };
-        self.settle(this.held, class, || cx.now());
+        self.settle(&mut notes.held, class, cx);
         Poll::Ready(())
     }
 
-    fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
+    fn end<O>(&self, inner: &I, notes: Self::Notes, pinned: Pin<&mut I::Pinned>, op: Pin<&mut O>, how: End)
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let this = state.project();
-        let held = std::mem::take(this.held);
         // What the operation holds first; its own drop may panic, and the ticket is settled all the same.
-        let settle = SettleOnDrop { breaker: self, held, how };
-        inner.end(this.inner, op, how);
-        drop(settle);
+        let _settled = SettleOnDrop { breaker: self, held: notes.held, how };
+        inner.end(notes.inner, pinned, op, how);
     }
 }
 
@@ -133,6 +161,6 @@ impl<C> Drop for SettleOnDrop<'_, C> {
             End::Cancelled => self.breaker.core.cancelled(),
             End::TimedOut | End::Panicked => Class::Failure,
         };
-        self.breaker.settle(&mut self.held, class, time::now);
+        self.breaker.settle_held(mem::take(&mut self.held), class, None);
     }
 }

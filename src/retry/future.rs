@@ -7,15 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pin_project::pin_project;
-
 use super::{
     Retry, Shared,
     judge::{Failure, Judge, is_outcome, unanswered},
     machine::{Decision, Ended, Verdict},
 };
 use crate::{
-    call::{Cx, End, Guard, Operation, Outcome, Run, Slot, refuse},
+    call::{Cx, End, Guard, Operation, PutBack, Run, Slot, refuse},
     error::{Kind, Refused},
     event::{Event, GaveUp},
     time,
@@ -26,11 +24,9 @@ use crate::{
 const ATTEMPTS_PER_POLL: u32 = 16;
 
 /// What a retry remembers of one call.
-#[pin_project]
 #[derive(Debug, Default)]
 pub struct State<S> {
     progress: Progress,
-    #[pin]
     inner: S,
 }
 
@@ -53,13 +49,15 @@ where
     I: Run<R, T, E>,
     W: Judge<T, E>,
 {
-    type State = State<I::State>;
+    type Notes = State<I::Notes>;
+    type Pinned = I::Pinned;
 
-    #[inline]
+    #[inline(always)]
     fn poll<O>(
         &self,
         inner: &I,
-        state: Pin<&mut Self::State>,
+        notes: &mut Self::Notes,
+        mut pinned: Pin<&mut I::Pinned>,
         mut op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
@@ -67,38 +65,47 @@ where
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let mut this = state.project();
-        let progress = this.progress;
-        if progress.until.is_none() {
-            if progress.attempt == 0 {
-                self.0.begin::<T, E>(progress, cx);
+        let mut failed = None;
+        if notes.progress.until.is_none() {
+            if notes.progress.attempt == 0 {
+                self.0.begin::<T, E>(&mut notes.progress, cx);
             }
-            ready!(self.attempt(inner, progress, this.inner.as_mut(), op.as_mut(), cx, out));
-            if self.0.judged(progress, op.can_repeat(), cx, out) {
+            ready!(self.attempt(inner, notes, pinned.as_mut(), op.as_mut(), cx, out));
+            failed = self.0.judge(&notes.progress, out);
+            if failed.is_none() {
+                notes.progress = Progress::default();
                 return Poll::Ready(());
             }
         }
-        self.back_off(inner, progress, this.inner, op, cx, out)
+        let (mut notes_aside, mut out_aside, mut copy) = (None, None, cx.copy());
+        let polled = self.go_on(
+            inner,
+            PutBack::from(notes, &mut notes_aside).get(),
+            failed,
+            (pinned, op),
+            &mut copy,
+            PutBack::from(out, &mut out_aside).get(),
+        );
+        cx.facts = copy.facts;
+        polled
     }
 
-    fn end<O>(&self, inner: &I, state: Pin<&mut Self::State>, op: Pin<&mut O>, how: End)
+    fn end<O>(&self, inner: &I, notes: Self::Notes, pinned: Pin<&mut I::Pinned>, op: Pin<&mut O>, how: End)
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        let this = state.project();
-        *this.progress = Progress::default();
-        inner.end(this.inner, op, how);
+        inner.end(notes.inner, pinned, op, how);
     }
 }
 
 impl<W, C> Retry<W, C> {
     /// Moves the attempt in progress on, or begins it.
-    #[inline]
+    #[inline(always)]
     fn attempt<R, T, E, I, O>(
         &self,
         inner: &I,
-        progress: &mut Progress,
-        state: Pin<&mut I::State>,
+        notes: &mut State<I::Notes>,
+        pinned: Pin<&mut I::Pinned>,
         op: Pin<&mut O>,
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
@@ -107,26 +114,27 @@ impl<W, C> Retry<W, C> {
         I: Run<R, T, E>,
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
+        let progress = &mut notes.progress;
         // What the inner list is told of this attempt is put back afterwards, for the policies around.
-        let (attempt, last, started) = (cx.attempt, cx.last, cx.started);
-        cx.attempt = progress.attempt;
-        cx.last = last && progress.attempt >= self.0.last_attempt;
-        cx.started = progress.begun;
-        let polled = inner.poll(state, op, cx, out);
-        progress.begun = cx.started;
-        (cx.attempt, cx.last, cx.started) = (attempt, last, started | cx.started);
+        let (attempt, last, started) = (cx.facts.attempt, cx.facts.last, cx.facts.started);
+        cx.facts.attempt = progress.attempt;
+        cx.facts.last = last && progress.attempt >= self.0.last_attempt;
+        cx.facts.started = progress.begun;
+        let polled = inner.poll(&mut notes.inner, pinned, op, cx, out);
+        progress.begun = cx.facts.started;
+        (cx.facts.attempt, cx.facts.last, cx.facts.started) = (attempt, last, started | cx.facts.started);
         polled
     }
 
-    /// Waits for the backoff to end and makes the attempts after it.
+    /// Follows an attempt that was not a success, if it was just made, and the backoff after it by others.
     #[cold]
     #[inline(never)]
-    fn back_off<R, T, E, I, O>(
+    fn go_on<R, T, E, I, O>(
         &self,
         inner: &I,
-        progress: &mut Progress,
-        mut state: Pin<&mut I::State>,
-        mut op: Pin<&mut O>,
+        notes: &mut State<I::Notes>,
+        failed: Option<Verdict>,
+        (mut pinned, mut op): (Pin<&mut I::Pinned>, Pin<&mut O>),
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
     ) -> Poll<()>
@@ -136,7 +144,13 @@ impl<W, C> Retry<W, C> {
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
         let shared = &*self.0;
+        if let Some(verdict) = failed {
+            if shared.follow(&mut notes.progress, verdict, op.can_repeat(), cx, out) {
+                return Poll::Ready(());
+            }
+        }
         for _ in 0..ATTEMPTS_PER_POLL {
+            let progress = &mut notes.progress;
             if let Some(until) = progress.until {
                 if !cx.reached(until) {
                     return Poll::Pending;
@@ -148,8 +162,13 @@ impl<W, C> Retry<W, C> {
                 progress.until = None;
                 progress.attempt += 1;
             }
-            ready!(self.attempt(inner, progress, state.as_mut(), op.as_mut(), cx, out));
-            if shared.judged(progress, op.can_repeat(), cx, out) {
+            ready!(self.attempt(inner, notes, pinned.as_mut(), op.as_mut(), cx, out));
+            let progress = &mut notes.progress;
+            let Some(verdict) = shared.judge(progress, out) else {
+                *progress = Progress::default();
+                return Poll::Ready(());
+            };
+            if shared.follow(progress, verdict, op.can_repeat(), cx, out) {
                 return Poll::Ready(());
             }
         }
@@ -170,30 +189,24 @@ impl<W, C> Shared<W, C> {
         }
     }
 
-    /// Whether the outcome of the attempt is the answer of the call. If not, it is gone, and another attempt follows.
+    /// What the attempt means for the next one; nothing, and a deposit, if it was a success.
     #[inline]
-    fn judged<T, E>(
-        &self,
-        progress: &mut Progress,
-        repeatable: bool,
-        cx: &mut Cx<'_, '_>,
-        out: &mut Slot<T, E>,
-    ) -> bool
+    fn judge<T, E>(&self, progress: &Progress, out: &Slot<T, E>) -> Option<Verdict>
     where
         W: Judge<T, E>,
     {
-        let Some(outcome) = out else { return true };
-        let verdict = self.judge(progress, outcome);
-        if let (Verdict::Stop, Ok(Ok(_))) = (verdict, &*outcome) {
+        let outcome = out.get()?;
+        let verdict = self.verdict(progress, outcome);
+        if let (Verdict::Stop, Ok(Ok(_))) = (verdict, outcome) {
             self.deposit();
-            *progress = Progress::default();
-            return true;
+            return None;
         }
-        self.follow(progress, verdict, repeatable, cx, out)
+        Some(verdict)
     }
 
-    /// What [`judged`](Self::judged) does with what is not a success.
+    /// Whether what was not a success is the answer of the call. If not, it is gone, and another attempt follows.
     #[cold]
+    #[inline(never)]
     fn follow<T, E>(
         &self,
         progress: &mut Progress,
@@ -202,28 +215,31 @@ impl<W, C> Shared<W, C> {
         cx: &mut Cx<'_, '_>,
         out: &mut Slot<T, E>,
     ) -> bool {
-        let next = match (verdict, &*out) {
+        let next = match (verdict, out.get()) {
             (Verdict::Stop, _) | (_, None) => None,
-            (_, Some(outcome)) => self.settle(progress, verdict, repeatable, outcome, cx),
+            (_, Some(outcome)) => {
+                let unanswered = outcome.is_err_and(unanswered);
+                self.settle(progress, verdict, repeatable, unanswered, cx)
+            }
         };
         if let Some((until, delay)) = next {
             // What failed is dropped before the wait, and before anybody is told.
-            *out = None;
+            out.clear();
             self.tell_of_retry(progress.attempt, delay);
             progress.until = Some(until);
             progress.begun = false;
             return false;
         }
         *progress = Progress::default();
-        if let Some(Err(refused)) = out {
+        if let Some(refused) = out.refused_mut() {
             // An earlier attempt may have begun what this refusal promises not to have.
-            refused.add_started(cx.started);
+            refused.add_started(cx.facts.started);
         }
         true
     }
 
     #[inline]
-    fn judge<T, E>(&self, progress: &Progress, outcome: &Outcome<T, E>) -> Verdict
+    fn verdict<T, E>(&self, progress: &Progress, outcome: Result<&Result<T, E>, &Refused>) -> Verdict
     where
         W: Judge<T, E>,
     {
@@ -245,12 +261,12 @@ impl<W, C> Shared<W, C> {
 
     /// Lets the machine decide, pays and counts; when and after what delay the next attempt begins, if one does.
     #[cold]
-    fn settle<T, E>(
+    fn settle(
         &self,
         progress: &mut Progress,
         verdict: Verdict,
         repeatable: bool,
-        outcome: &Outcome<T, E>,
+        unanswered: bool,
         cx: &mut Cx<'_, '_>,
     ) -> Option<(Instant, Duration)> {
         let now = cx.now();
@@ -259,10 +275,10 @@ impl<W, C> Shared<W, C> {
         let ended = Ended {
             attempt,
             verdict,
-            unanswered: outcome.as_ref().is_err_and(unanswered),
+            unanswered,
             repeatable,
             elapsed: progress.started.map_or(Duration::ZERO, since),
-            left: cx.deadline.map(|at| at.saturating_duration_since(now)),
+            left: cx.facts.deadline.map(|at| at.saturating_duration_since(now)),
             random: [self.chance.next(), self.chance.next()],
         };
         let mut decision = self.rules.decide(ended, &mut progress.previous);
@@ -299,12 +315,12 @@ impl<W, C> Shared<W, C> {
     /// A refusal if the deadline passed during a backoff that was to end before it, because the wake-up came late.
     #[cold]
     fn too_late(&self, attempts: u32, cx: &mut Cx<'_, '_>) -> Option<Refused> {
-        let deadline = cx.deadline?;
+        let deadline = cx.facts.deadline?;
         if cx.now() < deadline {
             return None;
         }
         self.give_up(attempts, GaveUp::Deadline);
-        let refused = Refused::ended(Kind::DeadlineExceeded, self.id.name(), cx.started);
+        let refused = Refused::ended(Kind::DeadlineExceeded, self.id.name(), cx.facts.started);
         Some(self.id.refuse(refused))
     }
 }

@@ -7,7 +7,6 @@ use std::{
 
 use super::machine::Verdict;
 use crate::{
-    call::Outcome,
     error::{Kind, Refused},
     time,
 };
@@ -17,11 +16,15 @@ use crate::{
 pub struct Failure<'a, T, E> {
     number: u32,
     started: Option<Instant>,
-    outcome: &'a Outcome<T, E>,
+    outcome: Result<&'a Result<T, E>, &'a Refused>,
 }
 
 impl<'a, T, E> Failure<'a, T, E> {
-    pub(super) fn new(number: u32, started: Option<Instant>, outcome: &'a Outcome<T, E>) -> Self {
+    pub(super) fn new(
+        number: u32,
+        started: Option<Instant>,
+        outcome: Result<&'a Result<T, E>, &'a Refused>,
+    ) -> Self {
         Failure { number, started, outcome }
     }
 
@@ -37,22 +40,22 @@ impl<'a, T, E> Failure<'a, T, E> {
 
     /// What came of it: the operation's own result, or the refusal of a policy inside.
     pub fn outcome(&self) -> Result<&'a Result<T, E>, &'a Refused> {
-        self.outcome.as_ref()
+        self.outcome
     }
 
     /// The operation's value, if it returned one.
     pub fn value(&self) -> Option<&'a T> {
-        self.outcome.as_ref().ok()?.as_ref().ok()
+        self.outcome.ok()?.as_ref().ok()
     }
 
     /// The operation's error, if it returned one.
     pub fn error(&self) -> Option<&'a E> {
-        self.outcome.as_ref().ok()?.as_ref().err()
+        self.outcome.ok()?.as_ref().err()
     }
 
     /// The refusal, if a policy inside ended the attempt.
     pub fn refused(&self) -> Option<&'a Refused> {
-        self.outcome.as_ref().err()
+        self.outcome.err()
     }
 }
 
