@@ -51,6 +51,11 @@ pub use retry::Retry;
 pub use stack::{Stack, recommended, stack};
 pub use timeout::Timeout;
 
+/// The examples of the guide to sagas, compiled.
+#[cfg(all(doctest, feature = "sqlite"))]
+#[doc = include_str!("../docs/saga.md")]
+struct SagaGuide;
+
 /// The README's examples, compiled.
 #[cfg(all(doctest, feature = "tower"))]
 #[doc = include_str!("../README.md")]

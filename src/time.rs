@@ -29,3 +29,10 @@ pub(crate) fn nanos(duration: Duration) -> u64 {
         .and_then(|nanos| nanos.checked_add(u64::from(duration.subsec_nanos())))
         .unwrap_or(u64::MAX)
 }
+
+/// The present by the wall clock, since 1970: what is written down for other processes to compare with. It may be set back.
+#[cfg(feature = "sqlite")]
+#[allow(clippy::disallowed_methods)]
+pub(crate) fn wall() -> Duration {
+    std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default()
+}

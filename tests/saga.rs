@@ -2,13 +2,19 @@
 #![cfg(feature = "saga")]
 
 use std::{
-    sync::{Arc, Mutex},
+    future::Future,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use mainstay::saga::{
-    Cause, Failure, Orchestrator, Outcome, Output, Phase, Saga, StartError, StartOptions, Step, Unknown,
-    Verified, memory::Memory,
+    Cause, Failure, Opening, Orchestrator, Outcome, Output, Phase, Saga, StartError, StartOptions, Step,
+    Unknown, Verified,
+    journal::{Journal, Request},
+    memory::{Fault, Memory, Operation},
 };
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +77,11 @@ fn order_saga(log: &Log, charge: Charge) -> Saga<Order, Output<String>> {
 
 async fn orchestrator(store: &Memory, saga: &Saga<Order, Output<String>>) -> Orchestrator {
     Orchestrator::open(store.clone()).register(saga).start().await.unwrap()
+}
+
+/// Looks seldom, so that hours of virtual time pass quickly.
+fn patient(store: &Memory) -> Opening {
+    Orchestrator::open(store.clone()).poll(Duration::from_secs(20)).lease(Duration::from_secs(120))
 }
 
 #[tokio::test(start_paused = true)]
@@ -152,7 +163,7 @@ async fn what_a_crash_leaves_is_taken_up_by_the_next_orchestrator() {
     let (store, log) = (Memory::new(), Log::default());
     let saga = order_saga(&log, |_| Ok(1));
     let first = orchestrator(&store, &saga).await;
-    store.fault(mainstay::saga::memory::Operation::Append, 3, mainstay::saga::memory::Fault::CrashAfter);
+    store.fault(Operation::Append, 3, Fault::CrashAfter);
     let handle = first.start(&saga, "o-1", &Order { amount: 5 }).await.unwrap();
     tokio::select! {
         _ = handle.finished() => panic!("the store is dead"),
@@ -178,7 +189,7 @@ async fn a_timer_and_a_signal_wait_without_a_driver() {
     let slept = saga.sleep("cool-off", (), Duration::from_secs(3600));
     let answer = saga.signal::<String, _>("approval", slept, Some(Duration::from_secs(3600)));
     let saga = saga.build(answer).unwrap();
-    let orchestrator = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
+    let orchestrator = patient(&store).register(&saga).start().await.unwrap();
     let handle = orchestrator.start(&saga, "w", &1).await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(orchestrator.live(), 0);
@@ -203,7 +214,7 @@ async fn a_deadline_turns_a_saga_round_before_its_pivot() {
     });
     saga.signal::<(), _>("never", first, None);
     let saga = saga.build(()).unwrap();
-    let orchestrator = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
+    let orchestrator = patient(&store).register(&saga).start().await.unwrap();
     let options = StartOptions::default().deadline(Duration::from_secs(7200));
     let handle = orchestrator.start_with(&saga, "l", &1, options).await.unwrap();
     assert_eq!(handle.finished().await.unwrap(), Outcome::Compensated(Cause::Deadline));
@@ -220,7 +231,7 @@ async fn a_stuck_compensation_is_held_and_goes_on_when_a_person_says_so() {
     saga.step("second", first, |_, _| async { Err::<(), _>(Failure::rejected("no")) })
         .without_compensation("it does nothing");
     let saga = saga.build(()).unwrap();
-    let orchestrator = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
+    let orchestrator = patient(&store).register(&saga).start().await.unwrap();
     let handle = orchestrator.start(&saga, "s", &1).await.unwrap();
     let outcome = handle.settled().await.unwrap();
     assert!(
@@ -323,4 +334,120 @@ async fn branches_run_side_by_side_and_are_undone_in_reverse() {
     lines.drain(..3);
     lines.sort();
     assert_eq!(lines, ["undo Some(\"flight\")", "undo Some(\"hotel\")"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_asked_of_a_saga_that_nobody_works_on_comes_before_what_is_due() {
+    let store = Memory::new();
+    let log = Log::default();
+    let (act, undo) = (log.clone(), log.clone());
+    let mut saga = Saga::define::<u32>("asked", 1);
+    let first = saga.step("first", (), |_, ()| async { Ok(1_u32) }).compensate(move |_, (), _| {
+        undo.add("undo");
+        async { Err(Failure::unknown("no")) }
+    });
+    let slept = saga.sleep("sleep", first, Duration::from_secs(60));
+    saga.step("second", slept, move |_, ()| {
+        act.add("second");
+        async { Ok(()) }
+    })
+    .without_compensation("it is never sent");
+    let saga = saga.build(()).unwrap();
+    let order = |order| Request::order(mainstay::saga::SagaId::new("a").unwrap(), "ada", order);
+    let start =
+        async || Orchestrator::open(store.clone()).register(&saga).stuck_retry(None).start().await.unwrap();
+    let orchestrator = start().await;
+    orchestrator.start(&saga, "a", &1).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    orchestrator.shutdown(Duration::from_secs(1)).await;
+
+    store.request(order(mainstay::saga::Order::Cancel { reason: "late".to_owned() })).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    let orchestrator = start().await;
+    let held = orchestrator.handle(&saga, "a").unwrap().settled().await.unwrap();
+    assert!(matches!(held, Outcome::Held { phase: Some(Phase::Stuck), .. }), "{held:?}");
+    assert_eq!(log.lines(), ["undo"; 10], "its time had come, but it was cancelled before");
+    orchestrator.shutdown(Duration::from_secs(1)).await;
+
+    let undone = mainstay::saga::Order::Undone { step: "first".to_owned(), reason: "by hand".to_owned() };
+    store.request(order(undone)).await.unwrap();
+    let orchestrator = start().await;
+    let ended = orchestrator.handle(&saga, "a").unwrap().finished().await.unwrap();
+    assert!(matches!(ended, Outcome::Compensated(Cause::Cancelled { .. })), "{ended:?}");
+    assert_eq!(log.lines().len(), 10, "what was undone by hand is not tried again first");
+}
+
+/// The first of ten fruitless attempts, and then again and again: nothing of that is recorded, nothing grows.
+#[tokio::test(start_paused = true)]
+async fn a_compensation_that_fails_ten_thousand_times_records_one_thing() {
+    let store = Memory::new();
+    let attempts = Arc::new(AtomicU32::new(0));
+    let counted = attempts.clone();
+    let mut saga = Saga::define::<u32>("hopeless", 1);
+    let first = saga.step("first", (), |_, ()| async { Ok(1_u32) }).compensate(move |_, (), _| {
+        counted.fetch_add(1, Relaxed);
+        async { Err(Failure::unknown("no")) }
+    });
+    saga.step("second", first, |_, _| async { Err::<(), _>(Failure::rejected("no")) })
+        .without_compensation("it does nothing");
+    let saga = saga.build(()).unwrap();
+    let opening = patient(&store).stuck_retry(Some(Duration::from_secs(30)));
+    let orchestrator = opening.register(&saga).start().await.unwrap();
+    let handle = orchestrator.start(&saga, "h", &1).await.unwrap();
+    handle.settled().await.unwrap();
+    let before = orchestrator.load("h").await.unwrap().unwrap().entries.len();
+    while attempts.load(Relaxed) < 10_000 {
+        tokio::time::sleep(Duration::from_secs(600)).await;
+    }
+    let stored = orchestrator.load("h").await.unwrap().unwrap();
+    assert_eq!(stored.entries.len(), before, "{:?}", stored.entries);
+    assert_eq!(stored.head.phase, Phase::Stuck);
+    assert!(orchestrator.live() <= 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_is_told_while_the_store_stalls() {
+    let store = Memory::new();
+    let mut saga = Saga::define::<u32>("stalled", 1);
+    let first = saga.step("first", (), |_, ()| async { Ok(1_u32) }).without_compensation("a test");
+    saga.step("second", first, |_, _| async { Ok(2_u32) }).without_compensation("a test");
+    let saga = saga.build(()).unwrap();
+    let orchestrator = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
+    // The beginning goes through, the next one hangs for five seconds.
+    store.fault(Operation::Append, 2, Fault::Stall(Duration::from_secs(5)));
+    let handle = orchestrator.start(&saga, "s", &1).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let asked = tokio::time::Instant::now();
+    assert_eq!(handle.status().await.unwrap().phase, Some(Phase::Running));
+    assert!(asked.elapsed() <= Duration::from_millis(100), "{:?}", asked.elapsed());
+    assert_eq!(handle.finished().await.unwrap(), Outcome::Completed(()));
+    assert!(asked.elapsed() >= Duration::from_secs(4), "the store has stalled");
+}
+
+/// Whoever waits for a saga may stop at any point; the saga does not notice.
+#[tokio::test(start_paused = true)]
+async fn a_start_that_is_dropped_at_any_await_point_leaves_nothing_behind() {
+    for polls in 0..12 {
+        let (store, log) = (Memory::new(), Log::default());
+        let saga = order_saga(&log, |_| Ok(1));
+        let orchestrator = orchestrator(&store, &saga).await;
+        let input = Order { amount: 5 };
+        {
+            let mut running = std::pin::pin!(orchestrator.run(&saga, "o-1", &input));
+            for _ in 0..polls {
+                let polled =
+                    std::future::poll_fn(|cx| std::task::Poll::Ready(running.as_mut().poll(cx))).await;
+                if polled.is_ready() {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        // Whatever became of it: the same saga can be started, and runs once.
+        let outcome = orchestrator.run(&saga, "o-1", &input).await.unwrap();
+        assert_eq!(outcome, Outcome::Completed("5/1".to_owned()), "dropped after {polls} polls");
+        assert_eq!(log.lines().len(), 4, "dropped after {polls} polls: {:?}", log.lines());
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(orchestrator.live(), 0, "dropped after {polls} polls");
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mainstay::saga::{
     Direction, SagaId,
-    barrier::{self, Action, Error, Lookup, Retention},
+    barrier::{self, Action, Compensation, Error, Lookup, Retention},
 };
 use proptest::test_runner::{Config, TestRunner};
 use tokio_postgres::{Client, IsolationLevel, Transaction};
@@ -17,7 +17,8 @@ mod support;
 use postgres::Schema;
 use support::{Answer, DO, Delivery, Effects, Fate, Participant, See, UNDO, block_on, key, saga};
 
-struct Postgres(Client);
+/// With the number of its deliveries: some commit by themselves.
+struct Postgres(Client, u32);
 
 impl Postgres {
     fn on(schema: &Schema) -> Self {
@@ -28,7 +29,7 @@ impl Postgres {
                 .batch_execute("create table if not exists ledger (saga text not null, change int not null)"),
         )
         .unwrap();
-        Postgres(client)
+        Postgres(client, 0)
     }
 
     fn rows(&self) -> i64 {
@@ -45,6 +46,23 @@ impl Participant for Postgres {
             if fails { Err("failed") } else { Ok(()) }
         };
         let key = key(saga, delivery.phase);
+        self.1 += 1;
+        if self.1 % 2 == 0
+            && delivery.phase == Direction::Do
+            && matches!(delivery.fate, Fate::Commit | Fate::Fail | Fate::Reject)
+        {
+            let committed = barrier::postgres::commit_action_or_rejection(tx, &key, async |tx| {
+                if delivery.fate == Fate::Reject {
+                    return Ok(Err(number));
+                }
+                note(tx, 1).await.map(|()| Ok(number))
+            });
+            return match committed.await {
+                Ok(action) => Answer::Action(action),
+                Err(Error::Inner("failed")) => Answer::Failed,
+                Err(other) => panic!("{other:?}"),
+            };
+        }
         let answer = if delivery.phase == Direction::Do {
             let action = barrier::postgres::action_or_rejection(&tx, &key, async |tx| {
                 if delivery.fate == Fate::Reject {
@@ -176,6 +194,56 @@ fn the_futures_can_be_spawned() {
     schema.runtime.block_on(spawned).unwrap().unwrap();
 }
 
+/// Postgres has failed the transaction then, and its commit is a rollback that looks like a commit.
+#[test]
+fn a_closure_that_passes_over_an_error_of_the_database_has_not_done_its_business() {
+    let name = "a_closure_that_passes_over_an_error_of_the_database_has_not_done_its_business";
+    let Some(schema) = Schema::new(name) else { return };
+    let mut participant = Postgres::on(&schema);
+    block_on(async {
+        let saga = saga("s");
+        let (action, undo) = (key(&saga, Direction::Do), key(&saga, Direction::Undo));
+        let careless = async |tx: &Transaction<'_>| {
+            let _ = tx.execute("insert into no_such_table values (1)", &[]).await;
+            Ok::<_, tokio_postgres::Error>(())
+        };
+        let tx = participant.0.transaction().await.unwrap();
+        let done = barrier::postgres::action(&tx, &action, careless).await;
+        assert!(matches!(done, Err(Error::Database(_))), "{done:?}");
+        drop(tx);
+        let tx = participant.0.transaction().await.unwrap();
+        let done = barrier::postgres::commit_action(tx, &action, careless).await;
+        assert!(matches!(done, Err(Error::Database(_))), "{done:?}");
+        assert_eq!(participant.deliver(&saga, 3, DO).await, Answer::Action(Action::Done(Ok(3))));
+        let tx = participant.0.transaction().await.unwrap();
+        let undone = barrier::postgres::compensation(&tx, &undo, async |tx, _: u32| careless(tx).await).await;
+        assert!(matches!(undone, Err(Error::Database(_))), "{undone:?}");
+        drop(tx);
+        assert_eq!(participant.deliver(&saga, 4, UNDO).await, Answer::Compensation(Compensation::Undone));
+    });
+}
+
+#[test]
+fn a_result_that_needs_quoting_is_stored_as_it_is() {
+    let Some(schema) = Schema::new("a_result_that_needs_quoting_is_stored_as_it_is") else { return };
+    let mut participant = Postgres::on(&schema);
+    block_on(async {
+        let awkward = "it's \\ a \"result\" \u{0} \n ' \\' é".to_owned();
+        for conforming in ["on", "off"] {
+            let set =
+                format!("set standard_conforming_strings to {conforming}; set escape_string_warning to off");
+            participant.0.batch_execute(&set).await.unwrap();
+            let key = key(&saga(format!("it's-{conforming}\\")), Direction::Do);
+            for expected in [Action::Done(awkward.clone()), Action::Repeated(awkward.clone())] {
+                let tx = participant.0.transaction().await.unwrap();
+                let business = async |_: &Transaction<'_>| Ok::<_, tokio_postgres::Error>(awkward.clone());
+                let action = barrier::postgres::commit_action(tx, &key, business).await.unwrap();
+                assert_eq!(action, expected);
+            }
+        }
+    });
+}
+
 #[test]
 fn under_serializable_the_second_of_two_is_told_to_try_again() {
     let Some(schema) = Schema::new("under_serializable_the_second_of_two_is_told_to_try_again") else {
@@ -206,9 +274,7 @@ fn installing_at_the_same_time_and_twice_is_harmless() {
     let Some(schema) = Schema::new("installing_at_the_same_time_and_twice_is_harmless") else { return };
     let clients: Vec<_> = (0..4).map(|_| schema.connect()).collect();
     schema.runtime.block_on(async {
-        for installed in
-            futures::future::join_all(clients.iter().map(|c| barrier::postgres::install(c))).await
-        {
+        for installed in futures::future::join_all(clients.iter().map(barrier::postgres::install)).await {
             installed.unwrap();
         }
     });

@@ -126,6 +126,8 @@ enum Tried {
     Verified(Verified<Payload>),
     /// Not to be repeated by the policies, whatever it is.
     Final(Failure),
+    /// Not begun, because none may be any more.
+    Stopped,
 }
 
 /// What the driver and an attempt in flight tell each other.
@@ -154,6 +156,8 @@ pub(crate) enum Ended {
     Outcome(Outcome),
     /// The compensation is done.
     Undone,
+    /// The driver has said that no attempt is to begin any more.
+    Stopped,
     /// A policy did not let it begin; it may come back after so long.
     Refused { why: String, after: Duration },
     /// What is stored is not what the code expects: nothing can be done with it.
@@ -164,61 +168,52 @@ pub(crate) enum Ended {
 const REFUSED_WAIT: Duration = Duration::from_secs(1);
 
 /// Tries a step forward.
-pub(crate) fn forward(
+pub(crate) async fn forward(
     definition: Arc<Definition>,
     step: usize,
     told: Told,
     flags: Arc<Flags>,
     max_output: usize,
-) -> impl Future<Output = Ended> + Send {
-    async move {
-        let code = &definition.code[step];
-        let (Some(act), Some(stack)) = (&code.act, &code.forward) else {
-            unreachable!("only steps with code are tried");
-        };
-        let once = definition.shape.nodes[step].unknown.at_most_once();
-        let call = stack.call(|| {
-            let flags = &flags;
-            let told = &told;
-            async move {
-                if once && flags.tainted.load(Relaxed) {
-                    let failure = Failure::unknown("the only attempt that may be made has failed");
-                    return Ok(Attempted(Tried::Final(failure)));
-                }
-                attempt(
-                    flags,
-                    told,
-                    |told| act(told),
-                    |output| {
-                        let len = output.as_str().len();
-                        if len > max_output {
-                            let why = format!("its output has {len} bytes, allowed are {max_output}");
-                            return Tried::Final(Failure::unknown(why));
-                        }
-                        Tried::Output(output)
-                    },
-                )
-                .await
+) -> Ended {
+    let code = &definition.code[step];
+    let (Some(act), Some(stack)) = (&code.act, &code.forward) else {
+        unreachable!("only steps with code are tried");
+    };
+    let once = definition.shape.nodes[step].unknown.at_most_once();
+    let call = stack.call(|| {
+        let flags = &flags;
+        let told = &told;
+        async move {
+            if once && flags.tainted.load(Relaxed) {
+                let failure = Failure::unknown("the only attempt that may be made has failed");
+                return Ok(Attempted(Tried::Final(failure)));
             }
-        });
-        conclude(call).await
-    }
+            attempt(
+                flags,
+                told,
+                |told| act(told),
+                |output| {
+                    let len = output.as_str().len();
+                    if len > max_output {
+                        let why = format!("its output has {len} bytes, allowed are {max_output}");
+                        return Tried::Final(Failure::unknown(why));
+                    }
+                    Tried::Output(output)
+                },
+            )
+            .await
+        }
+    });
+    conclude(call).await
 }
 
 /// Asks the participant whether a step has happened.
-pub(crate) fn verify(
-    definition: Arc<Definition>,
-    step: usize,
-    told: Told,
-    flags: Arc<Flags>,
-) -> impl Future<Output = Ended> + Send {
-    async move {
-        let code = &definition.code[step];
-        let (Some(verify), Some(stack)) = (&code.verify, &code.forward) else {
-            unreachable!("a step that is to be verified says how");
-        };
-        conclude(stack.call(|| attempt(&flags, &told, |told| verify(told), Tried::Verified))).await
-    }
+pub(crate) async fn verify(definition: Arc<Definition>, step: usize, told: Told, flags: Arc<Flags>) -> Ended {
+    let code = &definition.code[step];
+    let (Some(verify), Some(stack)) = (&code.verify, &code.forward) else {
+        unreachable!("a step that is to be verified says how");
+    };
+    conclude(stack.call(|| attempt(&flags, &told, |told| verify(told), Tried::Verified))).await
 }
 
 /// One attempt: what the policies see as an error may be repeated by them, what they see as a value may not.
@@ -232,7 +227,7 @@ where
     Fut: Future<Output = Result<T, Failure>>,
 {
     if flags.stop.load(Relaxed) {
-        return Ok(Attempted(Tried::Final(Failure::unknown("the saga was turned round"))));
+        return Ok(Attempted(Tried::Stopped));
     }
     if !flags.inner.has_lease() {
         return Ok(Attempted(Tried::Final(Failure::unstarted("the orchestrator's lease has run out"))));
@@ -274,6 +269,7 @@ async fn conclude(call: impl Future<Output = Result<Attempted, Error<Failure>>>)
     let failure = match ended {
         Ok(Attempted(Tried::Output(output))) => return Ended::Outcome(Outcome::Completed(output)),
         Ok(Attempted(Tried::Undone)) => return Ended::Undone,
+        Ok(Attempted(Tried::Stopped)) => return Ended::Stopped,
         Ok(Attempted(Tried::Rejected(why))) => return Ended::Outcome(Outcome::Rejected(why)),
         Ok(Attempted(Tried::Verified(verified))) => {
             return Ended::Outcome(match verified {
@@ -300,19 +296,17 @@ async fn conclude(call: impl Future<Output = Result<Attempted, Error<Failure>>>)
 }
 
 /// Tries to undo a step.
-pub(crate) fn backward(
+pub(crate) async fn backward(
     definition: Arc<Definition>,
     step: usize,
     told: Told,
     flags: Arc<Flags>,
-) -> impl Future<Output = Ended> + Send {
-    async move {
-        let code = &definition.code[step];
-        let (Some(undo), Some(stack)) = (&code.undo, &code.backward) else {
-            unreachable!("only steps with a compensation are undone");
-        };
-        conclude(stack.call(|| attempt(&flags, &told, |told| undo(told), |()| Tried::Undone))).await
-    }
+) -> Ended {
+    let code = &definition.code[step];
+    let (Some(undo), Some(stack)) = (&code.undo, &code.backward) else {
+        unreachable!("only steps with a compensation are undone");
+    };
+    conclude(stack.call(|| attempt(&flags, &told, |told| undo(told), |()| Tried::Undone))).await
 }
 
 struct Running<'a>(&'a AtomicBool);

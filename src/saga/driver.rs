@@ -17,7 +17,7 @@ use super::{
     journal::{Append, Ask, Begin, Request, StoreError},
     key::Direction,
     machine::{self, Illegal, Machine, Next, Outcome},
-    orchestrator::{Inner, Seat, Status},
+    orchestrator::{Finished, Inner, Seat, Status},
     record::{Cause, Entry, Order, Payload, Record, SagaId, Timestamp},
     shape::Kind,
     steps::Steps,
@@ -169,8 +169,7 @@ impl Ledger {
     fn publish(&self, records: &[Record]) {
         let phase = self.machine.phase();
         let from = self.status.borrow().phase;
-        let finished =
-            phase.is_terminal().then(|| (self.machine.outputs().into(), self.machine.cause().cloned()));
+        let finished = phase.is_terminal().then(|| Finished::of(&self.machine));
         let note = self.machine.note().to_owned();
         self.status.send_replace(Status { phase: Some(phase), note, blocked: None, finished });
         let definition = &self.machine.shape().id.name;
@@ -273,6 +272,11 @@ impl Driver {
             if self.machine().phase().is_terminal() {
                 return Ok(());
             }
+            // What is asked comes before what is due.
+            if let Ok(mail) = self.mail.try_recv() {
+                self.receive(mail).await?;
+                continue;
+            }
             // What has its time before this is dispatched now, or cannot be.
             let dispatched = self.inner.now();
             if !self.draining {
@@ -297,10 +301,19 @@ impl Driver {
             let nap = wake.filter(|_| !self.draining).map_or(IDLE, |wake| wake.since(now));
             match self.next_event(nap).await {
                 Happened::Ended(flight, ended) => self.ended(flight, ended).await?,
-                Happened::Mail(Some(Mail::Request(request))) => self.take_up(request).await?,
-                Happened::Mail(Some(Mail::Drain)) => self.drain(),
+                Happened::Mail(Some(mail)) => self.receive(mail).await?,
                 Happened::Mail(None) => return Err(Stop::Closed),
                 Happened::Time => {}
+            }
+        }
+    }
+
+    async fn receive(&mut self, mail: Mail) -> Result<(), Stop> {
+        match mail {
+            Mail::Request(request) => self.take_up(request).await,
+            Mail::Drain => {
+                self.drain();
+                Ok(())
             }
         }
     }
@@ -450,7 +463,12 @@ impl Driver {
         }
         match (direction, ended) {
             (_, Ended::Undecodable(why)) => Err(Stop::Blocked(format!("{}: {why}", self.path(step)))),
+            // No attempt was begun any more, and nothing follows from that.
+            (_, Ended::Stopped) => Ok(()),
             (_, Ended::Refused { why, after }) => {
+                if !self.tainted.contains(step) {
+                    self.resend.insert(step);
+                }
                 // Not tried at all: nothing is counted, and it is asked again when the policy said.
                 self.inner.identity.emit(&Event::SagaWaits {
                     definition: &self.machine().shape().id.name,

@@ -1,12 +1,12 @@
 //! What the one who has started a saga holds of it.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
-    definition::{Inputs, Saga},
-    journal::{Phase, Requested, Stored},
-    orchestrator::{AskError, Orchestrator, Status},
-    record::{Cause, Payload, Record, SagaId},
+    definition::{Definition, Inputs, Saga},
+    journal::{Phase, Requested},
+    orchestrator::{AskError, Finished, Orchestrator, Status, fold},
+    record::{Cause, SagaId},
 };
 
 /// What became of a saga.
@@ -41,9 +41,8 @@ impl<T> Outcome<T> {
 /// One saga, to ask and to wait for. Dropping it changes nothing.
 pub struct Handle<R: Inputs> {
     orchestrator: Orchestrator,
-    decode: Box<dyn Fn(&[Option<Payload>]) -> Result<R::Values, AskError> + Send + Sync>,
-    /// How many steps its definition has.
-    steps: Vec<String>,
+    definition: Arc<Definition>,
+    result: R,
     id: SagaId,
 }
 
@@ -55,13 +54,7 @@ impl<R: Inputs> fmt::Debug for Handle<R> {
 
 impl<R: Inputs> Handle<R> {
     pub(crate) fn new<I>(orchestrator: Orchestrator, saga: Saga<I, R>, id: SagaId) -> Self {
-        let steps = saga.definition.shape.nodes.iter().map(|node| node.path.clone()).collect();
-        let result = saga.result;
-        let decode = move |outputs: &[Option<Payload>]| {
-            let decoded = result.decode(&|step| outputs.get(step)?.clone());
-            decoded.map_err(|failure| AskError::Payload(failure.message().to_owned()))
-        };
-        Handle { orchestrator, decode: Box::new(decode), steps, id }
+        Handle { orchestrator, definition: saga.definition, result: saga.result, id }
     }
 
     /// Its name.
@@ -132,7 +125,10 @@ impl<R: Inputs> Handle<R> {
             let stored = stored.ok_or_else(|| AskError::Missing(self.id.clone()))?;
             let mut status = Status::of(&stored.head, None);
             if stored.head.phase.is_terminal() {
-                status.finished = Some(self.finish(&stored));
+                match fold(&stored, &self.definition) {
+                    Ok(machine) => status.finished = Some(Finished::of(&machine)),
+                    Err(why) => status.blocked = Some(why),
+                }
                 return self.outcome(status);
             }
             // Between two drivers it says the phase of the last record.
@@ -146,47 +142,19 @@ impl<R: Inputs> Handle<R> {
         }
     }
 
-    /// The outputs and the cause, out of the records.
-    fn finish(&self, stored: &Stored) -> (std::sync::Arc<[Option<Payload>]>, Option<Cause>) {
-        let mut outputs = vec![None; self.steps.len()];
-        let mut cause = None;
-        let place = |path: &str| self.steps.iter().position(|step| step == path);
-        for entry in &stored.entries {
-            match entry.record() {
-                Ok(Record::Completed { step, output, .. }) => {
-                    if let Some(at) = place(&step) {
-                        outputs[at] = Some(output);
-                    }
-                }
-                Ok(Record::Aborted { cause: why, .. }) => cause = Some(why),
-                Ok(Record::Ordered { order, .. }) => match order {
-                    super::record::Order::Complete { step, output } => {
-                        if let Some(at) = place(&step) {
-                            outputs[at] = Some(output);
-                        }
-                    }
-                    super::record::Order::Reject { step, reason } if cause.is_none() => {
-                        cause = Some(Cause::Rejected { step, error: reason });
-                    }
-                    super::record::Order::Compensate { reason } if cause.is_none() => {
-                        cause = Some(Cause::Cancelled { reason });
-                    }
-                    _ => {}
-                },
-                _ => {}
-            }
-        }
-        (outputs.into(), cause)
-    }
-
     fn outcome(&self, status: Status) -> Result<Outcome<R::Values>, AskError> {
         if let Some(why) = status.blocked {
             return Ok(Outcome::Held { phase: status.phase, why });
         }
         Ok(match (status.phase, status.finished) {
-            (Some(Phase::Completed), Some((outputs, _))) => Outcome::Completed((self.decode)(&outputs)?),
-            (Some(Phase::Compensated), Some((_, cause))) => {
-                let cause = cause.unwrap_or(Cause::Cancelled { reason: status.note });
+            (Some(Phase::Completed), Some(finished)) => {
+                let decoded = self.result.decode(&|step| finished.outputs.get(step)?.clone());
+                Outcome::Completed(
+                    decoded.map_err(|failure| AskError::Payload(failure.message().to_owned()))?,
+                )
+            }
+            (Some(Phase::Compensated), Some(finished)) => {
+                let cause = finished.cause.unwrap_or(Cause::Cancelled { reason: status.note });
                 Outcome::Compensated(cause)
             }
             (Some(Phase::Abandoned), _) => Outcome::Abandoned(status.note),

@@ -6,7 +6,10 @@
 
 use std::{fmt, future::Future, pin::Pin, time::Duration};
 
-use super::record::{Entry, Incarnation, Order, Payload, SagaId, Timestamp};
+use super::{
+    orchestrator::random,
+    record::{Entry, Incarnation, Order, Payload, SagaId, Timestamp},
+};
 
 /// A future of a journal.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -401,6 +404,20 @@ pub struct Request {
     pub by: String,
     /// What for.
     pub ask: Ask,
+}
+
+impl Request {
+    /// A person's decision, under a name that is not used again.
+    pub fn order(saga: SagaId, by: &str, order: Order) -> Self {
+        let id = format!("order:{:032x}", random());
+        Request { id, saga, by: by.to_owned(), ask: Ask::Order(order) }
+    }
+
+    /// A message for a step, under the name that the sender has given it, so that it counts once.
+    pub fn signal(saga: SagaId, by: &str, step: &str, message: &str, payload: Payload) -> Self {
+        let id = format!("signal:{step}:{message}");
+        Request { id, saga, by: by.to_owned(), ask: Ask::Signal { step: step.to_owned(), payload } }
+    }
 }
 
 /// What a request is for.

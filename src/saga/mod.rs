@@ -1,4 +1,4 @@
-//! A durable orchestrator of sagas.
+#![doc = include_str!("../docs/saga.md")]
 
 pub(crate) mod attempt;
 pub mod barrier;
@@ -6,17 +6,25 @@ pub mod conformance;
 pub(crate) mod definition;
 mod driver;
 mod handle;
+pub mod inbox;
 pub mod journal;
 mod key;
 mod machine;
 pub mod memory;
 mod orchestrator;
+pub mod outbox;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod participant;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 mod record;
+mod shape;
 pub(crate) mod shape;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 mod step;
 mod steps;
+pub mod view;
 mod writer;
 
 pub use attempt::Attempted;

@@ -293,11 +293,14 @@ fn race<P: Participant + Send>(
     }
 }
 
+/// Actions and compensations by their keys, and what came of them.
+type Rows = (HashMap<String, Action<Result<u32, u32>>>, Vec<String>, Effects);
+
 /// A participant in memory whose barrier has one fault, or none.
 #[derive(Debug, Default)]
 pub struct Twin {
     fault: Option<Fault>,
-    sagas: HashMap<SagaId, (HashMap<String, Action<Result<u32, u32>>>, Vec<String>, Effects)>,
+    sagas: HashMap<SagaId, Rows>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,6 +4,9 @@
 //! the second of two simultaneous arrivals is told of a serialization failure (SQLSTATE 40001) instead of the first one's result, and
 //! is repeated like any transaction that was told so.
 //!
+//! Postgres turns the commit of a transaction in which a statement has failed into a rollback, and reports no error. A closure that passes
+//! over such a failure is therefore told so here, behind its end: it has not done its business.
+//!
 //! # Example
 //!
 //! ```no_run
@@ -27,11 +30,12 @@
 //! ```
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     pin::pin,
     task::{Context, Waker},
 };
 
+use futures_core::Stream;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_postgres::{GenericClient, Transaction, types::Type};
 
@@ -102,15 +106,9 @@ where
     T: Serialize + DeserializeOwned,
     R: Serialize + DeserializeOwned,
 {
-    check(key, Direction::Do)?;
     let unfinished = Unfinished::begin(tx);
-    if !claim(tx, key, Direction::Do, row::DONE).await? {
-        let (state, result) = read(tx, key).await?;
-        unfinished.finish();
-        return row::repeated(&state, result.as_deref()).map_err(Error::Result);
-    }
-    let answer = business(tx).await.map_err(Error::Inner)?;
-    if let Some((state, result)) = row::finished(&answer).map_err(Error::Result)? {
+    let (action, finish) = begin_action(tx, key, business).await?;
+    if let Some((state, result)) = finish {
         tx.execute_typed(
             "update mainstay_barrier set state = $3, result = $4::text::json
              where saga = $1 and step = $2 and phase = 'do'",
@@ -124,7 +122,87 @@ where
         .await?;
     }
     unfinished.finish();
-    Ok(Action::Done(answer))
+    Ok(action)
+}
+
+/// Like [`action`], and commits: the result is on its way together with the commit, which saves one round trip.
+///
+/// After an `Err` of the closure the transaction is rolled back. After an `Err` of the database it is not known whether
+/// it was committed; the same request once more finds out.
+///
+/// # Errors
+///
+/// [`Error`].
+pub async fn commit_action<T, E>(
+    tx: Transaction<'_>,
+    key: &Key,
+    business: impl AsyncFnOnce(&Transaction<'_>) -> Result<T, E>,
+) -> Result<Action<T>, Error<E, tokio_postgres::Error>>
+where
+    T: Serialize + DeserializeOwned,
+{
+    let answer = commit_action_or_rejection(tx, key, async |tx: &Transaction<'_>| {
+        business(tx).await.map(Ok::<T, row::Never>)
+    })
+    .await?;
+    Ok(answer.map(|answer| answer.unwrap_or_else(|never| match never {})))
+}
+
+/// Like [`action_or_rejection`], and commits as [`commit_action`] does.
+///
+/// # Errors
+///
+/// [`Error`].
+pub async fn commit_action_or_rejection<T, R, E>(
+    tx: Transaction<'_>,
+    key: &Key,
+    business: impl AsyncFnOnce(&Transaction<'_>) -> Result<Result<T, R>, E>,
+) -> Result<Action<Result<T, R>>, Error<E, tokio_postgres::Error>>
+where
+    T: Serialize + DeserializeOwned,
+    R: Serialize + DeserializeOwned,
+{
+    // Whatever ends this early drops the transaction, which rolls it back.
+    let (action, finish) = begin_action(&tx, key, business).await?;
+    let Some((state, result)) = finish else {
+        tx.commit().await?;
+        return Ok(action);
+    };
+    let update = format!(
+        "update mainstay_barrier set state = {}, result = {} where saga = {} and step = {} and phase = 'do'",
+        literal(state),
+        literal(&result),
+        literal(key.saga().as_str()),
+        literal(key.step()),
+    );
+    let mut updated = pin!(tx.client().simple_query_raw(&update).await?);
+    let committed = tx.commit().await;
+    // The commit of a transaction that has failed is a rollback, and no error.
+    while let Some(message) = poll_fn(|context| updated.as_mut().poll_next(context)).await {
+        message?;
+    }
+    committed?;
+    Ok(action)
+}
+
+/// Claims the row and runs the business; what is to be written about it afterwards.
+async fn begin_action<T, R, E>(
+    tx: &Transaction<'_>,
+    key: &Key,
+    business: impl AsyncFnOnce(&Transaction<'_>) -> Result<Result<T, R>, E>,
+) -> Result<(Action<Result<T, R>>, Option<(&'static str, String)>), Error<E, tokio_postgres::Error>>
+where
+    T: Serialize + DeserializeOwned,
+    R: Serialize + DeserializeOwned,
+{
+    check(key, Direction::Do)?;
+    if !claim(tx, key, Direction::Do, row::DONE).await? {
+        let (state, result) = read(tx, key).await?;
+        return Ok((row::repeated(&state, result.as_deref()).map_err(Error::Result)?, None));
+    }
+    let answer = business(tx).await.map_err(Error::Inner)?;
+    let finish = row::finished(&answer).map_err(Error::Result)?;
+    Ok((Action::Done(answer), Some(finish)))
 }
 
 /// Runs a compensation's business in the caller's transaction, with the result that the action had stored, if there is something to undo.
@@ -155,6 +233,9 @@ where
         Compensation::Repeated
     } else if let Some(result) = to_undo {
         business(tx, result).await.map_err(Error::Inner)?;
+        // Where the closure has passed over an error of the database the transaction has failed, and its commit
+        // would be a rollback without an error.
+        tx.batch_execute("select").await?;
         Compensation::Undone
     } else {
         Compensation::Nothing
@@ -257,6 +338,12 @@ async fn read(tx: &Transaction<'_>, key: &Key) -> Result<(String, Option<String>
         )
         .await?;
     Ok((row.try_get(0)?, row.try_get(1)?))
+}
+
+/// A text as a literal, whatever `standard_conforming_strings` says.
+fn literal(text: &str) -> String {
+    let quoted = text.replace('\'', "''");
+    if text.contains('\\') { format!(" E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
 
 /// Spoils the transaction unless it is finished: whatever ends the call, what was claimed is not committed without its

@@ -74,7 +74,9 @@ where
         return row::repeated(&state, result.as_deref()).map_err(Error::Result);
     }
     let answer = business(tx).map_err(Error::Inner)?;
-    if let Some((state, result)) = row::finished(&answer).map_err(Error::Result)? {
+    let (state, result) = row::finished(&answer).map_err(Error::Result)?;
+    // The claim says as much for an action without a result.
+    if (state, &*result) != (row::DONE, "null") {
         tx.prepare(
             "update mainstay_barrier set state = ?3, result = ?4 where saga = ?1 and step = ?2 and phase = 'do'",
         )?
