@@ -18,7 +18,6 @@ mod participant;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod record;
-mod shape;
 pub(crate) mod shape;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
