@@ -187,11 +187,10 @@ async fn every_planted_bug_is_found() {
         let found = failed.violations.iter().any(|violation| invariants.contains(&violation.invariant));
         assert!(found, "{bug:?} is not seen as what it is: {failed}");
         let again = Check::new(1, branches).plant(bug).replay(&failed.case.to_string()).await;
-        assert_eq!(
-            again.unwrap_err().violations,
-            failed.violations,
-            "a failing case is replayed by its name"
-        );
+        let names = |failed: &testing::Failed| -> Vec<_> {
+            failed.violations.iter().map(|violation| violation.invariant).collect()
+        };
+        assert_eq!(names(&again.unwrap_err()), names(&failed), "a failing case is replayed by its name");
     }
 }
 

@@ -69,6 +69,8 @@ pub(crate) struct Ledger {
     pub(crate) machine: Machine,
     created: Timestamp,
     status: watch::Sender<Status>,
+    /// How often the lease had run out when the saga became its owner's.
+    lapses: u64,
 }
 
 impl Ledger {
@@ -80,7 +82,8 @@ impl Ledger {
         created: Timestamp,
         status: watch::Sender<Status>,
     ) -> Self {
-        Ledger { inner, id, epoch, len, crc, machine, created, status }
+        let lapses = inner.lapses();
+        Ledger { inner, id, epoch, len, crc, machine, created, status, lapses }
     }
 
     /// Applies records and queues them, as one entry each, all or none.
@@ -247,7 +250,7 @@ impl Driver {
         let tried = (shape.actions - shape.at_most_once) | machine.tried();
         let tainted = if recovered { machine.due() & tried } else { Steps::NONE };
         let inner = ledger.inner.clone();
-        let lapses = inner.lapses();
+        let lapses = ledger.lapses;
         Driver {
             ledger,
             definition,

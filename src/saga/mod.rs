@@ -9,8 +9,12 @@ mod handle;
 pub mod inbox;
 pub mod journal;
 mod key;
+#[cfg(all(test, not(mainstay_loom)))]
+mod lease_model;
 mod machine;
 pub mod memory;
+#[cfg(all(test, not(mainstay_loom)))]
+mod model;
 mod orchestrator;
 pub mod outbox;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]

@@ -170,6 +170,9 @@ impl FromStr for Case {
         if text == "happy" {
             return Ok(Case::default());
         }
+        if text.is_empty() {
+            return Err(InvalidCase(String::new()));
+        }
         let faults = text.split_inclusive(')').map(|fault| fault.trim_start_matches('+'));
         faults
             .map(|fault| read(fault).ok_or_else(|| InvalidCase(fault.to_owned())))

@@ -18,9 +18,12 @@ use super::{
     ledger::{Flaw, Ledger},
     world::{Skew, World},
 };
-use crate::saga::{
-    AskError, Inputs, Orchestrator, Outcome, Payload, Phase, Saga, SagaId, StartError, journal::Stored,
-    memory::Memory,
+use crate::{
+    chance::planned,
+    saga::{
+        AskError, Inputs, Orchestrator, Outcome, Payload, Phase, Saga, SagaId, StartError, journal::Stored,
+        memory::Memory,
+    },
 };
 
 /// A planted fault in what is tested, for tests of the kit itself.
@@ -227,7 +230,7 @@ where
             Some(Bug::Barrier(flaw)) => Ledger::flawed(flaw),
             _ => Ledger::default(),
         };
-        let saga = (self.build)(&ledger);
+        let saga = planned::within(|| (self.build)(&ledger));
         let structure = Structure::of(&saga);
         let steps = structure.parts.iter().map(|part| part.path.clone()).collect();
         let id = SagaId::new(ID).unwrap_or_else(|_| unreachable!("it is one"));
