@@ -16,6 +16,8 @@ pub(crate) struct Chance(AtomicU64);
 impl Chance {
     /// Seeded, or seeded by the operating system when there is no seed.
     pub(crate) fn new(seed: Option<u64>) -> Self {
+        #[cfg(feature = "saga")]
+        let seed = seed.or_else(planned::next);
         Chance(AtomicU64::new(seed.unwrap_or_else(|| RandomState::new().hash_one(0u8))))
     }
 
@@ -26,6 +28,28 @@ impl Chance {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+}
+
+/// Seeds instead of the operating system's, for tests that are replayed: see [`testing`](crate::testing).
+#[cfg(feature = "saga")]
+pub(crate) mod planned {
+    use std::cell::Cell;
+
+    thread_local!(static SEED: Cell<Option<u64>> = const { Cell::new(None) });
+
+    /// Lets everything that `make` makes have the same chances each time.
+    pub(crate) fn within<T>(make: impl FnOnce() -> T) -> T {
+        let before = SEED.replace(Some(1));
+        let made = make();
+        SEED.set(before);
+        made
+    }
+
+    pub(super) fn next() -> Option<u64> {
+        let seed = SEED.get()?;
+        SEED.set(Some(seed.wrapping_add(1)));
+        Some(seed)
     }
 }
 

@@ -4,6 +4,11 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use crate::circuit_breaker::{Counts, State};
 use crate::error::{Kind, Name, Refused};
+#[cfg(feature = "saga")]
+use crate::saga::{
+    Record,
+    journal::{Phase, StoreError},
+};
 
 /// Something worth knowing happened. Healthy calls emit nothing.
 ///
@@ -59,6 +64,89 @@ pub enum Event<'a> {
         name: &'a Name,
         /// The refusal it replaced; `None` if the operation itself failed.
         instead_of: Option<Kind>,
+    },
+    /// A saga's journal has grown by a durable record, or by one that will be before the saga ends.
+    #[cfg(feature = "saga")]
+    #[non_exhaustive]
+    SagaRecord {
+        /// What the saga follows.
+        definition: &'a str,
+        /// The saga.
+        saga: &'a str,
+        /// What was recorded.
+        record: &'a Record,
+    },
+    /// A saga's phase has changed; told by the orchestrator that changed it.
+    #[cfg(feature = "saga")]
+    #[non_exhaustive]
+    SagaPhase {
+        /// What the saga follows.
+        definition: &'a str,
+        /// The saga.
+        saga: &'a str,
+        /// Its phase before; `None` when it has just begun.
+        from: Option<Phase>,
+        /// Its phase now.
+        to: Phase,
+        /// What there is to say about it.
+        note: &'a str,
+        /// How long ago it began.
+        age: Duration,
+    },
+    /// A policy did not let a saga's step begin; it will be tried again.
+    #[cfg(feature = "saga")]
+    #[non_exhaustive]
+    SagaWaits {
+        /// What the saga follows.
+        definition: &'a str,
+        /// The saga.
+        saga: &'a str,
+        /// The step.
+        step: &'a str,
+        /// What the policy said.
+        why: &'a str,
+        /// How long it waits.
+        after: Duration,
+    },
+    /// A saga's deadline came when a step had happened, or may have, that cannot be undone: the saga goes on.
+    #[cfg(feature = "saga")]
+    #[non_exhaustive]
+    SagaOverdue {
+        /// What the saga follows.
+        definition: &'a str,
+        /// The saga.
+        saga: &'a str,
+        /// How long ago the deadline was.
+        by: Duration,
+    },
+    /// An order to a saga could not be followed where it stands, and was dropped.
+    #[cfg(feature = "saga")]
+    #[non_exhaustive]
+    SagaOrderRefused {
+        /// What the saga follows.
+        definition: &'a str,
+        /// The saga.
+        saga: &'a str,
+        /// Why.
+        why: &'a str,
+    },
+    /// A saga cannot be worked on, and nothing of it was changed: what is stored is damaged, or does not fit the code.
+    #[cfg(feature = "saga")]
+    #[non_exhaustive]
+    SagaBlocked {
+        /// What the saga follows.
+        definition: &'a str,
+        /// The saga.
+        saga: &'a str,
+        /// Why.
+        why: &'a str,
+    },
+    /// The store of sagas has failed; what depends on it is tried again.
+    #[cfg(feature = "saga")]
+    #[non_exhaustive]
+    SagaStoreFailed {
+        /// What it said.
+        error: &'a StoreError,
     },
 }
 

@@ -26,9 +26,13 @@ mod property;
 pub mod registry;
 pub mod repeat;
 pub mod retry;
+#[cfg(feature = "saga")]
+pub mod saga;
 mod slots;
 pub mod stack;
 mod sync;
+#[cfg(feature = "saga")]
+pub mod testing;
 mod time;
 pub mod timeout;
 #[cfg(feature = "tower")]
@@ -47,6 +51,11 @@ pub use registry::Registry;
 pub use retry::Retry;
 pub use stack::{Stack, recommended, stack};
 pub use timeout::Timeout;
+
+/// The examples of the guide to sagas, compiled.
+#[cfg(all(doctest, feature = "sqlite"))]
+#[doc = include_str!("../docs/saga.md")]
+struct SagaGuide;
 
 /// The README's examples, compiled.
 #[cfg(all(doctest, feature = "tower"))]

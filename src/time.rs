@@ -33,6 +33,13 @@ pub(crate) fn nanos(duration: Duration) -> u64 {
         .unwrap_or(u64::MAX)
 }
 
+/// The present by the wall clock, since 1970: what is written down for other processes to compare with. It may be set back.
+#[cfg(feature = "sqlite")]
+#[allow(clippy::disallowed_methods)]
+pub(crate) fn wall() -> Duration {
+    std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
 /// Instants as nanoseconds since one of them, so that they fit into an atomic word.
 ///
 /// The difference of two `Instant`s is two nested calls into std that are not inlined. An `Instant` does show what it is made of to a

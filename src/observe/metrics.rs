@@ -13,7 +13,13 @@ use crate::{Event, Observer};
 /// | `mainstay_circuit_transitions_total` | counter | `policy`, `to` |
 /// | `mainstay_circuit_state` | gauge | `policy`; 0 closed, 1 recovering, 2 half-open, 3 open |
 ///
-/// The label `policy` is the name without the key of a [`Keyed`](crate::Keyed) policy, so its values are as
+/// | `mainstay_saga_records_total` | counter | `definition`, `kind` |
+/// | `mainstay_saga_in_phase` | gauge | `definition`, `phase`: sagas in it that this process has last moved |
+/// | `mainstay_saga_age_seconds` | histogram | `definition`, `phase`: the age at which a saga came into it; for the last ones its duration |
+/// | `mainstay_saga_blocked_total` | counter | `definition` |
+/// | `mainstay_saga_store_failures_total` | counter | |
+///
+/// The `saga` rows with the feature of that name. The label `policy` is the name without the key of a [`Keyed`](crate::Keyed) policy, so its values are as
 /// many as there are policies in the program. The state gauge is set only for policies without a key: one number
 /// cannot say the state of many. It has a value from the breaker's first transition on.
 #[derive(Debug, Clone, Copy, Default)]
@@ -48,6 +54,43 @@ impl Observer for Metrics {
                 counter!("mainstay_fell_back_total", "policy" => name.base().to_owned(), "instead_of" => instead_of)
                     .increment(1);
             }
+            #[cfg(feature = "saga")]
+            Event::SagaPhase { definition, from, to, age, .. } => saga_phase(definition, from, to, age),
+            #[cfg(feature = "saga")]
+            Event::SagaRecord { definition, record, .. } => {
+                let definition = definition.to_owned();
+                counter!("mainstay_saga_records_total", "definition" => definition, "kind" => record.kind())
+                    .increment(1);
+            }
+            #[cfg(feature = "saga")]
+            Event::SagaBlocked { definition, .. } => {
+                counter!("mainstay_saga_blocked_total", "definition" => definition.to_owned()).increment(1);
+            }
+            #[cfg(feature = "saga")]
+            Event::SagaStoreFailed { .. } => counter!("mainstay_saga_store_failures_total").increment(1),
+            #[cfg(feature = "saga")]
+            Event::SagaWaits { .. } | Event::SagaOverdue { .. } | Event::SagaOrderRefused { .. } => {}
         }
     }
+}
+
+#[cfg(feature = "saga")]
+fn saga_phase(
+    definition: &str,
+    from: Option<crate::saga::journal::Phase>,
+    to: crate::saga::journal::Phase,
+    age: std::time::Duration,
+) {
+    let definition = definition.to_owned();
+    if let Some(from) = from {
+        gauge!("mainstay_saga_in_phase", "definition" => definition.clone(), "phase" => from.as_str())
+            .decrement(1.0);
+    }
+    // What is over stays over: a total, not a gauge, and the histogram counts it.
+    if !to.is_terminal() {
+        gauge!("mainstay_saga_in_phase", "definition" => definition.clone(), "phase" => to.as_str())
+            .increment(1.0);
+    }
+    metrics::histogram!("mainstay_saga_age_seconds", "definition" => definition, "phase" => to.as_str())
+        .record(age.as_secs_f64());
 }

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "metrics")]
 mod metrics;
+#[cfg(feature = "saga")]
+pub(crate) mod span;
 #[cfg(feature = "tracing")]
 mod tracing;
 

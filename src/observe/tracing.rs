@@ -10,6 +10,9 @@ use crate::{Event, Observer, circuit_breaker::State};
 /// | other transition | INFO | the same |
 /// | gave up | WARN | `policy`, `attempts`, `why` |
 /// | fell back | INFO | `policy`, `instead_of` |
+/// | saga stuck, parked, abandoned, blocked or overdue; its store failed | WARN | `definition`, `saga`, `note` and more |
+/// | other phase of a saga | INFO | `definition`, `saga`, `from`, `to`, `age_ms` |
+/// | record of a saga, step that waits, order that was refused | DEBUG | `definition`, `saga`, `kind`, `step` / `why` |
 /// | refused, retried | DEBUG | `policy`, `kind`, `observed` / `policy`, `attempt`, `delay_ms` |
 ///
 /// ```
@@ -73,6 +76,54 @@ impl Observer for Tracing {
                 instead_of = instead_of.map_or("failed", |kind| kind.as_str()),
                 "fell back"
             ),
+            #[cfg(feature = "saga")]
+            _ => saga(event),
         }
+    }
+}
+
+#[cfg(feature = "saga")]
+fn saga(event: &Event<'_>) {
+    use crate::saga::journal::Phase;
+    match *event {
+        Event::SagaPhase { definition, saga, from, to, note, age } => {
+            let from = from.map_or("new", Phase::as_str);
+            let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+            macro_rules! record {
+                ($level:expr) => {
+                    event!(target: "mainstay", $level, definition, saga, from, to = to.as_str(), note, age_ms, "saga")
+                };
+            }
+            match to {
+                Phase::Stuck | Phase::Parked | Phase::Abandoned => record!(Level::WARN),
+                _ => record!(Level::INFO),
+            }
+        }
+        Event::SagaRecord { definition, saga, record } => event!(
+            target: "mainstay",
+            Level::DEBUG,
+            definition,
+            saga,
+            kind = record.kind(),
+            step = record.step(),
+            "saga record"
+        ),
+        Event::SagaWaits { definition, saga, step, why, .. } => {
+            event!(target: "mainstay", Level::DEBUG, definition, saga, step, why, "saga step waits")
+        }
+        Event::SagaOverdue { definition, saga, by } => {
+            let by_ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+            event!(target: "mainstay", Level::WARN, definition, saga, by_ms, "saga goes on behind its deadline")
+        }
+        Event::SagaOrderRefused { definition, saga, why } => {
+            event!(target: "mainstay", Level::DEBUG, definition, saga, why, "order to a saga refused")
+        }
+        Event::SagaBlocked { definition, saga, why } => {
+            event!(target: "mainstay", Level::WARN, definition, saga, why, "saga blocked")
+        }
+        Event::SagaStoreFailed { error } => {
+            event!(target: "mainstay", Level::WARN, %error, "saga store failed")
+        }
+        _ => {}
     }
 }

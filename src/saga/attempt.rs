@@ -1,0 +1,347 @@
+//! A step's code, and one try of it through its policies: how an attempt's end becomes an outcome.
+
+use std::{
+    any::Any,
+    fmt,
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use serde::de::DeserializeOwned;
+
+use super::{
+    definition::{Definition, Inputs},
+    key::{Direction, Key},
+    machine::Outcome,
+    orchestrator::Inner,
+    record::{Payload, SagaId},
+    step::{Failure, FailureKind, Step, Verified},
+};
+use crate::{BoxedStack, error::Error};
+
+pub(crate) type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+pub(crate) type Act = Arc<dyn Fn(&Told) -> Pending<Result<Payload, Failure>> + Send + Sync>;
+pub(crate) type Undo = Arc<dyn Fn(&Told) -> Pending<Result<(), Failure>> + Send + Sync>;
+pub(crate) type Verify = Arc<dyn Fn(&Told) -> Pending<Result<Verified<Payload>, Failure>> + Send + Sync>;
+
+/// The code of one step, without its types.
+#[derive(Clone)]
+pub(crate) struct StepCode {
+    /// The step whose output is its input; the saga's input when there is none.
+    pub(crate) scope: Option<usize>,
+    /// Where the definition that it was written in begins.
+    pub(crate) base: usize,
+    pub(crate) act: Option<Act>,
+    pub(crate) undo: Option<Undo>,
+    pub(crate) verify: Option<Verify>,
+    pub(crate) forward: Option<BoxedStack<Attempted, Failure>>,
+    pub(crate) backward: Option<BoxedStack<Attempted, Failure>>,
+}
+
+impl StepCode {
+    /// A step in which no code runs.
+    pub(crate) fn none() -> Self {
+        StepCode { scope: None, base: 0, act: None, undo: None, verify: None, forward: None, backward: None }
+    }
+}
+
+impl fmt::Debug for StepCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StepCode").field("has_undo", &self.undo.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// What a try of a step is told, without types.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    pub(crate) key: Key,
+    pub(crate) epoch: u64,
+    pub(crate) attempt: u32,
+    pub(crate) input: Payload,
+    /// The outputs of all steps so far.
+    pub(crate) outputs: Arc<[Option<Payload>]>,
+    pub(crate) base: usize,
+    /// The output of the step itself, for its compensation.
+    pub(crate) own: Option<Payload>,
+}
+
+impl Told {
+    /// For a try of `step` in this direction.
+    pub(crate) fn new(
+        saga: &SagaId,
+        definition: &Definition,
+        step: usize,
+        direction: Direction,
+        epoch: u64,
+        input: &Payload,
+        outputs: &[Option<Payload>],
+    ) -> Self {
+        let code = &definition.code[step];
+        let scoped = code.scope.and_then(|from| outputs[from].as_ref());
+        Told {
+            key: Key::new(saga, &definition.shape.nodes[step].path, direction)
+                .unwrap_or_else(|_| unreachable!("paths were checked when the definition was built")),
+            epoch,
+            attempt: 0,
+            input: scoped.unwrap_or(input).clone(),
+            outputs: outputs.into(),
+            base: code.base,
+            own: outputs[step].clone(),
+        }
+    }
+
+    pub(crate) fn arguments<I, D>(&self, behind: &D) -> Result<(Step<I>, D::Values), Failure>
+    where
+        I: DeserializeOwned,
+        D: Inputs,
+    {
+        let input = self.input.decode().map_err(|error| Failure::undecodable("the input", &error))?;
+        let values = behind.decode(&|step| self.outputs.get(step + self.base)?.clone())?;
+        let step = Step { input, key: self.key.clone(), epoch: self.epoch, attempt: self.attempt };
+        Ok((step, values))
+    }
+
+    pub(crate) fn own_output<O: DeserializeOwned>(&self) -> Result<Option<O>, Failure> {
+        let decoded = self.own.as_ref().map(Payload::decode).transpose();
+        decoded.map_err(|error| Failure::undecodable("the output of the step", &error))
+    }
+}
+
+/// What came of an attempt that its policies take for an answer; see [`Adding::through`](super::Adding::through).
+#[derive(Debug)]
+pub struct Attempted(Tried);
+
+#[derive(Debug)]
+enum Tried {
+    Output(Payload),
+    Undone,
+    Rejected(String),
+    Verified(Verified<Payload>),
+    /// Not to be repeated by the policies, whatever it is.
+    Final(Failure),
+    /// Not begun, because none may be any more.
+    Stopped,
+}
+
+/// What the driver and an attempt in flight tell each other.
+pub(crate) struct Flags {
+    inner: Arc<Inner>,
+    /// Whether an attempt of this flight may have had an effect.
+    pub(crate) tainted: AtomicBool,
+    /// Whether the code of an attempt is running now.
+    pub(crate) running: AtomicBool,
+    /// Whether no other attempt may begin.
+    pub(crate) stop: AtomicBool,
+    pub(crate) attempts: AtomicU32,
+}
+
+impl Flags {
+    pub(crate) fn new(inner: Arc<Inner>) -> Self {
+        let no = || AtomicBool::new(false);
+        Flags { inner, tainted: no(), running: no(), stop: no(), attempts: AtomicU32::new(0) }
+    }
+}
+
+/// How a try has ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// With something to decide on.
+    Outcome(Outcome),
+    /// The compensation is done.
+    Undone,
+    /// The driver has said that no attempt is to begin any more.
+    Stopped,
+    /// A policy did not let it begin; it may come back after so long.
+    Refused { why: String, after: Duration },
+    /// What is stored is not what the code expects: nothing can be done with it.
+    Undecodable(String),
+}
+
+/// How long a refused try waits when nobody says how long.
+const REFUSED_WAIT: Duration = Duration::from_secs(1);
+
+/// Tries a step forward.
+pub(crate) async fn forward(
+    definition: Arc<Definition>,
+    step: usize,
+    told: Told,
+    flags: Arc<Flags>,
+    max_output: usize,
+) -> Ended {
+    let code = &definition.code[step];
+    let (Some(act), Some(stack)) = (&code.act, &code.forward) else {
+        unreachable!("only steps with code are tried");
+    };
+    let once = definition.shape.nodes[step].unknown.at_most_once();
+    let call = stack.call(|| {
+        let flags = &flags;
+        let told = &told;
+        async move {
+            if once && flags.tainted.load(Relaxed) {
+                let failure = Failure::unknown("the only attempt that may be made has failed");
+                return Ok(Attempted(Tried::Final(failure)));
+            }
+            attempt(
+                flags,
+                told,
+                |told| act(told),
+                |output| {
+                    let len = output.as_str().len();
+                    if len > max_output {
+                        let why = format!("its output has {len} bytes, allowed are {max_output}");
+                        return Tried::Final(Failure::unknown(why));
+                    }
+                    Tried::Output(output)
+                },
+            )
+            .await
+        }
+    });
+    conclude(call).await
+}
+
+/// Asks the participant whether a step has happened.
+pub(crate) async fn verify(definition: Arc<Definition>, step: usize, told: Told, flags: Arc<Flags>) -> Ended {
+    let code = &definition.code[step];
+    let (Some(verify), Some(stack)) = (&code.verify, &code.forward) else {
+        unreachable!("a step that is to be verified says how");
+    };
+    conclude(stack.call(|| attempt(&flags, &told, |told| verify(told), Tried::Verified))).await
+}
+
+/// One attempt: what the policies see as an error may be repeated by them, what they see as a value may not.
+async fn attempt<T, Fut>(
+    flags: &Flags,
+    told: &Told,
+    begin: impl FnOnce(&Told) -> Fut,
+    judge: impl FnOnce(T) -> Tried,
+) -> Result<Attempted, Failure>
+where
+    Fut: Future<Output = Result<T, Failure>>,
+{
+    if flags.stop.load(Relaxed) {
+        return Ok(Attempted(Tried::Stopped));
+    }
+    if !flags.inner.has_lease() {
+        return Ok(Attempted(Tried::Final(Failure::unstarted("the orchestrator's lease has run out"))));
+    }
+    let number = flags.attempts.fetch_add(1, Relaxed).saturating_add(1);
+    // Until it says otherwise it may have an effect; so it is when it is dropped by a timeout, too.
+    let was_tainted = flags.tainted.swap(true, Relaxed);
+    let running = Running::begin(flags);
+    let mut told = told.clone();
+    told.attempt = number;
+    let ended = Caught(async move { begin(&told).await }).await;
+    drop(running);
+    let tried = match ended {
+        Ok(Ok(value)) => judge(value),
+        Ok(Err(failure)) => match failure.kind() {
+            FailureKind::Unknown => return Err(failure),
+            kind => {
+                flags.tainted.store(was_tainted, Relaxed);
+                match kind {
+                    FailureKind::Unstarted(_) => return Err(failure),
+                    FailureKind::Undecodable => Tried::Final(failure),
+                    _ => Tried::Rejected(failure.message().to_owned()),
+                }
+            }
+        },
+        Err(panic) => return Err(Failure::unknown(format!("panicked: {panic}"))),
+    };
+    Ok(Attempted(tried))
+}
+
+/// What the end of a call through the policies comes to. Policies may call the user's code too, so they may panic.
+async fn conclude(call: impl Future<Output = Result<Attempted, Error<Failure>>>) -> Ended {
+    let ended = match Caught(call).await {
+        Ok(ended) => ended,
+        Err(panic) => {
+            return Ended::Outcome(Outcome::Unknown(format!("a policy of the step panicked: {panic}")));
+        }
+    };
+    let failure = match ended {
+        Ok(Attempted(Tried::Output(output))) => return Ended::Outcome(Outcome::Completed(output)),
+        Ok(Attempted(Tried::Undone)) => return Ended::Undone,
+        Ok(Attempted(Tried::Stopped)) => return Ended::Stopped,
+        Ok(Attempted(Tried::Rejected(why))) => return Ended::Outcome(Outcome::Rejected(why)),
+        Ok(Attempted(Tried::Verified(verified))) => {
+            return Ended::Outcome(match verified {
+                Verified::Applied(output) => Outcome::Completed(output),
+                Verified::NotApplied => Outcome::NotApplied,
+                Verified::Unknown => Outcome::Unknown("the participant does not know".to_owned()),
+            });
+        }
+        Ok(Attempted(Tried::Final(failure))) => failure,
+        Err(error) => match error {
+            Error::Inner(failure) => failure,
+            refused @ Error::Refused(_) => Failure::of_call(refused),
+        },
+    };
+    match failure.kind() {
+        FailureKind::Undecodable => Ended::Undecodable(failure.message().to_owned()),
+        FailureKind::Unstarted(after) => {
+            Ended::Refused { why: failure.message().to_owned(), after: after.unwrap_or(REFUSED_WAIT) }
+        }
+        FailureKind::Unknown | FailureKind::Rejected => {
+            Ended::Outcome(Outcome::Unknown(failure.message().to_owned()))
+        }
+    }
+}
+
+/// Tries to undo a step.
+pub(crate) async fn backward(
+    definition: Arc<Definition>,
+    step: usize,
+    told: Told,
+    flags: Arc<Flags>,
+) -> Ended {
+    let code = &definition.code[step];
+    let (Some(undo), Some(stack)) = (&code.undo, &code.backward) else {
+        unreachable!("only steps with a compensation are undone");
+    };
+    conclude(stack.call(|| attempt(&flags, &told, |told| undo(told), |()| Tried::Undone))).await
+}
+
+struct Running<'a>(&'a AtomicBool);
+
+impl<'a> Running<'a> {
+    fn begin(flags: &'a Flags) -> Self {
+        flags.running.store(true, Relaxed);
+        Running(&flags.running)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Relaxed);
+    }
+}
+
+/// A future whose panic is its output. What it shares with others has to bear being left half done: it is user code, which is
+/// told so, and it is dropped at once.
+#[pin_project::pin_project]
+pub(crate) struct Caught<F>(#[pin] pub(crate) F);
+
+impl<F: Future> Future for Caught<F> {
+    type Output = Result<F::Output, String>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let future = self.project().0;
+        match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
+            Ok(polled) => polled.map(Ok),
+            Err(panic) => Poll::Ready(Err(message(panic.as_ref()))),
+        }
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
+}

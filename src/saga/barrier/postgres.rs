@@ -1,0 +1,376 @@
+//! The barrier on a transaction of `tokio-postgres`.
+//!
+//! The table is found by the connection's `search_path`. Every isolation level will do; under repeatable read and serializable
+//! the second of two simultaneous arrivals is told of a serialization failure (SQLSTATE 40001) instead of the first one's result, and
+//! is repeated like any transaction that was told so.
+//!
+//! Postgres turns the commit of a transaction in which a statement has failed into a rollback, and reports no error. A closure that passes
+//! over such a failure is therefore told so here, behind its end: it has not done its business.
+//!
+//! # Example
+//!
+//! ```no_run
+//! use mainstay::saga::{Key, barrier::{self, Action}};
+//!
+//! # async fn charge(client: &mut tokio_postgres::Client, key: Key) -> Result<(), Box<dyn std::error::Error>> {
+//! barrier::postgres::install(client).await?;
+//!
+//! let tx = client.transaction().await?;
+//! let charged = barrier::postgres::action(&tx, &key, async |tx| {
+//!     tx.execute("update account set balance = balance - 30 where id = 'ada'", &[]).await?;
+//!     Ok::<_, tokio_postgres::Error>("receipt 1".to_owned())
+//! }).await?;
+//! tx.commit().await?;
+//! match charged {
+//!     Action::Done(receipt) | Action::Repeated(receipt) => println!("{receipt}"),
+//!     Action::Refused => println!("it was compensated before it came"),
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    task::{Context, Waker},
+};
+
+use futures_core::Stream;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio_postgres::{GenericClient, Transaction, types::Type};
+
+use super::{Action, Compensation, Error, Lookup, Retention, row};
+use crate::saga::{
+    Direction, Key,
+    participant::{rows, seconds},
+};
+
+/// Creates the table `mainstay_barrier`, if it is not there.
+///
+/// # Errors
+///
+/// The database's.
+pub async fn install(client: &impl GenericClient) -> Result<(), tokio_postgres::Error> {
+    // One message is one transaction. The lock, since `if not exists` is no protection against two at the same time.
+    client
+        .batch_execute(
+            "select pg_advisory_xact_lock(hashtext('mainstay'), hashtext('install'));
+             create table if not exists mainstay_barrier (
+                 saga text not null,
+                 step text not null,
+                 phase text not null check (phase in ('do', 'undo')),
+                 state text not null,
+                 result json,
+                 at timestamptz not null default now(),
+                 primary key (saga, step, phase)
+             );
+             create index if not exists mainstay_barrier_at on mainstay_barrier using brin (at)",
+        )
+        .await
+}
+
+/// Runs an action's business in the caller's transaction, unless it was done before or is refused, and stores its result there.
+///
+/// See the [module's page](super). The caller commits. After an `Err`, or when the future was dropped, the whole transaction can only be
+/// rolled back: Postgres refuses every further statement, and a `commit` rolls back.
+///
+/// # Errors
+///
+/// [`Error`].
+pub async fn action<T, E>(
+    tx: &Transaction<'_>,
+    key: &Key,
+    business: impl AsyncFnOnce(&Transaction<'_>) -> Result<T, E>,
+) -> Result<Action<T>, Error<E, tokio_postgres::Error>>
+where
+    T: Serialize + DeserializeOwned,
+{
+    let answer = action_or_rejection(tx, key, async |tx: &Transaction<'_>| {
+        business(tx).await.map(Ok::<T, row::Never>)
+    })
+    .await?;
+    Ok(answer.map(|answer| answer.unwrap_or_else(|never| match never {})))
+}
+
+/// Like [`action`], for one that may be rejected for good: an `Ok(Err(rejection))` is stored and is the answer from then on.
+///
+/// # Errors
+///
+/// [`Error`].
+pub async fn action_or_rejection<T, R, E>(
+    tx: &Transaction<'_>,
+    key: &Key,
+    business: impl AsyncFnOnce(&Transaction<'_>) -> Result<Result<T, R>, E>,
+) -> Result<Action<Result<T, R>>, Error<E, tokio_postgres::Error>>
+where
+    T: Serialize + DeserializeOwned,
+    R: Serialize + DeserializeOwned,
+{
+    let unfinished = Unfinished::begin(tx);
+    let (action, finish) = begin_action(tx, key, business).await?;
+    if let Some((state, result)) = finish {
+        tx.execute_typed(
+            "update mainstay_barrier set state = $3, result = $4::text::json
+             where saga = $1 and step = $2 and phase = 'do'",
+            &[
+                (&key.saga().as_str(), Type::TEXT),
+                (&key.step(), Type::TEXT),
+                (&state, Type::TEXT),
+                (&result, Type::TEXT),
+            ],
+        )
+        .await?;
+    }
+    unfinished.finish();
+    Ok(action)
+}
+
+/// Like [`action`], and commits: the result is on its way together with the commit, which saves one round trip.
+///
+/// After an `Err` of the closure the transaction is rolled back. After an `Err` of the database it is not known whether
+/// it was committed; the same request once more finds out.
+///
+/// # Errors
+///
+/// [`Error`].
+pub async fn commit_action<T, E>(
+    tx: Transaction<'_>,
+    key: &Key,
+    business: impl AsyncFnOnce(&Transaction<'_>) -> Result<T, E>,
+) -> Result<Action<T>, Error<E, tokio_postgres::Error>>
+where
+    T: Serialize + DeserializeOwned,
+{
+    let answer = commit_action_or_rejection(tx, key, async |tx: &Transaction<'_>| {
+        business(tx).await.map(Ok::<T, row::Never>)
+    })
+    .await?;
+    Ok(answer.map(|answer| answer.unwrap_or_else(|never| match never {})))
+}
+
+/// Like [`action_or_rejection`], and commits as [`commit_action`] does.
+///
+/// # Errors
+///
+/// [`Error`].
+pub async fn commit_action_or_rejection<T, R, E>(
+    tx: Transaction<'_>,
+    key: &Key,
+    business: impl AsyncFnOnce(&Transaction<'_>) -> Result<Result<T, R>, E>,
+) -> Result<Action<Result<T, R>>, Error<E, tokio_postgres::Error>>
+where
+    T: Serialize + DeserializeOwned,
+    R: Serialize + DeserializeOwned,
+{
+    // Whatever ends this early drops the transaction, which rolls it back.
+    let (action, finish) = begin_action(&tx, key, business).await?;
+    let Some((state, result)) = finish else {
+        tx.commit().await?;
+        return Ok(action);
+    };
+    let update = format!(
+        "update mainstay_barrier set state = {}, result = {} where saga = {} and step = {} and phase = 'do'",
+        literal(state),
+        literal(&result),
+        literal(key.saga().as_str()),
+        literal(key.step()),
+    );
+    let mut updated = pin!(tx.client().simple_query_raw(&update).await?);
+    let committed = tx.commit().await;
+    // The commit of a transaction that has failed is a rollback, and no error.
+    while let Some(message) = poll_fn(|context| updated.as_mut().poll_next(context)).await {
+        message?;
+    }
+    committed?;
+    Ok(action)
+}
+
+/// Claims the row and runs the business; what is to be written about it afterwards.
+async fn begin_action<T, R, E>(
+    tx: &Transaction<'_>,
+    key: &Key,
+    business: impl AsyncFnOnce(&Transaction<'_>) -> Result<Result<T, R>, E>,
+) -> Result<(Action<Result<T, R>>, Option<(&'static str, String)>), Error<E, tokio_postgres::Error>>
+where
+    T: Serialize + DeserializeOwned,
+    R: Serialize + DeserializeOwned,
+{
+    check(key, Direction::Do)?;
+    if !claim(tx, key, Direction::Do, row::DONE).await? {
+        let (state, result) = read(tx, key).await?;
+        return Ok((row::repeated(&state, result.as_deref()).map_err(Error::Result)?, None));
+    }
+    let answer = business(tx).await.map_err(Error::Inner)?;
+    let finish = row::finished(&answer).map_err(Error::Result)?;
+    Ok((Action::Done(answer), Some(finish)))
+}
+
+/// Runs a compensation's business in the caller's transaction, with the result that the action had stored, if there is something to undo.
+///
+/// See the [module's page](super), and [`action`] for what becomes of the transaction.
+///
+/// # Errors
+///
+/// [`Error`].
+pub async fn compensation<T, E>(
+    tx: &Transaction<'_>,
+    key: &Key,
+    business: impl AsyncFnOnce(&Transaction<'_>, T) -> Result<(), E>,
+) -> Result<Compensation, Error<E, tokio_postgres::Error>>
+where
+    T: DeserializeOwned,
+{
+    check(key, Direction::Undo)?;
+    let unfinished = Unfinished::begin(tx);
+    let to_undo = if claim(tx, key, Direction::Do, row::REFUSED).await? {
+        None
+    } else {
+        let (state, result) = read(tx, key).await?;
+        row::to_undo(&state, result.as_deref()).map_err(Error::Result)?
+    };
+    let state = if to_undo.is_some() { row::UNDONE } else { row::NOTHING };
+    let compensation = if !claim(tx, key, Direction::Undo, state).await? {
+        Compensation::Repeated
+    } else if let Some(result) = to_undo {
+        business(tx, result).await.map_err(Error::Inner)?;
+        // Where the closure has passed over an error of the database the transaction has failed, and its commit
+        // would be a rollback without an error.
+        tx.batch_execute("select").await?;
+        Compensation::Undone
+    } else {
+        Compensation::Nothing
+    };
+    unfinished.finish();
+    Ok(compensation)
+}
+
+/// What is known about an action, given its key or its compensation's: what was committed, and what this connection's own
+/// transaction did.
+///
+/// # Errors
+///
+/// [`Error::Database`] and [`Error::Result`].
+pub async fn lookup<T: DeserializeOwned>(
+    client: &impl GenericClient,
+    key: &Key,
+) -> Result<Lookup<T>, Error<std::convert::Infallible, tokio_postgres::Error>> {
+    let rows = client
+        .query_typed(
+            "select phase, state, result::text from mainstay_barrier where saga = $1 and step = $2",
+            &[(&key.saga().as_str(), Type::TEXT), (&key.step(), Type::TEXT)],
+        )
+        .await?;
+    let (mut action, mut compensated) = (None, false);
+    for row in rows {
+        if row.try_get::<_, &str>(0)? == Direction::Do.as_str() {
+            action = Some((row.try_get(1)?, row.try_get(2)?));
+        } else {
+            compensated = true;
+        }
+    }
+    row::lookup(action, compensated).map_err(Error::Result)
+}
+
+/// Deletes at most `limit` rows, all of sagas that have had no arrival here for longer than `retention`; how many it were.
+///
+/// Call it until it says 0. The time is that of the database.
+///
+/// # Errors
+///
+/// The database's.
+pub async fn prune(
+    client: &impl GenericClient,
+    retention: Retention,
+    limit: usize,
+) -> Result<u64, tokio_postgres::Error> {
+    client
+        .execute_typed(
+            "delete from mainstay_barrier where (saga, step, phase) in (
+                 select saga, step, phase from mainstay_barrier as old
+                 where at < now() - make_interval(secs => $1) and not exists (
+                     select 1 from mainstay_barrier as late
+                     where late.saga = old.saga and late.at >= now() - make_interval(secs => $1)
+                 )
+                 order by at limit $2
+             )",
+            &[(&seconds(retention.total()), Type::FLOAT8), (&rows(limit), Type::INT8)],
+        )
+        .await
+}
+
+impl<E> From<tokio_postgres::Error> for Error<E, tokio_postgres::Error> {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Error::Database(error)
+    }
+}
+
+fn check<E>(key: &Key, wanted: Direction) -> Result<(), Error<E, tokio_postgres::Error>> {
+    if key.phase() == wanted { Ok(()) } else { Err(Error::WrongDirection(key.clone())) }
+}
+
+/// Whether the row was free. Waits for a transaction that has claimed it and is not over.
+async fn claim(
+    tx: &Transaction<'_>,
+    key: &Key,
+    phase: Direction,
+    state: &str,
+) -> Result<bool, tokio_postgres::Error> {
+    let inserted = tx
+        .execute_typed(
+            "insert into mainstay_barrier (saga, step, phase, state) values ($1, $2, $3, $4) on conflict do nothing",
+            &[
+                (&key.saga().as_str(), Type::TEXT),
+                (&key.step(), Type::TEXT),
+                (&phase.as_str(), Type::TEXT),
+                (&state, Type::TEXT),
+            ],
+        )
+        .await?;
+    Ok(inserted == 1)
+}
+
+/// State and result of the action's row, which is there.
+async fn read(tx: &Transaction<'_>, key: &Key) -> Result<(String, Option<String>), tokio_postgres::Error> {
+    let row = tx
+        .query_typed_one(
+            "select state, result::text from mainstay_barrier where saga = $1 and step = $2 and phase = 'do'",
+            &[(&key.saga().as_str(), Type::TEXT), (&key.step(), Type::TEXT)],
+        )
+        .await?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
+}
+
+/// A text as a literal, whatever `standard_conforming_strings` says.
+fn literal(text: &str) -> String {
+    let quoted = text.replace('\'', "''");
+    if text.contains('\\') { format!(" E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
+}
+
+/// Spoils the transaction unless it is finished: whatever ends the call, what was claimed is not committed without its
+/// effect, nor the other way round. It costs nothing while all goes well, which a savepoint would.
+struct Unfinished<'a> {
+    tx: &'a Transaction<'a>,
+    finished: bool,
+}
+
+impl<'a> Unfinished<'a> {
+    fn begin(tx: &'a Transaction<'_>) -> Self {
+        Unfinished { tx, finished: false }
+    }
+
+    fn finish(mut self) {
+        self.finished = true;
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            // There is no such savepoint. The statement is on its way after the first poll, ahead of any that the caller
+            // sends afterwards; nobody waits for the answer.
+            let spoil =
+                pin!(self.tx.batch_execute("rollback to savepoint mainstay_barrier_was_not_finished"));
+            let _ = spoil.poll(&mut Context::from_waker(Waker::noop()));
+        }
+    }
+}

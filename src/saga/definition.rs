@@ -1,0 +1,588 @@
+//! Definitions: steps with their types, classes and undos, checked when they are built.
+
+use std::{
+    collections::hash_map::RandomState, fmt, future::Future, hash::BuildHasher, marker::PhantomData,
+    sync::Arc, time::Duration,
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    attempt::{Act, Attempted, StepCode, Told, Undo, Verify},
+    record::Payload,
+    shape::{Class, DefinitionError, Kind, Node, Shape, Unknown},
+    step::{Failure, Step, Verified},
+    steps::Steps,
+};
+use crate::{BoxedStack, Retry, Stack, call::Run, error::ConfigError, stack::List};
+
+/// The output of a step, to be given to the steps behind it. A place, not a value: copy it freely.
+pub struct Output<T> {
+    step: usize,
+    builder: u64,
+    of: PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for Output<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Output<T> {}
+
+impl<T> fmt::Debug for Output<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Output({})", self.step)
+    }
+}
+
+/// What a step is behind, and what it is given: `()`, an [`Output`], or a tuple of up to six.
+pub trait Inputs: Copy + Send + Sync + 'static {
+    /// The values that the step is given.
+    type Values: Send + 'static;
+
+    #[doc(hidden)]
+    fn steps(&self, add: &mut dyn FnMut(usize, u64));
+
+    #[doc(hidden)]
+    fn decode(&self, outputs: &dyn Fn(usize) -> Option<Payload>) -> Result<Self::Values, Failure>;
+
+    #[doc(hidden)]
+    fn moved(&self, by: usize, builder: u64) -> Self;
+}
+
+impl Inputs for () {
+    type Values = ();
+
+    fn steps(&self, _: &mut dyn FnMut(usize, u64)) {}
+
+    fn decode(&self, _: &dyn Fn(usize) -> Option<Payload>) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn moved(&self, _: usize, _: u64) -> Self {}
+}
+
+impl<T: DeserializeOwned + Send + 'static> Inputs for Output<T> {
+    type Values = T;
+
+    fn steps(&self, add: &mut dyn FnMut(usize, u64)) {
+        add(self.step, self.builder);
+    }
+
+    fn decode(&self, outputs: &dyn Fn(usize) -> Option<Payload>) -> Result<T, Failure> {
+        let Some(payload) = outputs(self.step) else {
+            unreachable!("a step is due when everything before it has an output");
+        };
+        payload.decode().map_err(|error| Failure::undecodable("the output of a step", &error))
+    }
+
+    fn moved(&self, by: usize, builder: u64) -> Self {
+        Output { step: self.step + by, builder, of: PhantomData }
+    }
+}
+
+macro_rules! inputs_of_tuples {
+    ($($name:ident $at:tt),*) => {
+        impl<$($name: Inputs),*> Inputs for ($($name,)*) {
+            type Values = ($($name::Values,)*);
+
+            fn steps(&self, add: &mut dyn FnMut(usize, u64)) {
+                $(self.$at.steps(add);)*
+            }
+
+            fn decode(&self, outputs: &dyn Fn(usize) -> Option<Payload>) -> Result<Self::Values, Failure> {
+                Ok(($(self.$at.decode(outputs)?,)*))
+            }
+
+            fn moved(&self, by: usize, builder: u64) -> Self {
+                ($(self.$at.moved(by, builder),)*)
+            }
+        }
+    };
+}
+inputs_of_tuples!(A 0, B 1);
+inputs_of_tuples!(A 0, B 1, C 2);
+inputs_of_tuples!(A 0, B 1, C 2, D 3);
+inputs_of_tuples!(A 0, B 1, C 2, D 3, E 4);
+inputs_of_tuples!(A 0, B 1, C 2, D 3, E 4, F 5);
+
+/// A definition with its code, whatever its types are.
+#[derive(Debug)]
+pub(crate) struct Definition {
+    pub(crate) shape: Arc<Shape>,
+    pub(crate) code: Vec<StepCode>,
+}
+
+/// A finished definition: what is started with an `I` and comes to what `R` stands for.
+///
+/// Cloning shares it.
+pub struct Saga<I, R: Inputs = ()> {
+    pub(crate) definition: Arc<Definition>,
+    pub(crate) result: R,
+    input: PhantomData<fn(I)>,
+}
+
+impl<I, R: Inputs> Clone for Saga<I, R> {
+    fn clone(&self) -> Self {
+        Saga { definition: self.definition.clone(), result: self.result, input: PhantomData }
+    }
+}
+
+impl<I, R: Inputs> fmt::Debug for Saga<I, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let id = &self.definition.shape.id;
+        f.debug_struct("Saga").field("name", &id.name).field("version", &id.version).finish_non_exhaustive()
+    }
+}
+
+impl Saga<()> {
+    /// Begins a definition of sagas that are started with an `I`.
+    ///
+    /// `name` and `version` are stored with every saga. Change the version whenever steps are added, removed, renamed or reordered, and
+    /// register the old one too until its sagas are over.
+    pub fn define<I>(name: &str, version: u32) -> Builder<I>
+    where
+        I: DeserializeOwned + Send + 'static,
+    {
+        Builder {
+            name: name.to_owned(),
+            version,
+            nodes: Vec::new(),
+            code: Vec::new(),
+            problem: None,
+            id: RandomState::new().hash_one(name),
+            input: PhantomData,
+        }
+    }
+}
+
+impl<I, R: Inputs> Saga<I, R> {
+    /// The same with other code.
+    pub(crate) fn with_definition(&self, definition: Definition) -> Self {
+        Saga { definition: Arc::new(definition), result: self.result, input: PhantomData }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.definition.shape.id.name
+    }
+
+    /// Its version.
+    pub fn version(&self) -> u32 {
+        self.definition.shape.id.version
+    }
+
+    /// What its structure comes to: sagas that were started under another digest are not touched.
+    pub fn digest(&self) -> &str {
+        &self.definition.shape.id.digest
+    }
+}
+
+/// A definition in the making; see [`Saga::define`].
+#[must_use = "a definition does nothing until it is built"]
+pub struct Builder<I> {
+    name: String,
+    version: u32,
+    nodes: Vec<Node>,
+    code: Vec<StepCode>,
+    problem: Option<DefinitionError>,
+    /// Tells its outputs from those of another.
+    id: u64,
+    input: PhantomData<fn(I)>,
+}
+
+impl<I> fmt::Debug for Builder<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("name", &self.name).field("steps", &self.nodes.len()).finish()
+    }
+}
+
+/// A step whose undo has not been said yet.
+#[derive(Debug)]
+pub struct Undecided(());
+
+/// A step that needs no undo.
+#[derive(Debug)]
+pub struct Decided(());
+
+impl<I: DeserializeOwned + Send + 'static> Builder<I> {
+    /// A step that can be undone. It is added by [`compensate`](Adding::compensate) or
+    /// [`without_compensation`](Adding::without_compensation).
+    ///
+    /// `action` is given the step and the outputs of what it is behind. It is called once per attempt, and possibly again after a crash,
+    /// always with the same key.
+    pub fn step<D, O, F, Fut>(&mut self, name: &str, behind: D, action: F) -> Adding<'_, I, D, O, Undecided>
+    where
+        D: Inputs,
+        O: Serialize + DeserializeOwned + Send + 'static,
+        F: Fn(Step<I>, D::Values) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<O, Failure>> + Send + 'static,
+    {
+        Adding::new(self, name, behind, Class::Compensatable, action)
+    }
+
+    /// The step that decides: before it the saga may be turned round, after it the saga will be completed. At most one.
+    pub fn pivot<D, O, F, Fut>(&mut self, name: &str, behind: D, action: F) -> Adding<'_, I, D, O, Decided>
+    where
+        D: Inputs,
+        O: Serialize + DeserializeOwned + Send + 'static,
+        F: Fn(Step<I>, D::Values) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<O, Failure>> + Send + 'static,
+    {
+        Adding::new(self, name, behind, Class::Pivot, action)
+    }
+
+    /// A step that is repeated until it succeeds. Everything that may still fail has to come before it.
+    pub fn retriable<D, O, F, Fut>(
+        &mut self,
+        name: &str,
+        behind: D,
+        action: F,
+    ) -> Adding<'_, I, D, O, Decided>
+    where
+        D: Inputs,
+        O: Serialize + DeserializeOwned + Send + 'static,
+        F: Fn(Step<I>, D::Values) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<O, Failure>> + Send + 'static,
+    {
+        Adding::new(self, name, behind, Class::Retriable, action)
+    }
+
+    /// A step that changes nothing.
+    pub fn read_only<D, O, F, Fut>(
+        &mut self,
+        name: &str,
+        behind: D,
+        action: F,
+    ) -> Adding<'_, I, D, O, Decided>
+    where
+        D: Inputs,
+        O: Serialize + DeserializeOwned + Send + 'static,
+        F: Fn(Step<I>, D::Values) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<O, Failure>> + Send + 'static,
+    {
+        Adding::new(self, name, behind, Class::ReadOnly, action)
+    }
+
+    /// A step in which time passes, measured by the wall clock from when everything before it is complete. It takes no memory
+    /// while it does.
+    pub fn sleep<D: Inputs>(&mut self, name: &str, behind: D, time: Duration) -> Output<()> {
+        let before = self.before(&behind);
+        self.push(name, before, Kind::Timer(time), StepCode::none())
+    }
+
+    /// A step in which a message comes from outside, by [`Orchestrator::signal`](super::Orchestrator::signal). With a limit, `None`
+    /// comes of it when the message has not come in time; which of the two was recorded first counts. A message may come before the
+    /// step is due.
+    pub fn signal<T, D>(&mut self, name: &str, behind: D, limit: Option<Duration>) -> Output<Option<T>>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+        D: Inputs,
+    {
+        let before = self.before(&behind);
+        self.push(name, before, Kind::Signal(limit), StepCode::none())
+    }
+
+    /// Puts the steps of another definition here, behind the output that is its input. Their names begin with `name/`; they are undone
+    /// with the rest.
+    pub fn nested<J, R>(&mut self, name: &str, input: Output<J>, saga: &Saga<J, R>) -> R
+    where
+        J: DeserializeOwned + Send + 'static,
+        R: Inputs,
+    {
+        let before = self.before(&input);
+        let by = self.nodes.len();
+        let moved = |set: Steps| -> Steps { set.iter().map(|step| step + by).collect() };
+        if by + saga.definition.shape.nodes.len() > Steps::MAX {
+            self.refuse(format!("it has more than {} steps with those of {name:?}", Steps::MAX));
+            return saga.result.moved(by, self.id);
+        }
+        for (node, code) in saga.definition.shape.nodes.iter().zip(&saga.definition.code) {
+            self.nodes.push(Node {
+                path: format!("{name}/{}", node.path),
+                before: moved(node.before) | before,
+                ..node.clone()
+            });
+            let scope = Some(code.scope.map_or(input.step, |step| step + by));
+            self.code.push(StepCode { scope, base: code.base + by, ..code.clone() });
+        }
+        saga.result.moved(by, self.id)
+    }
+
+    /// The definition, whose sagas come to `result`: `()`, an [`Output`], or a tuple of these.
+    ///
+    /// # Errors
+    ///
+    /// [`DefinitionError`] when a saga could end up neither completed nor undone: something that can only be compensated behind or
+    /// beside a step that cannot be undone, two pivots; when names are missing, double or impossible; when there are no steps or more
+    /// than 64; when an output is of another definition; when a policy's settings are impossible.
+    pub fn build<R: Inputs>(mut self, result: R) -> Result<Saga<I, R>, DefinitionError> {
+        let _steps = self.before(&result);
+        if let Some(problem) = self.problem {
+            return Err(problem);
+        }
+        let shape = Shape::new(&self.name, self.version, self.nodes)?;
+        let definition = Arc::new(Definition { shape: Arc::new(shape), code: self.code });
+        Ok(Saga { definition, result, input: PhantomData })
+    }
+
+    fn push<T>(&mut self, path: &str, before: Steps, kind: Kind, code: StepCode) -> Output<T> {
+        let node = Node {
+            path: path.to_owned(),
+            class: Class::ReadOnly,
+            kind,
+            unknown: Unknown::Retry,
+            has_undo: false,
+            before,
+        };
+        self.add(node, code)
+    }
+
+    fn add<T>(&mut self, node: Node, code: StepCode) -> Output<T> {
+        let step = self.nodes.len();
+        if step >= Steps::MAX {
+            self.refuse(format!("it has more than {} steps", Steps::MAX));
+            return Output { step: 0, builder: self.id, of: PhantomData };
+        }
+        self.nodes.push(node);
+        self.code.push(code);
+        Output { step, builder: self.id, of: PhantomData }
+    }
+
+    fn before<D: Inputs>(&mut self, behind: &D) -> Steps {
+        let mut set = Steps::NONE;
+        let mut foreign = false;
+        let id = self.id;
+        behind.steps(&mut |step, builder| {
+            foreign |= builder != id;
+            set.insert(step.min(Steps::MAX - 1));
+        });
+        if foreign {
+            self.refuse("a step was given the output of another definition".to_owned());
+            return Steps::NONE;
+        }
+        set
+    }
+
+    fn refuse(&mut self, problem: String) {
+        self.problem.get_or_insert(DefinitionError { saga: self.name.clone(), problem });
+    }
+}
+
+/// A step on its way into a definition.
+#[must_use = "a step is added by `compensate`, `without_compensation` or `add`"]
+pub struct Adding<'a, I, D, O, C> {
+    builder: &'a mut Builder<I>,
+    behind: D,
+    node: Node,
+    act: Act,
+    verify: Option<Verify>,
+    forward: Option<BoxedStack<Attempted, Failure>>,
+    backward: Option<BoxedStack<Attempted, Failure>>,
+    types: PhantomData<fn(O) -> C>,
+}
+
+impl<I, D, O, C> fmt::Debug for Adding<'_, I, D, O, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Adding").field("step", &self.node.path).finish_non_exhaustive()
+    }
+}
+
+impl<'a, I, D, O, C> Adding<'a, I, D, O, C>
+where
+    I: DeserializeOwned + Send + 'static,
+    D: Inputs,
+    O: Serialize + DeserializeOwned + Send + 'static,
+{
+    fn new<F, Fut>(builder: &'a mut Builder<I>, name: &str, behind: D, class: Class, action: F) -> Self
+    where
+        F: Fn(Step<I>, D::Values) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<O, Failure>> + Send + 'static,
+    {
+        let before = builder.before(&behind);
+        let act: Act = Arc::new(move |told: &Told| {
+            let called = told.arguments(&behind).map(|(step, values)| action(step, values));
+            Box::pin(async move {
+                let output = called?.await?;
+                Payload::encode(&output)
+                    .map_err(|error| Failure::unknown(format!("its output has no JSON: {error}")))
+            })
+        });
+        let node = Node {
+            path: name.to_owned(),
+            class,
+            kind: Kind::Action,
+            unknown: Unknown::Retry,
+            has_undo: false,
+            before,
+        };
+        Adding { builder, behind, node, act, verify: None, forward: None, backward: None, types: PhantomData }
+    }
+
+    /// Puts it behind more steps, whose outputs it is not given.
+    pub fn after<B: Inputs>(mut self, behind: B) -> Self {
+        self.node.before |= self.builder.before(&behind);
+        self
+    }
+
+    /// What to do when nobody knows whether it has happened; [`Unknown::Retry`] unless set. See [`verify`](Self::verify) for
+    /// [`Unknown::Verify`].
+    pub fn on_unknown(mut self, unknown: Unknown) -> Self {
+        self.node.unknown = unknown;
+        self
+    }
+
+    /// How the participant is asked whether the step has happened, when nobody knows; sets [`Unknown::Verify`]. The code is
+    /// given what the action was given, with the action's key.
+    pub fn verify<F, Fut>(mut self, ask: F) -> Self
+    where
+        F: Fn(Step<I>, D::Values) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Verified<O>, Failure>> + Send + 'static,
+    {
+        self.node.unknown = Unknown::Verify;
+        let behind = self.behind;
+        self.verify =
+            Some(Arc::new(move |told: &Told| {
+                let called = told.arguments(&behind).map(|(step, values)| ask(step, values));
+                Box::pin(async move {
+                    Ok(match called?.await? {
+                        Verified::Applied(output) => {
+                            let encoded = Payload::encode(&output);
+                            Verified::Applied(encoded.map_err(|error| {
+                                Failure::unknown(format!("its output has no JSON: {error}"))
+                            })?)
+                        }
+                        Verified::NotApplied => Verified::NotApplied,
+                        Verified::Unknown => Verified::Unknown,
+                    })
+                })
+            }));
+        self
+    }
+
+    /// The policies that each try of the action goes through: retry with its waits, timeout per attempt, circuit breaker,
+    /// bulkhead, in any stack. Their default is three attempts (eight where the step has to succeed), 100 ms apart and growing, of at
+    /// most 30 s each.
+    ///
+    /// A rejection is an answer to them, not a failure. A step that may be sent only once is, whatever the retry says. A refusal of a breaker
+    /// or bulkhead counts as no attempt; it is asked again when it said.
+    pub fn through<L>(mut self, stack: Stack<L>) -> Self
+    where
+        L: Run<(), Attempted, Failure> + List + Send + Sync + 'static,
+        L::State: Send + 'static,
+    {
+        self.forward = Some(stack.boxed());
+        self
+    }
+
+    fn finish(mut self, undo: Option<Undo>) -> Output<O> {
+        if self.node.unknown == Unknown::Verify && self.verify.is_none() {
+            self.builder.refuse(format!("step {:?} is to be verified, but nothing says how", self.node.path));
+        }
+        self.node.has_undo = undo.is_some();
+        let stacks = || -> Result<_, ConfigError> {
+            let forward = match self.forward {
+                Some(stack) => stack,
+                None => default_stack(&self.node)?,
+            };
+            let backward = match (self.backward, &undo) {
+                (Some(stack), _) => Some(stack),
+                (None, Some(_)) => Some(default_undo_stack(&self.node)?),
+                (None, None) => None,
+            };
+            Ok((forward, backward))
+        };
+        let (forward, backward) = match stacks() {
+            Ok((forward, backward)) => (Some(forward), backward),
+            Err(error) => {
+                self.builder.refuse(format!("step {:?}: {error}", self.node.path));
+                (None, None)
+            }
+        };
+        let code = StepCode {
+            scope: None,
+            base: 0,
+            act: Some(self.act),
+            undo,
+            verify: self.verify,
+            forward,
+            backward,
+        };
+        self.builder.add(self.node, code)
+    }
+}
+
+impl<I, D, O> Adding<'_, I, D, O, Undecided>
+where
+    I: DeserializeOwned + Send + 'static,
+    D: Inputs,
+    O: Serialize + DeserializeOwned + Send + 'static,
+{
+    /// The policies that each try of the compensation goes through; by default ten attempts, 100 ms apart and growing to 30 s, of at
+    /// most 30 s each, without a budget. When they are used up the step is stuck.
+    pub fn undo_through<L>(mut self, stack: Stack<L>) -> Self
+    where
+        L: Run<(), Attempted, Failure> + List + Send + Sync + 'static,
+        L::State: Send + 'static,
+    {
+        self.backward = Some(stack.boxed());
+        self
+    }
+
+    /// Adds the step with what undoes it.
+    ///
+    /// `undo` is given what the action was given, and the action's output if it is known. It is called too where nobody knows whether the
+    /// action has happened, or will happen yet; the participant's barrier (see the module `barrier`) answers both.
+    pub fn compensate<F, Fut>(self, undo: F) -> Output<O>
+    where
+        F: Fn(Step<I>, D::Values, Option<O>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), Failure>> + Send + 'static,
+    {
+        let behind = self.behind;
+        let undo: Undo = Arc::new(move |told: &Told| {
+            let called = told.arguments(&behind).and_then(|(step, values)| {
+                let output = told.own_output()?;
+                Ok(undo(step, values, output))
+            });
+            Box::pin(async move { called?.await })
+        });
+        self.finish(Some(undo))
+    }
+
+    /// Adds the step without anything that undoes it: what it did may stay. Says why, for whoever reads the definition.
+    pub fn without_compensation(self, why: &str) -> Output<O> {
+        let _said = why;
+        self.finish(None)
+    }
+}
+
+impl<I, D, O> Adding<'_, I, D, O, Decided>
+where
+    I: DeserializeOwned + Send + 'static,
+    D: Inputs,
+    O: Serialize + DeserializeOwned + Send + 'static,
+{
+    /// Adds the step.
+    pub fn add(self) -> Output<O> {
+        self.finish(None)
+    }
+}
+
+fn default_stack(node: &Node) -> Result<BoxedStack<Attempted, Failure>, ConfigError> {
+    let attempts = match node.class {
+        Class::Pivot | Class::Retriable => 8,
+        Class::Compensatable | Class::ReadOnly => 3,
+    };
+    // Giving up for want of a budget would not save load: it makes a compensation for every step so far.
+    let retry =
+        Retry::exponential(Duration::from_millis(100)).max_attempts(attempts).no_budget().idempotent();
+    Ok(crate::stack(node.path.clone()).retry(retry).timeout(Duration::from_secs(30)).build()?.boxed())
+}
+
+fn default_undo_stack(node: &Node) -> Result<BoxedStack<Attempted, Failure>, ConfigError> {
+    let retry = Retry::exponential(Duration::from_millis(100)).cap(Duration::from_secs(30));
+    let retry = retry.max_attempts(10).no_budget().idempotent();
+    Ok(crate::stack(node.path.clone()).retry(retry).timeout(Duration::from_secs(30)).build()?.boxed())
+}

@@ -1,0 +1,739 @@
+//! One saga on its way: asks the machine what may happen, lets it happen, and records what came of it before anything follows
+//! from it.
+
+use std::{
+    collections::HashSet,
+    future::poll_fn,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    attempt::{self, Ended, Flags, Pending, Told},
+    definition::Definition,
+    journal::{Append, Ask, Begin, Request, StoreError},
+    key::Direction,
+    machine::{self, Illegal, Machine, Next, Outcome},
+    orchestrator::{Finished, Inner, Seat, Status},
+    record::{Cause, Entry, Order, Payload, Record, SagaId, Timestamp},
+    shape::Kind,
+    steps::Steps,
+    writer::{WriteError, Written},
+};
+use crate::{event::Event, observe::span};
+
+/// How long a driver with nothing to do but wait stays in memory.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How long it waits before a participant that said "not applied" is sent the same again; doubled each time, up to 256 times this.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// How long it waits for a flight or a letter when nothing else is to come.
+const IDLE: Duration = Duration::from_secs(3_600);
+
+/// Why a driver has stopped before the saga was over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// It waits for time or a message, and nothing of it is in memory.
+    Released,
+    /// Somebody else has the saga.
+    Fenced,
+    /// Nobody knows what of it is stored.
+    Lost(StoreError),
+    /// What is stored makes no sense to the code. Nothing was changed.
+    Blocked(String),
+    /// The orchestrator ends.
+    Closed,
+}
+
+impl From<WriteError> for Stop {
+    fn from(error: WriteError) -> Self {
+        match error {
+            // A gap after a refused append of one's own means the same as being fenced: the saga is to be read anew.
+            WriteError::Refused(_) => Stop::Fenced,
+            WriteError::Store(error) => Stop::Lost(error),
+        }
+    }
+}
+
+/// A saga's journal as its owner sees it: its machine, and where the next entry goes.
+pub(crate) struct Ledger {
+    inner: Arc<Inner>,
+    pub(crate) id: SagaId,
+    pub(crate) epoch: u64,
+    len: u64,
+    crc: u32,
+    pub(crate) machine: Machine,
+    created: Timestamp,
+    status: watch::Sender<Status>,
+    /// How often the lease had run out when the saga became its owner's.
+    lapses: u64,
+}
+
+impl Ledger {
+    pub(crate) fn new(
+        inner: Arc<Inner>,
+        id: SagaId,
+        machine: Machine,
+        (epoch, len, crc): (u64, u64, u32),
+        created: Timestamp,
+        status: watch::Sender<Status>,
+    ) -> Self {
+        let lapses = inner.lapses();
+        Ledger { inner, id, epoch, len, crc, machine, created, status, lapses }
+    }
+
+    /// Applies records and queues them, as one entry each, all or none.
+    fn queue(
+        &mut self,
+        records: &[Record],
+        begin: Option<Begin>,
+        answers: Vec<String>,
+        release: Option<Option<Timestamp>>,
+    ) -> Result<Written, Stop> {
+        let at = self.inner.now();
+        let mut entries = Vec::with_capacity(records.len());
+        for record in records {
+            // The machine has been asked before; were it not legal, a fault of this crate would be on its way to the disk.
+            self.machine.apply(record).map_err(|illegal| Stop::Blocked(illegal.to_string()))?;
+            let by = &self.inner.by;
+            let entry = Entry::new(&self.id, self.len, self.crc, self.epoch, at, by, record)
+                .map_err(|error| Stop::Blocked(error.to_string()))?;
+            self.len += 1;
+            self.crc = entry.crc;
+            entries.push(entry);
+        }
+        let phase = self.machine.phase();
+        Ok(self.inner.writer.append(Append {
+            saga: self.id.clone(),
+            by: self.inner.by.clone(),
+            epoch: self.epoch,
+            begin,
+            entries,
+            phase,
+            note: self.machine.note().to_owned(),
+            wake: release.flatten(),
+            release: release.is_some(),
+            answers,
+        }))
+    }
+
+    /// Records the saga's beginning, and waits until that is durable.
+    pub(crate) async fn begin(&mut self, begin: Begin, record: Record) -> Result<(), WriteError> {
+        let records = [record];
+        let written = match self.queue(&records, Some(begin), Vec::new(), None) {
+            Ok(written) => written,
+            Err(stop) => unreachable!("a saga may begin: {stop:?}"),
+        };
+        written.wait().await?;
+        self.publish(&records);
+        Ok(())
+    }
+
+    /// Records and waits until that is durable. Only then anything may follow from it.
+    async fn commit(&mut self, record: Record) -> Result<(), Stop> {
+        self.answer(&[record], Vec::new()).await
+    }
+
+    /// As `commit`, and takes the requests in `answers` away.
+    async fn answer(&mut self, records: &[Record], answers: Vec<String>) -> Result<(), Stop> {
+        let written = self.queue(records, None, answers, None)?;
+        written.wait().await?;
+        self.publish(records);
+        Ok(())
+    }
+
+    /// Records what only has to be durable before the saga's end: losing it costs doing something a second time, which is harmless.
+    /// What ends the saga is durable before anybody hears of it; and everything before it, since nothing is accepted behind a gap.
+    async fn note(&mut self, records: &[Record]) -> Result<(), Stop> {
+        let written = self.queue(records, None, Vec::new(), None)?;
+        if self.machine.phase().is_terminal() {
+            written.wait().await?;
+        }
+        self.publish(records);
+        Ok(())
+    }
+
+    /// Lets the saga as a whole wait for a person.
+    pub(crate) async fn park(&mut self, reason: String) -> Result<(), Stop> {
+        self.commit(Record::Parked { step: None, reason }).await
+    }
+
+    /// Lets the saga go until `wake`.
+    async fn release(&mut self, wake: Option<Timestamp>) -> Result<(), Stop> {
+        let written = self.queue(&[], None, Vec::new(), Some(wake))?;
+        Ok(written.wait().await?)
+    }
+
+    /// Shows what is so, and tells the listeners what has changed.
+    fn publish(&self, records: &[Record]) {
+        let phase = self.machine.phase();
+        let from = self.status.borrow().phase;
+        let finished = phase.is_terminal().then(|| Finished::of(&self.machine));
+        let note = self.machine.note().to_owned();
+        self.status.send_replace(Status { phase: Some(phase), note, blocked: None, finished });
+        let definition = &self.machine.shape().id.name;
+        for record in records {
+            self.inner.identity.emit(&Event::SagaRecord { definition, saga: self.id.as_str(), record });
+        }
+        if from != Some(phase) {
+            self.inner.identity.emit(&Event::SagaPhase {
+                definition,
+                saga: self.id.as_str(),
+                from,
+                to: phase,
+                note: self.machine.note(),
+                age: self.inner.now().since(self.created),
+            });
+        }
+    }
+}
+
+/// What reaches a saga from outside.
+#[derive(Debug)]
+pub(crate) enum Mail {
+    Request(Request),
+    /// Nothing new is begun; when nothing runs any more, the saga is let go.
+    Drain,
+}
+
+/// A step being tried.
+struct Flight {
+    step: usize,
+    direction: Direction,
+    /// Whether the participant is being asked, rather than told.
+    asking: bool,
+    flags: Arc<Flags>,
+    began: Timestamp,
+    future: Pending<Ended>,
+}
+
+/// The driver of one saga.
+pub(crate) struct Driver {
+    pub(crate) ledger: Ledger,
+    definition: Arc<Definition>,
+    inner: Arc<Inner>,
+    mail: mpsc::UnboundedReceiver<Mail>,
+    flights: Vec<Flight>,
+    /// Steps of which an attempt may have had an effect.
+    tainted: Steps,
+    /// Steps that may be sent although they were: the participant has said that it has nothing of them.
+    resend: Steps,
+    /// How often a participant has said that it has nothing of what it was sent.
+    refusals: u32,
+    /// When a step that was refused or is stuck is tried again.
+    retry_at: Vec<(usize, Timestamp)>,
+    /// Whether it was said that a deadline came too late.
+    overdue: bool,
+    /// The requests that were answered: they are handed over again until that is seen in the store.
+    answered: HashSet<String>,
+    /// How often the lease had run out when the saga was last known to be its owner's.
+    lapses: u64,
+    draining: bool,
+    pub(crate) seat: Seat,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        ledger: Ledger,
+        definition: Arc<Definition>,
+        mail: mpsc::UnboundedReceiver<Mail>,
+        seat: Seat,
+        recovered: bool,
+    ) -> Self {
+        let machine = &ledger.machine;
+        let shape = machine.shape();
+        // Somebody may have tried what was due; of what is recorded before it is sent, that is known.
+        let tried = (shape.actions - shape.at_most_once) | machine.tried();
+        let tainted = if recovered { machine.due() & tried } else { Steps::NONE };
+        let inner = ledger.inner.clone();
+        let lapses = ledger.lapses;
+        Driver {
+            ledger,
+            definition,
+            inner,
+            mail,
+            flights: Vec::new(),
+            tainted,
+            resend: Steps::NONE,
+            refusals: 0,
+            retry_at: Vec::new(),
+            overdue: false,
+            answered: HashSet::new(),
+            lapses,
+            draining: false,
+            seat,
+        }
+    }
+
+    /// Drives the saga until it is over, or why not.
+    pub(crate) async fn run(&mut self) -> Result<(), Stop> {
+        loop {
+            if self.machine().phase().is_terminal() {
+                return Ok(());
+            }
+            // What is asked comes before what is due.
+            if let Ok(mail) = self.mail.try_recv() {
+                self.receive(mail).await?;
+                continue;
+            }
+            // What has its time before this is dispatched now, or cannot be.
+            let dispatched = self.inner.now();
+            if !self.draining {
+                let lapses = self.inner.holds_lease().await?;
+                if lapses != self.lapses {
+                    // Somebody else may have taken the saga in the meantime; the store knows.
+                    self.ledger.answer(&[], Vec::new()).await?;
+                    self.lapses = lapses;
+                }
+                self.dispatch().await?;
+                if self.machine().phase().is_terminal() {
+                    continue;
+                }
+            }
+            let now = self.inner.now();
+            let wake = if self.draining { Some(now) } else { self.wake(dispatched) };
+            let far = wake.is_none_or(|wake| wake > now.after(LINGER));
+            if self.flights.is_empty() && (far && self.mail.is_empty() || self.draining) {
+                self.ledger.release(wake).await?;
+                return Err(Stop::Released);
+            }
+            let nap = wake.filter(|_| !self.draining).map_or(IDLE, |wake| wake.since(now));
+            match self.next_event(nap).await {
+                Happened::Ended(flight, ended) => self.ended(flight, ended).await?,
+                Happened::Mail(Some(mail)) => self.receive(mail).await?,
+                Happened::Mail(None) => return Err(Stop::Closed),
+                Happened::Time => {}
+            }
+        }
+    }
+
+    async fn receive(&mut self, mail: Mail) -> Result<(), Stop> {
+        match mail {
+            Mail::Request(request) => self.take_up(request).await,
+            Mail::Drain => {
+                self.drain();
+                Ok(())
+            }
+        }
+    }
+
+    fn machine(&self) -> &Machine {
+        &self.ledger.machine
+    }
+
+    fn path(&self, step: usize) -> String {
+        self.machine().shape().nodes[step].path.clone()
+    }
+
+    fn drain(&mut self) {
+        self.draining = true;
+        self.stop_flights();
+    }
+
+    // === going on
+
+    /// Lets everything happen that may.
+    async fn dispatch(&mut self) -> Result<(), Stop> {
+        self.look_at_the_deadline().await?;
+        if self.machine().is_held() {
+            return Ok(());
+        }
+        // Time and messages first: they make other steps due.
+        loop {
+            let waiting = self.machine().due() - self.machine().shape().actions;
+            let mut moved = false;
+            for step in waiting.iter() {
+                moved |= self.wait_in(step).await?;
+            }
+            if !moved {
+                break;
+            }
+        }
+        let now = self.inner.now();
+        let troubled = self.machine().parked() | self.not_yet(now);
+        let flying: Steps = self.flights.iter().map(|flight| flight.step).collect();
+        for step in ((self.machine().due() & self.machine().shape().actions) - troubled - flying).iter() {
+            // The one before it may have turned the saga round.
+            if self.machine().due().contains(step) {
+                self.send(step).await?;
+            }
+        }
+        // Nothing is undone while something may still happen.
+        if self.flights.iter().all(|flight| flight.direction == Direction::Undo) {
+            for step in (self.machine().undo_due() - troubled - flying).iter() {
+                self.fly(step, Direction::Undo, false);
+            }
+        }
+        Ok(())
+    }
+
+    async fn look_at_the_deadline(&mut self) -> Result<(), Stop> {
+        let Some(deadline) = self.machine().deadline() else { return Ok(()) };
+        if self.overdue || self.inner.now() < deadline || self.machine().cause().is_some() {
+            return Ok(());
+        }
+        self.overdue = true;
+        if !self.abort(Cause::Deadline, Steps::NONE, Vec::new(), Vec::new()).await? {
+            self.inner.identity.emit(&Event::SagaOverdue {
+                definition: &self.machine().shape().id.name,
+                saga: self.ledger.id.as_str(),
+                by: self.inner.now().since(deadline),
+            });
+        }
+        Ok(())
+    }
+
+    /// Moves a timer or a wait for a message on; whether it did.
+    async fn wait_in(&mut self, step: usize) -> Result<bool, Stop> {
+        let kind = self.machine().shape().nodes[step].kind;
+        let limit = match kind {
+            Kind::Action => return Ok(false),
+            Kind::Timer(time) => Some(time),
+            Kind::Signal(limit) => limit,
+        };
+        let output = match (kind, self.machine().signal(step)) {
+            (Kind::Signal(_), Some(payload)) => Some(payload.clone()),
+            _ => match (limit, self.machine().armed(step)) {
+                (None, _) => None,
+                (Some(limit), None) => {
+                    let until = self.inner.now().after(limit);
+                    let armed = Record::Armed { step: self.path(step), until };
+                    self.ledger.commit(armed).await?;
+                    return Ok(true);
+                }
+                (Some(_), Some(until)) => (self.inner.now() >= until).then(null),
+            },
+        };
+        let Some(output) = output else { return Ok(false) };
+        let completed = Record::Completed { step: self.path(step), output, attempts: 0, ms: 0 };
+        self.ledger.commit(completed).await?;
+        Ok(true)
+    }
+
+    /// Begins to try a step forward.
+    async fn send(&mut self, step: usize) -> Result<(), Stop> {
+        let once = self.machine().shape().at_most_once.contains(step);
+        if once && self.machine().was_sent(step) && !self.resend.contains(step) {
+            // It was sent, by this owner or another, and nobody has heard of it since.
+            self.tainted.insert(step);
+            let why = "the orchestrator stopped while it was in flight".to_owned();
+            return self.decide(step, Outcome::Unknown(why), false, (0, Duration::ZERO)).await;
+        }
+        if once && !self.machine().was_sent(step) {
+            let sent = Record::Sent { step: self.path(step) };
+            self.ledger.commit(sent).await?;
+        }
+        self.resend.remove(step);
+        self.fly(step, Direction::Do, false);
+        Ok(())
+    }
+
+    fn fly(&mut self, step: usize, direction: Direction, asking: bool) {
+        let Some(input) = self.machine().input().cloned() else {
+            unreachable!("nothing is due in a saga that has not begun")
+        };
+        let ledger = &self.ledger;
+        let outputs = ledger.machine.outputs();
+        let definition = self.definition.clone();
+        let told = Told::new(&ledger.id, &definition, step, direction, ledger.epoch, &input, outputs);
+        let flags = Arc::new(Flags::new(self.inner.clone()));
+        let span = span::step(&ledger.machine.shape().id.name, &told.key);
+        let max_output = self.inner.settings.max_output;
+        let future = match (direction, asking) {
+            (Direction::Do, false) => {
+                span.around(attempt::forward(definition, step, told, flags.clone(), max_output))
+            }
+            (Direction::Do, true) => span.around(attempt::verify(definition, step, told, flags.clone())),
+            (Direction::Undo, _) => span.around(attempt::backward(definition, step, told, flags.clone())),
+        };
+        let began = self.inner.now();
+        self.retry_at.retain(|(other, _)| *other != step);
+        self.flights.push(Flight { step, direction, asking, flags, began, future });
+    }
+
+    // === what came of it
+
+    async fn ended(&mut self, flight: Flight, ended: Ended) -> Result<(), Stop> {
+        let Flight { step, direction, asking, flags, began, .. } = flight;
+        let spent = (flags.attempts.load(Relaxed), self.inner.now().since(began));
+        let aborted = self.machine().cause().is_some();
+        if direction == Direction::Do && flags.tainted.load(Relaxed) && !asking {
+            self.tainted.insert(step);
+        }
+        match (direction, ended) {
+            (_, Ended::Undecodable(why)) => Err(Stop::Blocked(format!("{}: {why}", self.path(step)))),
+            // No attempt was begun any more, and nothing follows from that.
+            (_, Ended::Stopped) => Ok(()),
+            (_, Ended::Refused { why, after }) => {
+                if !self.tainted.contains(step) {
+                    self.resend.insert(step);
+                }
+                // Not tried at all: nothing is counted, and it is asked again when the policy said.
+                self.inner.identity.emit(&Event::SagaWaits {
+                    definition: &self.machine().shape().id.name,
+                    saga: self.ledger.id.as_str(),
+                    step: &self.path(step),
+                    why: &why,
+                    after,
+                });
+                self.try_again_after(step, after);
+                Ok(())
+            }
+            (Direction::Undo, Ended::Undone) => {
+                let (attempts, time) = spent;
+                let undone = Record::Undone { step: self.path(step), attempts, ms: millis(time) };
+                self.ledger.note(&[undone]).await
+            }
+            (Direction::Undo, Ended::Outcome(outcome)) => {
+                let error = match outcome {
+                    Outcome::Rejected(why) | Outcome::Unknown(why) => why,
+                    Outcome::Completed(_) | Outcome::NotApplied => {
+                        "it did not say that it is undone".to_owned()
+                    }
+                };
+                self.stick(step, error).await
+            }
+            (Direction::Do, Ended::Undone) => Ok(()),
+            (Direction::Do, Ended::Outcome(outcome)) if aborted => {
+                // It was in flight when the saga was turned round: what is known of it helps its compensation.
+                match outcome {
+                    Outcome::Completed(output) => {
+                        let (attempts, time) = spent;
+                        let path = self.path(step);
+                        let ms = millis(time);
+                        self.ledger.note(&[Record::Completed { step: path, output, attempts, ms }]).await
+                    }
+                    Outcome::Rejected(_) if !self.tainted.contains(step) => {
+                        self.ledger.note(&[Record::Clean { step: self.path(step) }]).await
+                    }
+                    _ => Ok(()),
+                }
+            }
+            (Direction::Do, Ended::Outcome(outcome)) => self.decide(step, outcome, asking, spent).await,
+        }
+    }
+
+    /// Records what follows from the outcome of a step, going forward.
+    async fn decide(
+        &mut self,
+        step: usize,
+        outcome: Outcome,
+        asked: bool,
+        (attempts, time): (u32, Duration),
+    ) -> Result<(), Stop> {
+        let tainted = self.tainted.contains(step);
+        match machine::next(self.machine().shape(), step, &outcome, tainted, asked) {
+            Next::Record(Record::Completed { step: path, output, .. }) => {
+                let completed = Record::Completed { step: path, output, attempts, ms: millis(time) };
+                self.ledger.commit(completed).await?;
+                // What is due only now was tried by nobody.
+                Ok(())
+            }
+            Next::Record(Record::Stuck { error, .. }) => self.stick(step, error).await,
+            Next::Record(record) => self.ledger.commit(record).await,
+            Next::Abort { cause, clean } => {
+                let own = if clean { Steps::one(step) } else { Steps::NONE };
+                if !self.abort(cause.clone(), own, Vec::new(), Vec::new()).await? {
+                    let reason = format!("{cause}; a step that cannot be undone may have happened");
+                    let parked = Record::Parked { step: Some(self.path(step)), reason };
+                    self.ledger.commit(parked).await?;
+                }
+                Ok(())
+            }
+            Next::Verify => {
+                self.fly(step, Direction::Do, true);
+                Ok(())
+            }
+            Next::Again => {
+                self.tainted.remove(step);
+                self.resend.insert(step);
+                self.refusals += 1;
+                let wait = AGAIN * 2_u32.saturating_pow(self.refusals.min(8));
+                self.try_again_after(step, wait);
+                Ok(())
+            }
+        }
+    }
+
+    /// Records that a step has failed as often as it may, once, and tries it again much later.
+    async fn stick(&mut self, step: usize, error: String) -> Result<(), Stop> {
+        if let Some(after) = self.inner.settings.stuck_retry {
+            self.try_again_after(step, after);
+        }
+        if self.machine().stuck().contains(step) {
+            return Ok(());
+        }
+        let stuck = Record::Stuck { step: self.path(step), error };
+        self.ledger.commit(stuck).await
+    }
+
+    /// Turns the saga round, unless something has happened or may have that cannot be undone; whether it did. `first` are
+    /// records that go in front, `clean` steps that are known to have had no effect.
+    async fn abort(
+        &mut self,
+        cause: Cause,
+        clean: Steps,
+        first: Vec<Record>,
+        answers: Vec<String>,
+    ) -> Result<bool, Stop> {
+        let clean = clean | (self.machine().due() - self.touched());
+        if !self.machine().can_abort(clean) {
+            return Ok(false);
+        }
+        self.stop_flights();
+        let clean = clean.iter().map(|step| self.path(step)).collect();
+        let records: Vec<Record> = first.into_iter().chain([Record::Aborted { cause, clean }]).collect();
+        self.ledger.answer(&records, answers).await?;
+        self.retry_at.clear();
+        Ok(true)
+    }
+
+    /// Steps of which an attempt may have had an effect, or may have one yet.
+    fn touched(&self) -> Steps {
+        let machine = self.machine();
+        let mut touched = self.tainted;
+        // Sent before, and nobody has heard of it; what is in flight here knows better.
+        touched |= machine.tried() - self.resend;
+        for Flight { step, flags, .. } in &self.flights {
+            if flags.running.load(Relaxed) || flags.tainted.load(Relaxed) {
+                touched.insert(*step);
+            } else if !self.tainted.contains(*step) {
+                touched.remove(*step);
+            }
+        }
+        touched
+    }
+
+    /// No attempt begins any more, and what waits between attempts is gone. What is running is waited for.
+    fn stop_flights(&mut self) {
+        for flight in &self.flights {
+            flight.flags.stop.store(true, Relaxed);
+        }
+        self.flights.retain(|flight| flight.flags.running.load(Relaxed));
+    }
+
+    // === from outside
+
+    async fn take_up(&mut self, request: Request) -> Result<(), Stop> {
+        let Request { id, by, ask, .. } = request;
+        if !self.answered.insert(id.clone()) {
+            return Ok(());
+        }
+        match ask {
+            Ask::Signal { step, payload } => {
+                let record = Record::Signalled { step, payload };
+                let records = if self.is_legal(&record).is_ok() { vec![record] } else { Vec::new() };
+                self.ledger.answer(&records, vec![id]).await
+            }
+            Ask::Order(Order::Cancel { reason }) => {
+                let ordered = Record::Ordered { by, order: Order::Cancel { reason: reason.clone() } };
+                let cause = Cause::Cancelled { reason };
+                if !self.abort(cause, Steps::NONE, vec![ordered.clone()], vec![id.clone()]).await? {
+                    self.ledger.answer(&[ordered], vec![id]).await?;
+                }
+                Ok(())
+            }
+            Ask::Order(order) => {
+                let record = Record::Ordered { by, order: order.clone() };
+                if let Err(illegal) = self.is_legal(&record) {
+                    self.inner.identity.emit(&Event::SagaOrderRefused {
+                        definition: &self.machine().shape().id.name,
+                        saga: self.ledger.id.as_str(),
+                        why: &illegal.to_string(),
+                    });
+                    return self.ledger.answer(&[], vec![id]).await;
+                }
+                let forward = self.machine().cause().is_none();
+                match &order {
+                    Order::Retry { .. } => self.retry_at.clear(),
+                    Order::Complete { step, .. }
+                    | Order::Reject { step, .. }
+                    | Order::Undone { step, .. } => {
+                        let step = self.machine().shape().find(step);
+                        self.flights.retain(|flight| Some(flight.step) != step);
+                        self.retry_at.retain(|(other, _)| Some(*other) != step);
+                    }
+                    Order::Abandon { .. } => self.flights.clear(),
+                    _ => {}
+                }
+                if forward && matches!(order, Order::Reject { .. } | Order::Compensate { .. }) {
+                    self.stop_flights();
+                    self.retry_at.clear();
+                }
+                self.ledger.answer(&[record], vec![id]).await
+            }
+        }
+    }
+
+    fn is_legal(&self, record: &Record) -> Result<(), Illegal> {
+        self.machine().clone().apply(record)
+    }
+
+    // === time
+
+    fn try_again_after(&mut self, step: usize, after: Duration) {
+        let at = self.inner.now().after(after);
+        self.retry_at.retain(|(other, _)| *other != step);
+        self.retry_at.push((step, at));
+    }
+
+    /// Steps whose time to be tried again has not come.
+    fn not_yet(&self, now: Timestamp) -> Steps {
+        let waiting: Steps =
+            self.retry_at.iter().filter(|(_, at)| *at > now).map(|(step, _)| *step).collect();
+        if self.inner.settings.stuck_retry.is_some() { waiting } else { waiting | self.machine().stuck() }
+    }
+
+    /// When there is something to do even if nothing happens. What was to be tried before `dispatched` and was not waits for something
+    /// else.
+    fn wake(&self, dispatched: Timestamp) -> Option<Timestamp> {
+        let machine = self.machine();
+        if machine.is_held() {
+            return None;
+        }
+        let deadline = machine.deadline().filter(|_| !self.overdue && machine.cause().is_none());
+        let armed = machine.due().iter().filter_map(|step| machine.armed(step));
+        let open = (machine.due() | machine.undo_due()) - machine.parked();
+        let again = self.retry_at.iter().filter(|(step, at)| open.contains(*step) && *at > dispatched);
+        let again = again.map(|(_, at)| *at);
+        armed.chain(again).chain(deadline).min()
+    }
+
+    async fn next_event(&mut self, nap: Duration) -> Happened {
+        let Driver { flights, mail, .. } = self;
+        let flown = poll_fn(|cx| poll_flights(flights, cx));
+        tokio::select! {
+            biased;
+            (flight, ended) = flown => Happened::Ended(flight, ended),
+            mail = mail.recv() => Happened::Mail(mail),
+            () = tokio::time::sleep(nap) => Happened::Time,
+        }
+    }
+}
+
+enum Happened {
+    Ended(Flight, Ended),
+    Mail(Option<Mail>),
+    Time,
+}
+
+fn poll_flights(flights: &mut Vec<Flight>, cx: &mut Context<'_>) -> Poll<(Flight, Ended)> {
+    for at in 0..flights.len() {
+        if let Poll::Ready(ended) = flights[at].future.as_mut().poll(cx) {
+            return Poll::Ready((flights.swap_remove(at), ended));
+        }
+    }
+    Poll::Pending
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn null() -> Payload {
+    Payload::encode(&()).unwrap_or_else(|_| unreachable!("null has a JSON"))
+}

@@ -1,0 +1,168 @@
+//! What the one who has started a saga holds of it.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use super::{
+    definition::{Definition, Inputs, Saga},
+    journal::{Phase, Requested},
+    orchestrator::{AskError, Finished, Orchestrator, Status, fold},
+    record::{Cause, SagaId},
+};
+
+/// What became of a saga.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome<T> {
+    /// Every step has happened.
+    Completed(T),
+    /// Every step that may have happened was undone.
+    Compensated(Cause),
+    /// A person has given it up; what it did stays done.
+    Abandoned(String),
+    /// It is not over: stuck, waiting for a person, or blocked. It goes on when that is settled.
+    Held {
+        /// The phase: stuck or parked; of a blocked saga the last one that is known.
+        phase: Option<Phase>,
+        /// Why.
+        why: String,
+    },
+}
+
+impl<T> Outcome<T> {
+    /// What came of it, if it was completed.
+    pub fn completed(self) -> Option<T> {
+        match self {
+            Outcome::Completed(value) => Some(value),
+            _ => None,
+        }
+    }
+}
+
+/// One saga, to ask and to wait for. Dropping it changes nothing.
+pub struct Handle<R: Inputs> {
+    orchestrator: Orchestrator,
+    definition: Arc<Definition>,
+    result: R,
+    id: SagaId,
+}
+
+impl<R: Inputs> fmt::Debug for Handle<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Handle").field(&self.id).finish()
+    }
+}
+
+impl<R: Inputs> Handle<R> {
+    pub(crate) fn new<I>(orchestrator: Orchestrator, saga: Saga<I, R>, id: SagaId) -> Self {
+        Handle { orchestrator, definition: saga.definition, result: saga.result, id }
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &SagaId {
+        &self.id
+    }
+
+    /// Where it stands; see [`Orchestrator::status`].
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`].
+    pub async fn status(&self) -> Result<Status, AskError> {
+        let status = self.orchestrator.status(self.id.as_str()).await?;
+        status.ok_or_else(|| AskError::Missing(self.id.clone()))
+    }
+
+    /// Turns it round if that is possible; see [`Orchestrator::cancel`].
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`].
+    pub async fn cancel(&self, reason: &str) -> Result<Requested, AskError> {
+        self.orchestrator.cancel(self.id.as_str(), reason).await
+    }
+
+    /// Waits until it is over, or until it is stuck, parked or blocked.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    pub async fn settled(&self) -> Result<Outcome<R::Values>, AskError> {
+        self.wait(true).await
+    }
+
+    /// Waits until it is over, however long it is held up.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    pub async fn finished(&self) -> Result<Outcome<R::Values>, AskError> {
+        self.wait(false).await
+    }
+
+    async fn wait(&self, until_held: bool) -> Result<Outcome<R::Values>, AskError> {
+        let inner = self.orchestrator.inner();
+        loop {
+            if let Some(mut watch) = inner.watch(&self.id) {
+                let stop = |status: &Status| status.finished.is_some() || until_held && is_held(status);
+                // An error says that its driver has left; where it stands then is in the store.
+                if let Ok(status) = watch.wait_for(stop).await {
+                    return self.outcome(status.clone());
+                }
+            }
+            let blocked = inner.status(&self.id).filter(|status| status.blocked.is_some());
+            if let Some(status) = blocked.filter(|_| until_held) {
+                return self.outcome(status);
+            }
+            let stored = inner.journal.load(&self.id).await?;
+            let stored = stored.ok_or_else(|| AskError::Missing(self.id.clone()))?;
+            let mut status = Status::of(&stored.head, None);
+            if stored.head.phase.is_terminal() {
+                match fold(&stored, &self.definition) {
+                    Ok(machine) => status.finished = Some(Finished::of(&machine)),
+                    Err(why) => status.blocked = Some(why),
+                }
+                return self.outcome(status);
+            }
+            // Between two drivers it says the phase of the last record.
+            if until_held && is_held(&status) && stored.head.owner.is_none() {
+                return self.outcome(status);
+            }
+            tokio::select! {
+                () = inner.moved.notified() => {}
+                () = tokio::time::sleep(inner.settings.poll.max(Duration::from_millis(10))) => {}
+            }
+        }
+    }
+
+    fn outcome(&self, status: Status) -> Result<Outcome<R::Values>, AskError> {
+        if let Some(why) = status.blocked {
+            return Ok(Outcome::Held { phase: status.phase, why });
+        }
+        Ok(match (status.phase, status.finished) {
+            (Some(Phase::Completed), Some(finished)) => {
+                let decoded = self.result.decode(&|step| finished.outputs.get(step)?.clone());
+                Outcome::Completed(
+                    decoded.map_err(|failure| AskError::Payload(failure.message().to_owned()))?,
+                )
+            }
+            (Some(Phase::Compensated), Some(finished)) => {
+                let cause = finished.cause.unwrap_or(Cause::Cancelled { reason: status.note });
+                Outcome::Compensated(cause)
+            }
+            (Some(Phase::Abandoned), _) => Outcome::Abandoned(status.note),
+            (phase, _) => Outcome::Held { phase, why: status.note },
+        })
+    }
+}
+
+fn is_held(status: &Status) -> bool {
+    status.blocked.is_some() || matches!(status.phase, Some(Phase::Stuck | Phase::Parked))
+}

@@ -1,0 +1,125 @@
+//! Why a saga was not started, or could not be asked.
+
+use std::fmt;
+
+use crate::{
+    error::Refused,
+    saga::{
+        journal::{DefinitionId, StoreError},
+        record::{InvalidId, SagaId},
+    },
+};
+
+/// Why a saga was not started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The id is impossible.
+    Id(InvalidId),
+    /// The input is too large, or has no JSON.
+    Input(String),
+    /// The definition is not registered with this orchestrator.
+    Unregistered(DefinitionId),
+    /// There is a saga with this id that was started otherwise.
+    Different {
+        /// The id.
+        id: SagaId,
+    },
+    /// Another saga has a lock that this one needs.
+    Locked {
+        /// The lock.
+        key: String,
+        /// Who has it.
+        holder: SagaId,
+    },
+    /// It works on as many sagas as it may. Nothing has begun.
+    Busy(Refused),
+    /// It is being shut down. Nothing has begun.
+    Closed,
+    /// The store has failed. Whether the saga has begun is not known: start it again with the same id.
+    Store(StoreError),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Id(error) => error.fmt(f),
+            StartError::Input(why) => write!(f, "the input is not possible: {why}"),
+            StartError::Unregistered(DefinitionId { name, version, .. }) => {
+                write!(f, "the definition {name:?} version {version} is not registered as it is")
+            }
+            StartError::Different { id } => {
+                write!(f, "there is a saga {id} with another definition or input")
+            }
+            StartError::Locked { key, holder } => write!(f, "the lock {key:?} is held by saga {holder}"),
+            StartError::Busy(refused) => refused.fmt(f),
+            StartError::Closed => f.write_str("the orchestrator is being shut down"),
+            StartError::Store(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl From<InvalidId> for StartError {
+    fn from(error: InvalidId) -> Self {
+        StartError::Id(error)
+    }
+}
+
+impl From<StoreError> for StartError {
+    fn from(error: StoreError) -> Self {
+        StartError::Store(error)
+    }
+}
+
+/// Why something could not be asked of a saga.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AskError {
+    /// The id is impossible.
+    Id(InvalidId),
+    /// There is no saga with this id.
+    Missing(SagaId),
+    /// What was sent has no JSON, or what came of the saga is not what was expected.
+    Payload(String),
+    /// The store.
+    Store(StoreError),
+}
+
+impl fmt::Display for AskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AskError::Id(error) => error.fmt(f),
+            AskError::Missing(id) => write!(f, "there is no saga {id}"),
+            AskError::Payload(why) => write!(f, "the payload is not possible: {why}"),
+            AskError::Store(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for AskError {}
+
+impl From<InvalidId> for AskError {
+    fn from(error: InvalidId) -> Self {
+        AskError::Id(error)
+    }
+}
+
+impl From<StoreError> for AskError {
+    fn from(error: StoreError) -> Self {
+        AskError::Store(error)
+    }
+}
+
+/// A saga was started and its end waited for.
+impl From<AskError> for StartError {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::Id(error) => StartError::Id(error),
+            AskError::Store(error) => StartError::Store(error),
+            AskError::Missing(id) => StartError::Store(StoreError::Io(format!("saga {id} has vanished"))),
+            AskError::Payload(why) => StartError::Store(StoreError::Io(why)),
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! What an orchestrator's tasks share, and the one that keeps it going: the lease, what is left over, what comes from outside.
+
+use std::{
+    collections::{HashMap, hash_map::Entry as Slot},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use super::{StartError, StartOptions, Status, opening::Settings};
+use crate::{
+    Bulkhead,
+    bulkhead::OwnedPermit,
+    event::{Event, Identity},
+    saga::{
+        definition::Definition,
+        driver::{Driver, Ledger, Mail, Stop},
+        journal::{
+            Begin, Claim, DefinitionId, Head, Journal, Phase, Query, Refusal, Request, StoreError, Stored,
+        },
+        machine::Machine,
+        record::{Incarnation, Payload, Record, SagaId, Timestamp},
+        writer::{WriteError, Writer},
+    },
+    sync::{Mutex, lock},
+    time,
+};
+
+/// How many sagas are taken up at once.
+const CLAIM: usize = 256;
+
+/// What an orchestrator's tasks share.
+pub(crate) struct Inner {
+    pub(crate) journal: Arc<dyn Journal>,
+    pub(crate) writer: Writer,
+    pub(crate) by: Incarnation,
+    pub(crate) definitions: HashMap<DefinitionId, Arc<Definition>>,
+    pub(crate) settings: Settings,
+    pub(crate) identity: Identity,
+    pub(super) admission: Bulkhead,
+    pub(super) live: Mutex<HashMap<SagaId, Live>>,
+    /// Owned, and not driven: to be read anew.
+    pub(super) lost: Mutex<Vec<SagaId>>,
+    pub(super) blocked: Mutex<HashMap<SagaId, String>>,
+    /// The store's time at an instant of this process.
+    pub(super) clock: Mutex<(Timestamp, Instant)>,
+    pub(super) leased_until: Mutex<Instant>,
+    /// How often it was prolonged after it had run out.
+    pub(super) lapses: AtomicU64,
+    /// A claim had no answer: there may be sagas that are owned and not known.
+    pub(super) unsure: AtomicBool,
+    /// Something was left in the store.
+    pub(super) nudge: Notify,
+    /// A saga is no longer live.
+    pub(crate) moved: Notify,
+    pub(super) draining: AtomicBool,
+    pub(super) closed: watch::Sender<bool>,
+    pub(super) swept: watch::Sender<bool>,
+}
+
+pub(super) struct Live {
+    pub(super) mail: mpsc::UnboundedSender<Mail>,
+    pub(super) status: watch::Receiver<Status>,
+}
+
+/// A saga's place among those that are driven. It is free again when this is dropped, whatever became of the driver.
+pub(crate) struct Seat {
+    inner: Arc<Inner>,
+    id: SagaId,
+    /// Whether the saga is over or somebody else's, so that nobody has to look after it here.
+    pub(crate) done: bool,
+    _permit: OwnedPermit,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        lock(&self.inner.live).remove(&self.id);
+        if !self.done {
+            lock(&self.inner.lost).push(self.id.clone());
+            self.inner.nudge.notify_one();
+        }
+        self.inner.moved.notify_waiters();
+    }
+}
+
+impl Inner {
+    /// The store's time, as far as it was asked.
+    pub(crate) fn now(&self) -> Timestamp {
+        let (at, seen) = *lock(&self.clock);
+        at.after(time::now().saturating_duration_since(seen))
+    }
+
+    pub(crate) fn status(&self, id: &SagaId) -> Option<Status> {
+        if let Some(live) = lock(&self.live).get(id) {
+            return Some(live.status.borrow().clone());
+        }
+        let blocked = lock(&self.blocked).get(id).cloned()?;
+        Some(Status { blocked: Some(blocked), ..Status::default() })
+    }
+
+    pub(crate) fn watch(&self, id: &SagaId) -> Option<watch::Receiver<Status>> {
+        lock(&self.live).get(id).map(|live| live.status.clone())
+    }
+
+    fn is_closed(&self) -> bool {
+        *self.closed.borrow()
+    }
+
+    pub(super) fn close(&self) {
+        self.closed.send_replace(true);
+        self.nudge.notify_one();
+        // Their drivers find that nobody can write to them.
+        let live = std::mem::take(&mut *lock(&self.live));
+        drop(live);
+    }
+
+    pub(super) fn extend_lease(&self, asked: Instant) {
+        // A tenth less than it was given: two clocks measure it.
+        let mut until = lock(&self.leased_until);
+        if time::now() >= *until {
+            self.lapses.fetch_add(1, Relaxed);
+        }
+        *until = time::later(asked, self.settings.lease.mul_f64(0.9));
+    }
+
+    /// Whether a third of the lease has passed.
+    fn beat_is_due(&self) -> bool {
+        let until = *lock(&self.leased_until);
+        time::later(time::now(), self.settings.lease.mul_f64(0.6)) >= until
+    }
+
+    pub(crate) fn has_lease(&self) -> bool {
+        time::now() < *lock(&self.leased_until)
+    }
+
+    pub(crate) fn lapses(&self) -> u64 {
+        self.lapses.load(Relaxed)
+    }
+
+    /// Waits until it is sure that nobody else takes its sagas for abandoned. Nothing is begun without. How often it was not so:
+    /// each time somebody may have taken them.
+    pub(crate) async fn holds_lease(&self) -> Result<u64, Stop> {
+        loop {
+            if self.is_closed() {
+                return Err(Stop::Closed);
+            }
+            if self.has_lease() {
+                return Ok(self.lapses());
+            }
+            tokio::time::sleep(self.settings.poll).await;
+        }
+    }
+
+    // === sagas
+
+    fn seat(
+        self: &Arc<Self>,
+        id: &SagaId,
+        permit: OwnedPermit,
+    ) -> Option<(Seat, watch::Sender<Status>, mpsc::UnboundedReceiver<Mail>)> {
+        let (mail, letters) = mpsc::unbounded_channel();
+        let (status, seen) = watch::channel(Status::default());
+        match lock(&self.live).entry(id.clone()) {
+            Slot::Occupied(_) => return None,
+            Slot::Vacant(slot) => slot.insert(Live { mail, status: seen }),
+        };
+        Some((Seat { inner: self.clone(), id: id.clone(), done: false, _permit: permit }, status, letters))
+    }
+
+    pub(super) async fn begin(
+        self: &Arc<Self>,
+        definition: Arc<Definition>,
+        id: SagaId,
+        input: Payload,
+        options: StartOptions,
+    ) -> Result<(), StartError> {
+        if self.is_closed() || self.draining.load(Relaxed) {
+            return Err(StartError::Closed);
+        }
+        if !self.definitions.contains_key(&definition.shape.id) {
+            return Err(StartError::Unregistered(definition.shape.id.clone()));
+        }
+        let permit = self.admission.try_acquire().map_err(StartError::Busy)?.into_owned();
+        let now = self.now();
+        // It is among the live ones before its beginning can be seen in the store, so that nobody here takes it for abandoned.
+        let Some((mut seat, status, mail)) = self.seat(&id, permit) else {
+            return self.same(&definition, &id, &input).await;
+        };
+        let machine = Machine::new(definition.shape.clone());
+        let mut ledger = Ledger::new(self.clone(), id.clone(), machine, (1, 0, 0), now, status);
+        let begin = Begin { definition: definition.shape.id.clone(), tag: options.tag, locks: options.locks };
+        let deadline = options.deadline.map(|after| now.after(after));
+        let (told, begun) = oneshot::channel();
+        let (inner, driven) = (self.clone(), definition.clone());
+        let record = Record::Begun { input: input.clone(), deadline };
+        // A task of its own: what was queued is looked after, even if nobody waits for it any more.
+        tokio::spawn(async move {
+            let answer = ledger.begin(begin, record).await;
+            match &answer {
+                Ok(()) => {
+                    let _ = told.send(answer);
+                    drive(inner, Driver::new(ledger, driven, mail, seat, false)).await;
+                }
+                Err(error) => {
+                    seat.done = matches!(error, WriteError::Refused(_));
+                    drop((seat, ledger, mail));
+                    let _ = told.send(answer);
+                }
+            }
+        });
+        let ended = || WriteError::Store(StoreError::Unavailable("the runtime has ended".to_owned()));
+        match begun.await.unwrap_or_else(|_| Err(ended())) {
+            Ok(()) => Ok(()),
+            Err(WriteError::Refused(Refusal::Locked { key, holder })) => {
+                Err(StartError::Locked { key, holder })
+            }
+            Err(WriteError::Refused(_)) => self.same(&definition, &id, &input).await,
+            // It may have begun, and then it is looked after.
+            Err(WriteError::Store(error)) => {
+                self.identity.emit(&Event::SagaStoreFailed { error: &error });
+                Err(StartError::Store(error))
+            }
+        }
+    }
+
+    /// Whether the saga that exists is the one that was to be started.
+    async fn same(&self, definition: &Definition, id: &SagaId, input: &Payload) -> Result<(), StartError> {
+        let Some(stored) = self.journal.load(id).await? else {
+            // It is just being started, by somebody else who is told what becomes of it.
+            return Err(StartError::Store(StoreError::Unavailable(
+                "the same saga is just being started".to_owned(),
+            )));
+        };
+        let begun = stored.entries.first().and_then(|entry| entry.record().ok());
+        let equal = |a: &Payload, b: &Payload| {
+            let value = |payload: &Payload| payload.decode::<serde_json::Value>().ok();
+            a == b || value(a) == value(b)
+        };
+        match begun {
+            Some(Record::Begun { input: first, .. })
+                if stored.head.definition.name == definition.shape.id.name && equal(&first, input) =>
+            {
+                Ok(())
+            }
+            _ => Err(StartError::Different { id: id.clone() }),
+        }
+    }
+
+    /// Drives a saga that was claimed.
+    fn adopt(self: &Arc<Self>, stored: Stored, permit: OwnedPermit, asked: Vec<Request>) {
+        let id = stored.head.id.clone();
+        let Some((mut seat, status, mail)) = self.seat(&id, permit) else {
+            // Its last driver is just leaving.
+            lock(&self.lost).push(id);
+            self.nudge.notify_one();
+            return;
+        };
+        let Head { epoch, len, crc, created, recoveries, ref definition, .. } = stored.head;
+        let Some(definition) = self.definitions.get(definition).cloned() else {
+            return;
+        };
+        let machine = match fold(&stored, &definition) {
+            Ok(machine) => machine,
+            Err(why) => {
+                seat.done = true;
+                self.block(&definition.shape.id.name, id, why);
+                return;
+            }
+        };
+        status.send_replace(Status::of(&stored.head, None));
+        let mut ledger = Ledger::new(self.clone(), id, machine, (epoch, len, crc), created, status);
+        asked.into_iter().for_each(|request| self.hand_over(request));
+        let inner = self.clone();
+        let most = self.settings.max_recoveries;
+        tokio::spawn(async move {
+            if recoveries > most && !ledger.machine.is_held() {
+                let reason = format!(
+                    "{recoveries} orchestrators have died at it without recording anything; it may be the cause"
+                );
+                if let Err(stop) = ledger.park(reason).await {
+                    inner.stopped(&definition.shape.id.name, &ledger.id.clone(), &mut seat, stop);
+                    return;
+                }
+            }
+            let driver = Driver::new(ledger, definition, mail, seat, true);
+            drive(inner, driver).await;
+        });
+    }
+
+    fn block(&self, definition: &str, id: SagaId, why: String) {
+        self.identity.emit(&Event::SagaBlocked { definition, saga: id.as_str(), why: &why });
+        lock(&self.blocked).insert(id, why);
+    }
+
+    fn stopped(&self, definition: &str, id: &SagaId, seat: &mut Seat, stop: Stop) {
+        match stop {
+            Stop::Released | Stop::Closed => seat.done = true,
+            // An append of its own that was not made leaves a gap, and the saga its own: it is asked for once more.
+            Stop::Fenced => {}
+            Stop::Blocked(why) => {
+                seat.done = true;
+                self.block(definition, id.clone(), why);
+            }
+            Stop::Lost(error) => self.identity.emit(&Event::SagaStoreFailed { error: &error }),
+        }
+    }
+
+    // === the keeper's work
+
+    fn claim(&self, only: Option<SagaId>, limit: usize) -> Claim {
+        Claim {
+            by: self.by.clone(),
+            definitions: self.definitions.keys().cloned().collect(),
+            except: lock(&self.blocked).keys().cloned().collect(),
+            only,
+            limit,
+        }
+    }
+
+    /// Drives sagas that were claimed, each with what is asked of it: that comes before anything that is due.
+    async fn adopt_all(self: &Arc<Self>, claimed: Vec<Stored>) -> Result<(), StoreError> {
+        if claimed.is_empty() {
+            return Ok(());
+        }
+        let requests = match self.journal.requests(&self.by).await {
+            Ok(requests) => requests,
+            Err(error) => {
+                lock(&self.lost).extend(claimed.into_iter().map(|stored| stored.head.id));
+                return Err(error);
+            }
+        };
+        let mut asked: HashMap<SagaId, Vec<Request>> = HashMap::new();
+        for request in requests {
+            asked.entry(request.saga.clone()).or_default().push(request);
+        }
+        for stored in claimed {
+            match self.admission.try_acquire() {
+                Ok(permit) => {
+                    let asked = asked.remove(&stored.head.id).unwrap_or_default();
+                    self.adopt(stored, permit.into_owned(), asked);
+                }
+                Err(_) => lock(&self.lost).push(stored.head.id),
+            }
+        }
+        Ok(())
+    }
+
+    fn hand_over(&self, request: Request) {
+        let mail = lock(&self.live).get(&request.saga).map(|live| live.mail.clone());
+        if let Some(mail) = mail {
+            let _ = mail.send(Mail::Request(request));
+        }
+    }
+
+    async fn round(self: &Arc<Self>) -> Result<(), StoreError> {
+        if self.beat_is_due() {
+            let asked = time::now();
+            self.journal.heartbeat(&self.by, self.settings.lease).await?;
+            self.extend_lease(asked);
+            let now = self.journal.now().await?;
+            *lock(&self.clock) = (now, time::now());
+        }
+        if self.draining.load(Relaxed) {
+            return Ok(());
+        }
+        if self.unsure.swap(false, Relaxed) {
+            self.look_for_own().await.inspect_err(|_| self.unsure.store(true, Relaxed))?;
+        }
+        let mut lost = std::mem::take(&mut *lock(&self.lost));
+        while let Some(id) = lost.pop() {
+            if lock(&self.live).contains_key(&id) || self.admission.in_use() >= self.settings.max_live {
+                lock(&self.lost).push(id);
+                continue;
+            }
+            let error = match self.journal.claim(self.claim(Some(id.clone()), 1)).await {
+                Ok(claimed) => match self.adopt_all(claimed).await {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                },
+                Err(error) => {
+                    lost.push(id);
+                    error
+                }
+            };
+            // None of them may be forgotten: nobody else looks after what is owned here.
+            lock(&self.lost).append(&mut lost);
+            return Err(error);
+        }
+        loop {
+            let free = self.settings.max_live.saturating_sub(self.admission.in_use());
+            let limit = free.min(CLAIM);
+            if limit == 0 {
+                break;
+            }
+            let claimed = self.journal.claim(self.claim(None, limit)).await;
+            let claimed = claimed.inspect_err(|_| self.unsure.store(true, Relaxed))?;
+            let all = claimed.len() < limit;
+            self.adopt_all(claimed).await?;
+            if all {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        for request in self.journal.requests(&self.by).await? {
+            self.hand_over(request);
+        }
+        self.swept.send_replace(true);
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// Finds what it owns in the store and nobody drives: a claim was made whose answer was lost.
+    async fn look_for_own(&self) -> Result<(), StoreError> {
+        let phases = Phase::ALL.into_iter().filter(|phase| !phase.is_terminal()).collect();
+        let mut query = Query { phases, limit: 1_000, ..Query::default() };
+        loop {
+            let heads = self.journal.list(query.clone()).await?;
+            let Some(last) = heads.last() else { return Ok(()) };
+            query.after = Some(last.id.clone());
+            let own = heads.into_iter().filter(|head| head.owner.as_ref() == Some(&self.by));
+            let mut lost = lock(&self.lost);
+            for head in own.filter(|head| !lock(&self.live).contains_key(&head.id)) {
+                if !lost.contains(&head.id) {
+                    lost.push(head.id);
+                }
+            }
+        }
+    }
+}
+
+async fn drive(inner: Arc<Inner>, mut driver: Driver) {
+    let name = driver.ledger.machine.shape().id.name.clone();
+    let id = driver.ledger.id.clone();
+    match driver.run().await {
+        Ok(()) => driver.seat.done = true,
+        Err(stop) => inner.stopped(&name, &id, &mut driver.seat, stop),
+    }
+}
+
+/// Keeps the lease and looks after what comes, until the orchestrator is closed.
+pub(super) async fn keep(inner: Arc<Inner>) {
+    let mut closed = inner.closed.subscribe();
+    loop {
+        if let Err(error) = inner.round().await {
+            inner.identity.emit(&Event::SagaStoreFailed { error: &error });
+        }
+        let pause = inner.settings.poll.min(inner.settings.lease / 3);
+        tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => return,
+            () = inner.nudge.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// The machine that a saga's records make.
+pub(crate) fn fold(stored: &Stored, definition: &Definition) -> Result<Machine, String> {
+    stored.verify().map_err(|corrupt| corrupt.to_string())?;
+    let mut machine = Machine::new(definition.shape.clone());
+    for entry in &stored.entries {
+        let record =
+            entry.record().map_err(|error| format!("record {} cannot be read: {error}", entry.seq))?;
+        machine.apply(&record).map_err(|illegal| format!("record {}: {illegal}", entry.seq))?;
+    }
+    match machine.input() {
+        Some(_) => Ok(machine),
+        None => Err("it has no beginning".to_owned()),
+    }
+}

@@ -1,0 +1,361 @@
+//! Owns sagas: starts them, answers what is asked about them, and hands them what comes from outside.
+
+use std::{
+    fmt,
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use serde::Serialize;
+
+use super::{
+    definition::{Inputs, Saga},
+    driver::Mail,
+    handle::{Handle, Outcome},
+    journal::{DefinitionId, Head, Journal, Phase, Query, Request, Requested, StoreError, Stored},
+    machine::Machine,
+    record::{Cause, Incarnation, InvalidId, Order, Payload, SagaId, Timestamp},
+};
+use crate::{event::Event, sync::lock};
+
+mod error;
+mod inner;
+mod off_thread;
+mod opening;
+
+pub use error::{AskError, StartError};
+pub(crate) use inner::{Inner, Seat, fold};
+pub use opening::{OpenError, Opening};
+
+/// Runs sagas; see the [module](super).
+///
+/// Cloning shares it. When the last clone is dropped it stops where it is, as if it had crashed; see
+/// [`shutdown`](Orchestrator::shutdown).
+#[derive(Clone)]
+pub struct Orchestrator(Arc<Owner>);
+
+struct Owner(Arc<Inner>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl fmt::Debug for Orchestrator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Orchestrator")
+            .field("incarnation", &self.0.0.by)
+            .field("live", &lock(&self.0.0.live).len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Orchestrator {
+    /// Begins an orchestrator of the sagas in `journal`.
+    pub fn open(journal: impl Journal) -> Opening {
+        Opening::new(journal)
+    }
+
+    /// Starts a saga. When this returns, the saga will end: it is durable.
+    ///
+    /// The same `id` with the same input is the same saga, however often it is started.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]; only after [`StartError::Store`] is it not known whether it has begun: start it again.
+    ///
+    /// # Cancel safety
+    ///
+    /// The saga may have begun when the future is dropped.
+    pub async fn start<I: Serialize, R: Inputs>(
+        &self,
+        saga: &Saga<I, R>,
+        id: &str,
+        input: &I,
+    ) -> Result<Handle<R>, StartError> {
+        self.start_with(saga, id, input, StartOptions::default()).await
+    }
+
+    /// As [`start`](Self::start), with a deadline, a tag, or locks.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub async fn start_with<I: Serialize, R: Inputs>(
+        &self,
+        saga: &Saga<I, R>,
+        id: &str,
+        input: &I,
+        options: StartOptions,
+    ) -> Result<Handle<R>, StartError> {
+        let inner = &self.0.0;
+        let id = SagaId::new(id)?;
+        let input = Payload::encode(input).map_err(|error| StartError::Input(error.to_string()))?;
+        let (bytes, most) = (input.as_str().len(), inner.settings.max_input);
+        if bytes > most {
+            return Err(StartError::Input(format!("it has {bytes} bytes of JSON, allowed are {most}")));
+        }
+        inner.begin(saga.definition.clone(), id.clone(), input, options).await?;
+        Ok(Handle::new(self.clone(), saga.clone(), id))
+    }
+
+    /// Starts a saga and waits until it is over, or until it is stuck or waits for a person.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    ///
+    /// # Cancel safety
+    ///
+    /// A saga that has begun goes on when the future is dropped.
+    pub async fn run<I: Serialize, R: Inputs>(
+        &self,
+        saga: &Saga<I, R>,
+        id: &str,
+        input: &I,
+    ) -> Result<Outcome<R::Values>, StartError> {
+        let handle = self.start(saga, id, input).await?;
+        Ok(handle.settled().await?)
+    }
+
+    /// A saga that was started before, here or elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidId`]. Whether there is such a saga is seen when it is asked something.
+    pub fn handle<I, R: Inputs>(&self, saga: &Saga<I, R>, id: &str) -> Result<Handle<R>, InvalidId> {
+        Ok(Handle::new(self.clone(), saga.clone(), SagaId::new(id)?))
+    }
+
+    /// Leaves a message for the step `step` of a saga, which waits for it or will; see [`Builder::signal`](super::Builder::signal).
+    ///
+    /// Of two messages with the same `message` id at the same saga the second changes nothing. It is durable when this returns. A message
+    /// that nobody waits for any more is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`].
+    pub async fn signal<T: Serialize + ?Sized>(
+        &self,
+        saga: &str,
+        step: &str,
+        message: &str,
+        payload: &T,
+    ) -> Result<Requested, AskError> {
+        let payload = Payload::encode(payload).map_err(|error| AskError::Payload(error.to_string()))?;
+        self.ask(Request::signal(SagaId::new(saga)?, "signal", step, message, payload)).await
+    }
+
+    /// Turns a saga round, unless a step has happened or may have that cannot be undone. Durable when this returns, obeyed soon after.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`].
+    pub async fn cancel(&self, saga: &str, reason: &str) -> Result<Requested, AskError> {
+        self.order(saga, "cancel", Order::Cancel { reason: reason.to_owned() }).await
+    }
+
+    /// Leaves a person's decision with a saga. It becomes a record of the saga if it can be followed where the saga then stands.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`].
+    pub async fn order(&self, saga: &str, by: &str, order: Order) -> Result<Requested, AskError> {
+        self.ask(Request::order(SagaId::new(saga)?, by, order)).await
+    }
+
+    async fn ask(&self, request: Request) -> Result<Requested, AskError> {
+        let inner = &self.0.0;
+        let requested = inner.journal.request(request).await?;
+        inner.nudge.notify_one();
+        Ok(requested)
+    }
+
+    /// A saga's row; from memory, without the store, while it is worked on here.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn status(&self, saga: &str) -> Result<Option<Status>, AskError> {
+        let inner = &self.0.0;
+        let id = SagaId::new(saga)?;
+        if let Some(status) = inner.status(&id) {
+            return Ok(Some(status));
+        }
+        let stored = inner.journal.load(&id).await?;
+        Ok(stored.map(|stored| Status::of(&stored.head, None)))
+    }
+
+    /// A saga with all its records.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn load(&self, saga: &str) -> Result<Option<Stored>, AskError> {
+        let id = SagaId::new(saga)?;
+        Ok(self.0.0.journal.load(&id).await?)
+    }
+
+    /// The sagas in the store, a page at a time in the order of their ids.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn list(&self, query: Query) -> Result<Vec<Head>, StoreError> {
+        self.0.0.journal.list(query).await
+    }
+
+    /// The sagas that nobody can work on here, each with the reason: damaged, not fitting the code, or of a definition that is not
+    /// registered. They are as they were found.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn blocked(&self) -> Result<Vec<(SagaId, String)>, StoreError> {
+        let inner = &self.0.0;
+        let mut blocked: Vec<_> =
+            lock(&inner.blocked).iter().map(|(id, why)| (id.clone(), why.clone())).collect();
+        let phases = Phase::ALL.into_iter().filter(|phase| !phase.is_terminal()).collect();
+        let mut query = Query { phases, limit: 1_000, ..Query::default() };
+        loop {
+            let heads = inner.journal.list(query.clone()).await?;
+            let Some(last) = heads.last() else { break };
+            query.after = Some(last.id.clone());
+            for head in heads {
+                if !inner.definitions.contains_key(&head.definition) {
+                    let DefinitionId { name, version, digest } = &head.definition;
+                    let why = format!(
+                        "definition {name:?} version {version} with digest {digest} is not registered"
+                    );
+                    blocked.push((head.id, why));
+                }
+            }
+        }
+        blocked.sort();
+        Ok(blocked)
+    }
+
+    /// Deletes sagas that ended more than `age` ago, at most `limit` of them; how many it were.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn forget(&self, age: Duration, limit: usize) -> Result<usize, StoreError> {
+        let now = self.0.0.now();
+        let before = Timestamp(now.0.saturating_sub(Timestamp(0).after(age).0));
+        self.0.0.journal.forget(before, limit).await
+    }
+
+    /// How many sagas it works on now.
+    pub fn live(&self) -> usize {
+        lock(&self.0.0.live).len()
+    }
+
+    /// Who it is in the store.
+    pub fn incarnation(&self) -> &Incarnation {
+        &self.0.0.by
+    }
+
+    /// Waits until it has once looked at everything that was left in the store.
+    pub async fn recovered(&self) {
+        let mut swept = self.0.0.swept.subscribe();
+        // An orchestrator that is closed never will.
+        let _ = swept.wait_for(|swept| *swept).await;
+    }
+
+    /// Ends it in order: nothing new is begun, attempts that run may finish within `grace`, its sagas are let go and can be taken up at
+    /// once by others. What is not over then is dropped, as in a crash.
+    pub async fn shutdown(self, grace: Duration) {
+        let inner = &self.0.0;
+        inner.draining.store(true, Relaxed);
+        for seat in lock(&inner.live).values() {
+            let _ = seat.mail.send(Mail::Drain);
+        }
+        let emptied = async {
+            loop {
+                let moved = inner.moved.notified();
+                if lock(&inner.live).is_empty() {
+                    return;
+                }
+                moved.await;
+            }
+        };
+        let _ = tokio::time::timeout(grace, emptied).await;
+        inner.close();
+        if let Err(error) = inner.journal.leave(&inner.by).await {
+            inner.identity.emit(&Event::SagaStoreFailed { error: &error });
+        }
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.0.0
+    }
+}
+
+/// What a saga may be started with.
+#[derive(Debug, Clone, Default)]
+pub struct StartOptions {
+    deadline: Option<Duration>,
+    tag: String,
+    locks: Vec<String>,
+}
+
+impl StartOptions {
+    /// When the saga is turned round, if it can be: so long after its start. Behind a pivot it goes on, and the listeners are told.
+    pub fn deadline(mut self, after: Duration) -> Self {
+        self.deadline = Some(after);
+        self
+    }
+
+    /// Free text to find it by.
+    pub fn tag(mut self, tag: impl Into<String>) -> Self {
+        self.tag = tag.into();
+        self
+    }
+
+    /// A *semantic lock*: no other saga that asks for this key begins until this one is over. All of a saga's locks are taken
+    /// with its first record, or none.
+    pub fn lock(mut self, key: impl Into<String>) -> Self {
+        self.locks.push(key.into());
+        self
+    }
+}
+
+/// Where a saga stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Status {
+    /// Its phase; `None` while its beginning is being recorded.
+    pub phase: Option<Phase>,
+    /// What there is to say about it.
+    pub note: String,
+    /// Why nobody can work on it, if so.
+    pub blocked: Option<String>,
+    pub(crate) finished: Option<Finished>,
+}
+
+/// How a saga has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Finished {
+    pub(crate) outputs: Arc<[Option<Payload>]>,
+    pub(crate) cause: Option<Cause>,
+}
+
+impl Finished {
+    pub(crate) fn of(machine: &Machine) -> Self {
+        Finished { outputs: machine.outputs().into(), cause: machine.cause().cloned() }
+    }
+}
+
+impl Status {
+    pub(crate) fn of(head: &Head, blocked: Option<String>) -> Self {
+        Status { phase: Some(head.phase), note: head.note.clone(), blocked, finished: None }
+    }
+}
+
+pub(super) fn random() -> u128 {
+    let half = |salt: u8| u128::from(RandomState::new().hash_one(salt));
+    half(0) << 64 | half(1)
+}

@@ -1,0 +1,81 @@
+//! A journal that blocks whoever polls it, asked from threads that may be blocked.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{runtime::Handle, task::spawn_blocking};
+
+use crate::saga::{
+    journal::{
+        Append, Claim, Head, Journal, Pending, Query, Refusal, Request, Requested, StoreError, Stored,
+    },
+    record::{Incarnation, SagaId, Timestamp},
+};
+
+/// Every operation on a thread of the runtime's pool for blocking work. Appends have a thread of their own, see
+/// [`Writer`](crate::saga::writer::Writer), and do not come this way.
+pub(super) struct OffThread(pub(super) Arc<dyn Journal>);
+
+impl OffThread {
+    fn run<T, W>(&self, work: W) -> Pending<'_, T>
+    where
+        T: Send + 'static,
+        W: FnOnce(&dyn Journal) -> Pending<'_, T> + Send + 'static,
+    {
+        let journal = self.0.clone();
+        Box::pin(async move {
+            let runtime = Handle::current();
+            let done = spawn_blocking(move || runtime.block_on(work(&*journal))).await;
+            done.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
+        })
+    }
+}
+
+impl Journal for OffThread {
+    fn now(&self) -> Pending<'_, Timestamp> {
+        self.run(|journal| journal.now())
+    }
+
+    fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
+        self.run(|journal| journal.append(batch))
+    }
+
+    fn blocks(&self) -> bool {
+        false
+    }
+
+    fn heartbeat(&self, by: &Incarnation, lease: Duration) -> Pending<'_, ()> {
+        let by = by.clone();
+        self.run(move |journal| journal.heartbeat(&by, lease))
+    }
+
+    fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
+        let by = by.clone();
+        self.run(move |journal| journal.leave(&by))
+    }
+
+    fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
+        self.run(|journal| journal.claim(claim))
+    }
+
+    fn load(&self, saga: &SagaId) -> Pending<'_, Option<Stored>> {
+        let saga = saga.clone();
+        self.run(move |journal| journal.load(&saga))
+    }
+
+    fn list(&self, query: Query) -> Pending<'_, Vec<Head>> {
+        self.run(|journal| journal.list(query))
+    }
+
+    fn request(&self, request: Request) -> Pending<'_, Requested> {
+        self.run(|journal| journal.request(request))
+    }
+
+    fn requests(&self, by: &Incarnation) -> Pending<'_, Vec<Request>> {
+        let by = by.clone();
+        self.run(move |journal| journal.requests(&by))
+    }
+
+    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+        self.run(move |journal| journal.forget(before, limit))
+    }
+}

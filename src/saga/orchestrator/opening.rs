@@ -1,0 +1,253 @@
+//! What an orchestrator can be told, and how it starts.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
+    time::Duration,
+};
+
+use tokio::sync::{Notify, watch};
+
+use super::{
+    Orchestrator, Owner,
+    inner::{Inner, keep},
+    off_thread::OffThread,
+    random,
+};
+use crate::{
+    Bulkhead,
+    error::ConfigError,
+    event::{Identity, Observer},
+    limit::not_zero,
+    saga::{
+        definition::{Definition, Inputs, Saga},
+        journal::{DefinitionId, Journal, StoreError},
+        record::Incarnation,
+        writer::Writer,
+    },
+    sync::Mutex,
+    time,
+};
+
+/// What an orchestrator can be told.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) lease: Duration,
+    pub(crate) poll: Duration,
+    pub(crate) max_live: usize,
+    pub(crate) max_input: usize,
+    pub(crate) max_output: usize,
+    pub(crate) max_recoveries: u32,
+    pub(crate) stuck_retry: Option<Duration>,
+}
+
+/// An orchestrator in the making; see [`Orchestrator::open`].
+///
+/// | setting | default | allowed |
+/// |---|---|---|
+/// | [`lease`](Opening::lease) | 10 s | above zero |
+/// | [`poll`](Opening::poll) | 250 ms | above zero |
+/// | [`max_live`](Opening::max_live) | 10,000 | 1 or more |
+/// | [`max_input`](Opening::max_input), [`max_output`](Opening::max_output) | 256 KiB | |
+/// | [`max_recoveries`](Opening::max_recoveries) | 5 | |
+/// | [`stuck_retry`](Opening::stuck_retry) | every 5 minutes | above zero |
+#[must_use = "an orchestrator does nothing until it is started"]
+pub struct Opening {
+    journal: Arc<dyn Journal>,
+    definitions: Vec<Arc<Definition>>,
+    settings: Settings,
+    identity: Identity,
+}
+
+impl fmt::Debug for Opening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opening").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Opening {
+    pub(super) fn new(journal: impl Journal) -> Self {
+        Opening {
+            journal: Arc::new(journal),
+            definitions: Vec::new(),
+            settings: Settings {
+                lease: Duration::from_secs(10),
+                poll: Duration::from_millis(250),
+                max_live: 10_000,
+                max_input: 256 * 1024,
+                max_output: 256 * 1024,
+                max_recoveries: 5,
+                stuck_retry: Some(Duration::from_secs(300)),
+            },
+            identity: Identity::new("saga"),
+        }
+    }
+
+    /// Adds a definition: its sagas can be started and are taken up. Register the versions that still have sagas side by side.
+    pub fn register<I, R: Inputs>(mut self, saga: &Saga<I, R>) -> Self {
+        self.definitions.push(saga.definition.clone());
+        self
+    }
+
+    /// Adds a listener for what happens to the sagas.
+    pub fn observe(mut self, observer: impl Observer + 'static) -> Self {
+        self.identity.observe(Arc::new(observer));
+        self
+    }
+
+    /// For how long others leave its sagas alone when nothing is heard of it. It says something three times in that time, and stops
+    /// working when it could not.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.settings.lease = lease;
+        self
+    }
+
+    /// How often it looks for sagas whose time has come, and for requests that other processes have left.
+    pub fn poll(mut self, every: Duration) -> Self {
+        self.settings.poll = every;
+        self
+    }
+
+    /// The most sagas that it works on at once; starting more is refused. Those that wait for time or a message do not count.
+    pub fn max_live(mut self, sagas: usize) -> Self {
+        self.settings.max_live = sagas;
+        self
+    }
+
+    /// The largest input in bytes of JSON; a larger one is refused.
+    pub fn max_input(mut self, bytes: usize) -> Self {
+        self.settings.max_input = bytes;
+        self
+    }
+
+    /// The largest output of a step in bytes of JSON. The effect of a step with a larger one is not lost: its outcome is unknown.
+    pub fn max_output(mut self, bytes: usize) -> Self {
+        self.settings.max_output = bytes;
+        self
+    }
+
+    /// How often a saga is taken over from an orchestrator that died at it, without anything being recorded in between; then it is
+    /// taken for the cause, and parked.
+    pub fn max_recoveries(mut self, times: u32) -> Self {
+        self.settings.max_recoveries = times;
+        self
+    }
+
+    /// How often what is stuck is tried again without being told; `None` for never.
+    pub fn stuck_retry(mut self, every: Option<Duration>) -> Self {
+        self.settings.stuck_retry = every;
+        self
+    }
+
+    /// Starts it, on the current tokio runtime: registers it in the store, and begins to take up what was left there.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] when a setting is impossible, two definitions have the same name and version, or the store fails.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with time enabled.
+    pub async fn start(self) -> Result<Orchestrator, OpenError> {
+        let Opening { journal, definitions, settings, identity } = self;
+        not_zero(settings.lease, "saga.lease")?;
+        not_zero(settings.poll, "saga.poll")?;
+        not_zero(settings.stuck_retry.unwrap_or(Duration::MAX), "saga.stuck_retry")?;
+        let admission = Bulkhead::new(settings.max_live)?;
+        let mut known: HashMap<DefinitionId, Arc<Definition>> = HashMap::new();
+        for definition in definitions {
+            let id = definition.shape.id.clone();
+            let twin = known.keys().find(|other| (&other.name, other.version) == (&id.name, id.version));
+            if twin.is_some_and(|twin| *twin != id) {
+                return Err(OpenError::Twice { name: id.name, version: id.version });
+            }
+            known.insert(id, definition);
+        }
+
+        let by = incarnation();
+        let writer = Writer::start(journal.clone())
+            .map_err(|error| StoreError::Unavailable(format!("its writer cannot be started: {error}")))?;
+        let journal = if journal.blocks() { Arc::new(OffThread(journal)) } else { journal };
+        let asked = time::now();
+        journal.heartbeat(&by, settings.lease).await?;
+        let now = journal.now().await?;
+        let inner = Arc::new(Inner {
+            journal,
+            writer,
+            by,
+            definitions: known,
+            settings,
+            identity,
+            admission,
+            live: Mutex::default(),
+            lost: Mutex::default(),
+            blocked: Mutex::default(),
+            clock: Mutex::new((now, time::now())),
+            leased_until: Mutex::new(asked),
+            lapses: AtomicU64::new(0),
+            unsure: AtomicBool::new(false),
+            nudge: Notify::new(),
+            moved: Notify::new(),
+            draining: AtomicBool::new(false),
+            closed: watch::Sender::new(false),
+            swept: watch::Sender::new(false),
+        });
+        inner.extend_lease(asked);
+        tokio::spawn(keep(inner.clone()));
+        Ok(Orchestrator(Arc::new(Owner(inner))))
+    }
+}
+
+fn incarnation() -> Incarnation {
+    Incarnation::from_text(&format!("{}-{:032x}", std::process::id(), random()))
+}
+
+/// Why an orchestrator could not be started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// A setting is outside its range.
+    Setting(ConfigError),
+    /// Two different definitions have the same name and version.
+    Twice {
+        /// The name.
+        name: String,
+        /// The version.
+        version: u32,
+    },
+    /// The store.
+    Store(StoreError),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenError::Setting(error) => error.fmt(f),
+            OpenError::Twice { name, version } => {
+                write!(
+                    f,
+                    "two different definitions are named {name:?} version {version}: give the newer another version"
+                )
+            }
+            OpenError::Store(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+impl From<ConfigError> for OpenError {
+    fn from(error: ConfigError) -> Self {
+        OpenError::Setting(error)
+    }
+}
+
+impl From<StoreError> for OpenError {
+    fn from(error: StoreError) -> Self {
+        OpenError::Store(error)
+    }
+}

@@ -1,0 +1,263 @@
+//! The outbox in a database of `tokio-postgres`, for any number of relays.
+//!
+//! A relay locks the first unsent message of each key that it takes, with `skip locked`, and thereby the key: another one sees a
+//! first message that is locked, and later ones that are not first. It holds its transaction while it publishes, so give the
+//! publisher a time limit.
+//!
+//! [`append`] takes an advisory lock on topic and key until the caller's transaction ends: two transactions that append to one key
+//! do so one after the other, so that the order of the rows is the order of the commits. Transactions that append to several
+//! keys do so in the same order of keys, or may deadlock, which Postgres finds out and one of them is told.
+//!
+//! # Example
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use mainstay::saga::outbox::{self, Message, Relay, Unsent};
+//!
+//! # async fn publish(_: Message) -> Result<(), std::io::Error> { Ok(()) }
+//! # async fn example(mut client: tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
+//! outbox::postgres::install(&client).await?;
+//!
+//! let tx = client.transaction().await?;
+//! tx.execute("insert into orders values ('order-17')", &[]).await?;
+//! outbox::postgres::append(&tx, "orders", "order-17", &"confirmed").await?;
+//! tx.commit().await?;
+//!
+//! let relay = Relay::new().batch(200);
+//! loop {
+//!     let publisher = async |message| publish(message).await.map_err(Unsent::unavailable);
+//!     if outbox::postgres::relay(&mut client, &relay, publisher).await?.is_idle() {
+//!         tokio::time::sleep(Duration::from_millis(500)).await;
+//!     }
+//! }
+//! # }
+//! ```
+
+use serde::Serialize;
+use tokio_postgres::{Client, Error, GenericClient, IsolationLevel, Row, Transaction, types::Type};
+
+use super::{AppendError, Message, Parked, Relay, Relayed, Unsent, round};
+use crate::saga::{
+    Payload,
+    participant::{rows, seconds},
+};
+
+/// Creates the table `mainstay_outbox`, if it is not there. Needs Postgres 13.
+///
+/// # Errors
+///
+/// The database's.
+pub async fn install(client: &impl GenericClient) -> Result<(), Error> {
+    // One message is one transaction. The lock, since `if not exists` is no protection against two at the same time.
+    client
+        .batch_execute(
+            "select pg_advisory_xact_lock(hashtext('mainstay'), hashtext('install'));
+             create table if not exists mainstay_outbox (
+                 id bigint primary key generated always as identity,
+                 message text not null unique default gen_random_uuid()::text,
+                 topic text not null,
+                 key text not null,
+                 payload json not null,
+                 at timestamptz not null default now(),
+                 attempts int not null default 0,
+                 due timestamptz not null default '-infinity',
+                 reason text,
+                 parked timestamptz,
+                 sent timestamptz
+             );
+             create index if not exists mainstay_outbox_order on mainstay_outbox (topic, key, id) where sent is null;
+             create index if not exists mainstay_outbox_unsent on mainstay_outbox (id) where sent is null;
+             create index if not exists mainstay_outbox_sent on mainstay_outbox (sent) where sent is not null",
+        )
+        .await
+}
+
+/// Appends an event in the caller's transaction, behind those of the same topic and key. Its [`Message::id`].
+///
+/// # Errors
+///
+/// [`AppendError`].
+pub async fn append<T: Serialize + ?Sized>(
+    tx: &Transaction<'_>,
+    topic: &str,
+    key: &str,
+    payload: &T,
+) -> Result<String, AppendError<Error>> {
+    let payload = serde_json::to_string(payload).map_err(AppendError::Payload)?;
+    // The lock is taken before the row gets its number.
+    let row = tx
+        .query_typed_one(
+            "insert into mainstay_outbox (topic, key, payload)
+             select $1, $2, $3::json from (
+                 select pg_advisory_xact_lock(hashtext('mainstay_outbox'), hashtext($1 || '/' || $2))
+             ) as in_order
+             returning message",
+            &[(&topic, Type::TEXT), (&key, Type::TEXT), (&payload, Type::TEXT)],
+        )
+        .await?;
+    Ok(row.try_get(0)?)
+}
+
+/// One round: publishes what is due and not in the hands of another relay, and marks it.
+///
+/// # Errors
+///
+/// The database's. What was published in a round whose marking failed is published again.
+pub async fn relay(
+    client: &mut Client,
+    relay: &Relay,
+    publisher: impl AsyncFnMut(Message) -> Result<(), Unsent>,
+) -> Result<Relayed, Error> {
+    // Each statement has to see what other relays have committed before it.
+    let tx = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
+    let messages = claim(&tx, relay).await?;
+    if messages.is_empty() {
+        tx.rollback().await?;
+        return Ok(Relayed::default());
+    }
+    let (fates, relayed) = round::publish(relay, messages, publisher).await;
+    let sent: Vec<i64> =
+        fates.iter().filter(|(_, fate)| *fate == round::Fate::Sent).map(|(row, _)| *row).collect();
+    tx.execute_typed(
+        "update mainstay_outbox set sent = clock_timestamp() where id = any($1)",
+        &[(&sent, Type::INT8_ARRAY)],
+    )
+    .await?;
+    for (row, fate) in &fates {
+        let (reason, wait) = match fate {
+            round::Fate::Sent => continue,
+            round::Fate::Wait { time, reason } => (reason, Some(seconds(*time))),
+            round::Fate::Parked { reason } => (reason, None),
+        };
+        // A text of Postgres has no zero byte.
+        let reason = reason.replace('\0', " ");
+        tx.execute_typed(
+            "update mainstay_outbox set attempts = attempts + 1, reason = $2,
+                 due = clock_timestamp() + make_interval(secs => coalesce($3, 0)),
+                 parked = case when $3 is null then clock_timestamp() end
+             where id = $1",
+            &[(row, Type::INT8), (&reason, Type::TEXT), (&wait, Type::FLOAT8)],
+        )
+        .await?;
+    }
+    tx.commit().await?;
+    Ok(relayed)
+}
+
+/// The first unsent messages of some keys, locked, and those that follow them.
+async fn claim(tx: &Transaction<'_>, relay: &Relay) -> Result<Vec<(i64, Message)>, Error> {
+    let batch = rows(relay.batch);
+    let first = tx
+        .query_typed(
+            "select id from mainstay_outbox as this
+             where sent is null and parked is null and due <= now() and not exists (
+                 select 1 from mainstay_outbox as earlier
+                 where earlier.topic = this.topic and earlier.key = this.key and earlier.sent is null
+                     and earlier.id < this.id and (earlier.parked is null or not $1)
+             )
+             order by id limit $2 for update skip locked",
+            &[(&relay.skip_parked, Type::BOOL), (&batch, Type::INT8)],
+        )
+        .await?;
+    if first.is_empty() {
+        return Ok(Vec::new());
+    }
+    let first: Vec<i64> = first.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    let found = tx
+        .query_typed(
+            "select this.id, this.message, this.topic, this.key, this.payload::text, this.attempts
+             from mainstay_outbox as first
+             join mainstay_outbox as this on this.topic = first.topic and this.key = first.key
+             where first.id = any($1) and this.id >= first.id
+                 and this.sent is null and this.parked is null and this.due <= now() and not exists (
+                 select 1 from mainstay_outbox as earlier
+                 where earlier.topic = this.topic and earlier.key = this.key and earlier.sent is null
+                     and earlier.id < this.id and (earlier.due > now() or (earlier.parked is not null and not $2))
+             )
+             order by this.id limit $3",
+            &[(&first, Type::INT8_ARRAY), (&relay.skip_parked, Type::BOOL), (&batch, Type::INT8)],
+        )
+        .await?;
+    found.iter().map(|row| Ok((row.try_get(0)?, message(row, 1)?))).collect()
+}
+
+/// The parked messages, the oldest first, at most `limit`.
+///
+/// # Errors
+///
+/// The database's.
+pub async fn parked(client: &impl GenericClient, limit: usize) -> Result<Vec<Parked>, Error> {
+    let found = client
+        .query_typed(
+            "select message, topic, key, payload::text, attempts, coalesce(reason, '') from mainstay_outbox
+             where sent is null and parked is not null order by id limit $1",
+            &[(&rows(limit), Type::INT8)],
+        )
+        .await?;
+    found.iter().map(|row| Ok(Parked { message: message(row, 0)?, reason: row.try_get(5)? })).collect()
+}
+
+/// Gives a parked message its attempts anew, in its old place. Whether there was one.
+///
+/// # Errors
+///
+/// The database's.
+pub async fn release(client: &impl GenericClient, id: &str) -> Result<bool, Error> {
+    let release = "update mainstay_outbox set parked = null, attempts = 0, due = '-infinity'
+                   where message = $1 and parked is not null and sent is null";
+    Ok(client.execute_typed(release, &[(&id, Type::TEXT)]).await? == 1)
+}
+
+/// Deletes a parked message: it is never published, and those behind it go on. Whether there was one.
+///
+/// # Errors
+///
+/// The database's.
+pub async fn discard(client: &impl GenericClient, id: &str) -> Result<bool, Error> {
+    let discard = "delete from mainstay_outbox where message = $1 and parked is not null and sent is null";
+    Ok(client.execute_typed(discard, &[(&id, Type::TEXT)]).await? == 1)
+}
+
+/// Deletes at most `limit` messages that were sent longer than `keep` ago; how many it were. They serve people alone.
+///
+/// # Errors
+///
+/// The database's.
+pub async fn prune(
+    client: &impl GenericClient,
+    keep: std::time::Duration,
+    limit: usize,
+) -> Result<u64, Error> {
+    client
+        .execute_typed(
+            "delete from mainstay_outbox where id in (
+                 select id from mainstay_outbox where sent is not null and sent < now() - make_interval(secs => $1)
+                 order by sent limit $2
+             )",
+            &[(&seconds(keep), Type::FLOAT8), (&rows(limit), Type::INT8)],
+        )
+        .await
+}
+
+fn message(row: &Row, from: usize) -> Result<Message, Error> {
+    Ok(Message {
+        id: row.try_get(from)?,
+        topic: row.try_get(from + 1)?,
+        key: row.try_get(from + 2)?,
+        payload: row.try_get::<_, Json>(from + 3)?.0,
+        refusals: u32::try_from(row.try_get::<_, i32>(from + 4)?).unwrap_or(0),
+    })
+}
+
+/// A text column as a payload, so that a text that is no JSON is an error of its column.
+struct Json(Payload);
+
+impl<'a> tokio_postgres::types::FromSql<'a> for Json {
+    fn from_sql(kind: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Json(serde_json::from_str(<&str as tokio_postgres::types::FromSql<'_>>::from_sql(kind, raw)?)?))
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        *kind == Type::TEXT
+    }
+}

@@ -1,0 +1,172 @@
+//! Ownership: leases, claims, and forgetting what is over.
+
+use std::{collections::HashSet, sync::Arc};
+
+use tokio_postgres::types::ToSql;
+
+use super::{
+    link::{Link, Session, Trouble, together},
+    read,
+    rounds::signed,
+    schema::Sql,
+};
+use crate::{
+    saga::{
+        Timestamp,
+        journal::{Claim, Phase, StoreError, Stored},
+    },
+    sync::{Mutex, lock},
+};
+
+/// A lease from now on, by the database's clock.
+pub(super) const HEARTBEAT: &str = "INSERT INTO @.orchestrator (incarnation, until) VALUES ($1, ~ + $2)
+ON CONFLICT (incarnation) DO UPDATE SET until = excluded.until";
+
+/// The end of a lease.
+pub(super) const LEAVE: &str = "DELETE FROM @.orchestrator WHERE incarnation = $1";
+
+/// Takes sagas. `due` have no owner and their time has come, `asked` have none and are asked for something, `orphaned` have one
+/// whose lease is over, `named` is the one that is named. Each looks at the rows by an index of its own, and steps over those that another claim has in
+/// hand. A row that was changed meanwhile is looked at again before it is taken.
+pub(super) const CLAIM: &str = "
+WITH RECURSIVE clock AS MATERIALIZED (
+    SELECT ~ AS now
+), owners (owner) AS (
+    (SELECT min(owner) FROM @.saga WHERE owner IS NOT NULL AND finished IS NULL)
+    UNION ALL
+    SELECT (SELECT min(saga.owner) FROM @.saga WHERE saga.owner > owners.owner AND saga.owner IS NOT NULL AND finished IS NULL)
+    FROM owners WHERE owner IS NOT NULL
+), dead AS MATERIALIZED (
+    SELECT owner FROM owners WHERE owner IS NOT NULL AND NOT EXISTS (SELECT FROM @.orchestrator
+        WHERE incarnation = owners.owner AND until > (SELECT now FROM clock))
+), definitions AS MATERIALIZED (
+    SELECT * FROM unnest($2::text[], $3::bigint[], $4::text[])
+), due AS MATERIALIZED (
+    SELECT id, wake FROM @.saga WHERE $7::text IS NULL
+        AND owner IS NULL AND finished IS NULL AND wake <= (SELECT now FROM clock)
+        AND (definition, version, digest) IN (SELECT * FROM definitions) AND id <> ALL ($5) AND phase = ANY ($8)
+    ORDER BY wake, id LIMIT $6 FOR UPDATE SKIP LOCKED
+), asked AS MATERIALIZED (
+    SELECT id, wake FROM @.saga WHERE $7::text IS NULL
+        AND owner IS NULL AND finished IS NULL AND number IN (SELECT saga FROM @.signal WHERE ask IS NOT NULL)
+        AND (definition, version, digest) IN (SELECT * FROM definitions) AND id <> ALL ($5) AND phase = ANY ($8)
+    ORDER BY wake NULLS FIRST, id LIMIT $6 FOR UPDATE SKIP LOCKED
+), orphaned AS MATERIALIZED (
+    SELECT id, wake FROM @.saga WHERE $7::text IS NULL
+        AND owner IN (SELECT owner FROM dead) AND owner IS NOT NULL AND finished IS NULL
+        AND (definition, version, digest) IN (SELECT * FROM definitions) AND id <> ALL ($5) AND phase = ANY ($8)
+    ORDER BY wake NULLS FIRST, id LIMIT $6 FOR UPDATE SKIP LOCKED
+), named AS MATERIALIZED (
+    SELECT id, wake FROM @.saga WHERE id = $7 AND finished IS NULL
+        AND (owner IS NULL OR owner = $1 OR owner IN (SELECT owner FROM dead))
+        AND (definition, version, digest) IN (SELECT * FROM definitions) AND id <> ALL ($5) AND phase = ANY ($8)
+    FOR UPDATE
+), chosen AS MATERIALIZED (
+    SELECT id, wake FROM due UNION SELECT id, wake FROM asked UNION SELECT id, wake FROM orphaned
+    UNION SELECT id, wake FROM named ORDER BY wake NULLS FIRST, id LIMIT $6
+)
+UPDATE @.saga SET owner = $1, epoch = epoch + 1, recoveries = recoveries
+    + CASE WHEN owner IS NULL OR owner = $1 AND $7 IS NOT NULL THEN 0 ELSE 1 END
+WHERE id = ANY (ARRAY (SELECT id FROM chosen)) RETURNING id, epoch";
+
+/// Whose these sagas are. It waits for the transaction that may have claimed them: its rows are locked, whatever they say.
+pub(super) const CLAIMED: &str =
+    "SELECT id, owner, epoch FROM @.saga WHERE id = ANY ($1) ORDER BY id FOR UPDATE";
+
+/// Deletes sagas that are over, and leases and writers that are long past.
+pub(super) const FORGET: &str = "
+WITH old AS MATERIALIZED (
+    SELECT number FROM @.saga WHERE finished IS NOT NULL AND finished < $1
+    ORDER BY finished, id LIMIT $2 FOR UPDATE SKIP LOCKED
+), entries AS (
+    DELETE FROM @.saga_event WHERE saga = ANY (ARRAY (SELECT number FROM old))
+), signals AS (
+    DELETE FROM @.signal WHERE saga = ANY (ARRAY (SELECT number FROM old))
+), locks AS (
+    DELETE FROM @.semantic_lock WHERE saga = ANY (ARRAY (SELECT number FROM old))
+), leases AS (
+    DELETE FROM @.orchestrator WHERE until < ~ - 86400000
+), writers AS (
+    DELETE FROM @.writer WHERE since < ~ - 604800000
+), gone AS (
+    DELETE FROM @.saga WHERE number = ANY (ARRAY (SELECT number FROM old)) RETURNING number
+)
+SELECT count(*) FROM gone";
+
+/// Cuts a connection that is left within a transaction, so that the server undoes it.
+struct Within<'a>(Option<&'a Session>);
+
+impl Drop for Within<'_> {
+    fn drop(&mut self) {
+        if let Some(session) = self.0 {
+            session.cut();
+        }
+    }
+}
+
+/// Takes sagas; see [`Journal::claim`](crate::saga::journal::Journal::claim).
+pub(super) async fn claim(link: &Link, claim: &Claim) -> Result<Vec<Stored>, StoreError> {
+    // What was to be committed when the connection broke.
+    let doubtful = Mutex::new(Vec::new());
+    link.persist(|session| attempt(session, claim, &doubtful)).await
+}
+
+async fn attempt(
+    session: Arc<Session>,
+    claim: &Claim,
+    doubtful: &Mutex<Vec<Stored>>,
+) -> Result<Vec<Stored>, Trouble> {
+    let _turn = session.turn.lock().await;
+    let client = &session.client;
+    let by = claim.by.as_str();
+    let ids: Vec<String> = lock(doubtful).iter().map(|stored| stored.head.id.to_string()).collect();
+    if !ids.is_empty() {
+        let rows = client.query(session.statement(Sql::Claimed), &[&ids]).await?;
+        let mut ours = std::mem::take(&mut *lock(doubtful));
+        let mut held = HashSet::new();
+        for row in &rows {
+            if row.try_get::<_, Option<&str>>(1)? == Some(by) {
+                held.insert((row.try_get::<_, &str>(0)?, row.try_get::<_, i64>(2)?));
+            }
+        }
+        ours.retain(|stored| held.contains(&(stored.head.id.as_str(), signed(stored.head.epoch))));
+        if !ours.is_empty() {
+            return Ok(ours);
+        }
+    }
+    let names: Vec<&str> = claim.definitions.iter().map(|definition| &*definition.name).collect();
+    let versions: Vec<i64> = claim.definitions.iter().map(|definition| definition.version.into()).collect();
+    let digests: Vec<&str> = claim.definitions.iter().map(|definition| &*definition.digest).collect();
+    let except: Vec<&str> = claim.except.iter().map(|id| id.as_str()).collect();
+    let limit = i64::try_from(claim.limit).unwrap_or(i64::MAX);
+    let only = claim.only.as_ref().map(|id| id.as_str());
+    let phases = Phase::ALL.map(Phase::as_str);
+    let parameters: [&(dyn ToSql + Sync); 8] =
+        [&by, &names, &versions, &digests, &except, &limit, &only, &&phases[..]];
+
+    let mut within = Within(Some(&session));
+    let mut answers = together(vec![
+        Box::pin(async { client.batch_execute("BEGIN").await.map(|()| Vec::new()) }) as _,
+        Box::pin(async { client.query(session.statement(Sql::Claim), &parameters).await }),
+    ])
+    .await
+    .into_iter()
+    .collect::<Result<Vec<_>, _>>()?;
+    let rows = answers.pop().unwrap_or_default();
+    let ids = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<&str>, _>>()?;
+    let mut taken = if ids.is_empty() { Vec::new() } else { read::stored(&session, &ids).await? };
+    taken.sort_by(|one, other| (one.head.wake, &one.head.id).cmp(&(other.head.wake, &other.head.id)));
+    lock(doubtful).clone_from(&taken);
+    client.batch_execute("COMMIT").await?;
+    within.0 = None;
+    Ok(taken)
+}
+
+/// Forgets what is over; see [`Journal::forget`](crate::saga::journal::Journal::forget).
+pub(super) async fn forget(session: Arc<Session>, before: Timestamp, limit: usize) -> Result<usize, Trouble> {
+    let _turn = session.turn.lock().await;
+    let before = signed(before.0);
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let row = session.client.query_one(session.statement(Sql::Forget), &[&before, &limit]).await?;
+    Ok(usize::try_from(row.try_get::<_, i64>(0)?).unwrap_or(0))
+}

@@ -1,0 +1,261 @@
+//! The embedded store: one SQLite database, which every acknowledgement has reached.
+//!
+//! # Example
+//!
+//! ```no_run
+//! use mainstay::saga::{journal::{Journal, Query}, sqlite::Sqlite};
+//!
+//! # async fn example() -> Result<(), mainstay::saga::journal::StoreError> {
+//! let store = Sqlite::open("sagas.db")?;              // for one orchestrator process
+//! let shared = Sqlite::at("shared.db").shared().open()?;   // for several on one machine
+//! let tool = Sqlite::open_existing("sagas.db")?;      // to look at it while they run
+//! for head in tool.list(Query::default()).await? {
+//!     println!("{} is {}", head.id, head.phase);
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! # Semantics
+//!
+//! * The database is in WAL mode with `synchronous=FULL`: a batch of appends is one transaction and one `fdatasync`, and is
+//!   answered when that has succeeded. Its format is in `docs/saga-format.md`; the `sqlite3` shell reads it.
+//! * One connection writes. Another one reads, so that a status is told while a write waits for the disk.
+//! * Without [`shared`](Settings::shared) one process at a time works on it. The lock is the operating system's and ends with the process, and
+//!   whoever gets it knows that all orchestrators of before are dead: what they left is claimed at once, without waiting for leases.
+//! * Leases and wakes are measured with the wall clock. If it is set back, leases last longer, if it is set forward, sagas
+//!   change hands early; epochs keep both from doing harm.
+//!
+//! # Sharing
+//!
+//! Clones are the same store. Writes happen one after the other; so do reads.
+//!
+//! # Cancel safety
+//!
+//! Every operation is done in one poll: a future that was not polled to its end has done nothing.
+//!
+//! # Errors
+//!
+//! [`Full`](StoreError::Full): nothing of the batch was written, and the store goes on when there is room.
+//! [`Unavailable`](StoreError::Unavailable): another process has held the lock of the database for too long; nothing was written.
+//! [`Io`](StoreError::Io) in a write: what is on the disk is not known; everything after it is [`Poisoned`](StoreError::Poisoned), until the
+//! store is opened anew. [`InUse`](StoreError::InUse): a [`tool`](Settings::tool) was asked to append, to claim or to hold a lease.
+//!
+//! # Cost
+//!
+//! Futures block the thread that polls them ([`blocks`](Journal::blocks) says so). An append takes a `fdatasync` and about 0.1 ms.
+
+mod open;
+mod read;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+pub use open::Settings;
+use rusqlite::Connection;
+
+use self::open::{Opened, Use, failure, poisons};
+use super::{
+    Incarnation, SagaId, Timestamp,
+    journal::{
+        Append, Claim, Head, Journal, Pending, Query, Refusal, Request, Requested, StoreError, Stored,
+    },
+};
+use crate::sync::{Mutex, lock};
+
+/// A store of sagas in a file; see the [module](self).
+#[derive(Clone)]
+pub struct Sqlite(Arc<Shared>);
+
+struct Shared {
+    writer: Mutex<Connection>,
+    reader: Mutex<Connection>,
+    // Held to the last: while the connections above live, nobody else may begin.
+    _guard: Mutex<Option<Connection>>,
+    use_as: Use,
+    poisoned: AtomicBool,
+    path: PathBuf,
+}
+
+impl fmt::Debug for Sqlite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sqlite")
+            .field("path", &self.0.path)
+            .field("use", &self.0.use_as)
+            .field("poisoned", &self.0.poisoned)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Sqlite {
+    /// Opens a store for one orchestrator process, and makes it if there is none. Blocks on the disk.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Settings::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        Sqlite::at(path).open()
+    }
+
+    /// Opens a store that is there, to look at it, to leave requests and to forget: see [`Settings::tool`]. Blocks on the disk.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Settings::open`].
+    pub fn open_existing(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        Sqlite::at(path).tool().open()
+    }
+
+    /// A store that is still to be opened.
+    pub fn at(path: impl AsRef<Path>) -> Settings {
+        Settings::at(path.as_ref().to_owned())
+    }
+
+    fn over(opened: Opened, use_as: Use) -> Self {
+        let path = opened.writer.path().unwrap_or_default().into();
+        Sqlite(Arc::new(Shared {
+            writer: Mutex::new(opened.writer),
+            reader: Mutex::new(opened.reader),
+            _guard: Mutex::new(opened.guard),
+            use_as,
+            poisoned: AtomicBool::new(false),
+            path,
+        }))
+    }
+
+    fn now() -> Timestamp {
+        Timestamp(crate::time::wall().as_millis() as u64)
+    }
+
+    fn whole(&self) -> Result<(), StoreError> {
+        if self.0.poisoned.load(SeqCst) { Err(StoreError::Poisoned) } else { Ok(()) }
+    }
+
+    /// What an error means; after a failed write of the device the store is done for.
+    fn failed(&self, error: &rusqlite::Error, writing: bool) -> StoreError {
+        if writing && poisons(error) {
+            self.0.poisoned.store(true, SeqCst);
+        }
+        failure(error, &self.0.path.display().to_string())
+    }
+
+    /// One transaction: `work` says whether there is anything to commit.
+    fn write<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<(T, bool)>,
+    ) -> Result<T, StoreError> {
+        let connection = lock(&self.0.writer);
+        // Behind the lock: another thread may have failed while this one waited.
+        self.whole()?;
+        let run = |sql: &str| connection.prepare_cached(sql)?.execute([]).map(drop);
+        let write = || {
+            run("BEGIN IMMEDIATE")?;
+            let (answer, written) = work(&connection)?;
+            run(if written { "COMMIT" } else { "ROLLBACK" })?;
+            Ok(answer)
+        };
+        write().map_err(|error| {
+            if !connection.is_autocommit() && run("ROLLBACK").is_err() {
+                self.0.poisoned.store(true, SeqCst);
+            }
+            self.failed(&error, true)
+        })
+    }
+
+    /// What only an orchestrator does.
+    fn own<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<(T, bool)>) -> Result<T, StoreError> {
+        if self.0.use_as == Use::Tool {
+            return Err(StoreError::InUse(format!(
+                "{} was opened by a tool, to look at it",
+                self.0.path.display()
+            )));
+        }
+        self.write(work)
+    }
+
+    fn read<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        self.whole()?;
+        let mut connection = lock(&self.0.reader);
+        let read = || {
+            let moment = connection.transaction()?;
+            work(&moment)
+        };
+        read().map_err(|error: rusqlite::Error| self.failed(&error, false))
+    }
+}
+
+impl Journal for Sqlite {
+    fn now(&self) -> Pending<'_, Timestamp> {
+        Box::pin(async { Ok(Sqlite::now()) })
+    }
+
+    fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
+        Box::pin(async move { self.own(|connection| write::append(connection, &batch, Sqlite::now())) })
+    }
+
+    fn blocks(&self) -> bool {
+        true
+    }
+
+    fn heartbeat(&self, by: &Incarnation, lease: Duration) -> Pending<'_, ()> {
+        let by = by.clone();
+        Box::pin(async move {
+            self.own(|connection| {
+                write::heartbeat(connection, &by, Sqlite::now(), lease).map(|()| ((), true))
+            })
+        })
+    }
+
+    fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
+        let by = by.clone();
+        Box::pin(async move { self.own(|connection| write::leave(connection, &by).map(|()| ((), true))) })
+    }
+
+    fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
+        Box::pin(async move {
+            self.own(|connection| {
+                let taken = write::claim(connection, &claim, Sqlite::now())?;
+                let any = !taken.is_empty();
+                Ok((taken, any))
+            })
+        })
+    }
+
+    fn load(&self, saga: &SagaId) -> Pending<'_, Option<Stored>> {
+        let saga = saga.clone();
+        Box::pin(async move { self.read(|connection| read::load(connection, &saga)) })
+    }
+
+    fn list(&self, query: Query) -> Pending<'_, Vec<Head>> {
+        Box::pin(async move { self.read(|connection| read::list(connection, &query)) })
+    }
+
+    fn request(&self, request: Request) -> Pending<'_, Requested> {
+        Box::pin(async move {
+            self.write(|connection| {
+                let requested = write::request(connection, &request)?;
+                Ok((requested, requested == Requested::Left))
+            })
+        })
+    }
+
+    fn requests(&self, by: &Incarnation) -> Pending<'_, Vec<Request>> {
+        let by = by.clone();
+        Box::pin(async move { self.read(|connection| read::requests(connection, &by)) })
+    }
+
+    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+        Box::pin(async move {
+            self.write(|connection| write::forget(connection, before, limit).map(|count| (count, count > 0)))
+        })
+    }
+}

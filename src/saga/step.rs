@@ -1,0 +1,182 @@
+//! What actions and compensations are told, and what they may say.
+
+use std::{error::Error as StdError, fmt, time::Duration};
+
+use super::{key::Key, record::SagaId};
+use crate::error::{Error, Refused};
+
+/// What a step's code is told about the call that is made of it.
+#[derive(Debug, Clone)]
+pub struct Step<I> {
+    pub(crate) input: I,
+    pub(crate) key: Key,
+    pub(crate) epoch: u64,
+    pub(crate) attempt: u32,
+}
+
+impl<I> Step<I> {
+    /// What the saga was started with; in a nested definition, what that was given.
+    pub fn input(&self) -> &I {
+        &self.input
+    }
+
+    /// The same by value.
+    pub fn into_input(self) -> I {
+        self.input
+    }
+
+    /// The idempotency key: the same for every attempt at this step in this direction, by whoever and after whatever crash; different
+    /// for everything else. Hand it to the participant.
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Which saga this is.
+    pub fn saga(&self) -> &SagaId {
+        self.key.saga()
+    }
+
+    /// A fencing token: grows each time the saga changes hands. A participant that refuses a smaller one than it has seen cannot be
+    /// reached by an orchestrator that has lost the saga without knowing it.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The number of this attempt among those of the present owner, from 1. Not part of the key.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// How long this attempt may take yet, if that is limited; see [`deadline::remaining`](crate::deadline::remaining).
+    pub fn remaining(&self) -> Option<Duration> {
+        crate::deadline::remaining()
+    }
+}
+
+/// Why a step did not succeed.
+///
+/// Every ordinary error becomes one by `?`, and then means that *nobody knows* whether the step has had its effect. That nothing has
+/// happened has to be said: with [`rejected`](Failure::rejected) or [`unstarted`](Failure::unstarted).
+pub struct Failure {
+    kind: FailureKind,
+    message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FailureKind {
+    Rejected,
+    Unstarted(Option<Duration>),
+    Unknown,
+    /// A stored value is not what the code expects.
+    Undecodable,
+}
+
+impl Failure {
+    /// The participant has refused: nothing has happened, and asking again makes no sense. A declined card.
+    pub fn rejected(why: impl fmt::Display) -> Self {
+        Failure { kind: FailureKind::Rejected, message: why.to_string() }
+    }
+
+    /// The participant was not reached: nothing has happened, and it will be tried again, without counting this attempt as one
+    /// that may have had an effect.
+    pub fn unstarted(why: impl fmt::Display) -> Self {
+        Failure { kind: FailureKind::Unstarted(None), message: why.to_string() }
+    }
+
+    /// Nobody knows. What `?` makes of an error.
+    pub fn unknown(why: impl fmt::Display) -> Self {
+        Failure { kind: FailureKind::Unknown, message: why.to_string() }
+    }
+
+    /// What a call through this crate's policies says: a refusal before the operation was started has had no effect.
+    ///
+    /// ```
+    /// # use mainstay::{Stack, Timeout, saga::Failure};
+    /// # async fn charge() -> Result<u32, std::io::Error> { Ok(7) }
+    /// # async fn action(payments: mainstay::Stack![Timeout]) -> Result<u32, Failure> {
+    /// payments.call(charge).await.map_err(Failure::of_call)
+    /// # }
+    /// ```
+    pub fn of_call<E: fmt::Display>(error: Error<E>) -> Self {
+        match error {
+            Error::Refused(refused) => Failure::of_refusal(&refused),
+            Error::Inner(error) => Failure::unknown(error),
+        }
+    }
+
+    fn of_refusal(refused: &Refused) -> Self {
+        let kind = if refused.was_started() {
+            FailureKind::Unknown
+        } else {
+            FailureKind::Unstarted(refused.retry_after())
+        };
+        Failure { kind, message: refused.to_string() }
+    }
+
+    pub(crate) fn undecodable(what: &str, error: &serde_json::Error) -> Self {
+        Failure { kind: FailureKind::Undecodable, message: format!("{what} cannot be read: {error}") }
+    }
+
+    pub(crate) fn kind(&self) -> FailureKind {
+        self.kind
+    }
+
+    /// Whether it says that nothing has happened.
+    pub fn is_clean(&self) -> bool {
+        self.kind != FailureKind::Unknown
+    }
+
+    /// What it says.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.kind, self.message)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// Any error: nobody knows what it means for the step. A [`Refused`] is taken as what it says.
+impl<E: StdError + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let any: &(dyn StdError + 'static) = &error;
+        match any.downcast_ref::<Refused>() {
+            Some(refused) => Failure::of_refusal(refused),
+            None => Failure::unknown(chain(any)),
+        }
+    }
+}
+
+/// An error with its sources on one line.
+fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// What a participant says when it is asked whether a step has happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verified<O> {
+    /// It has, and this came of it.
+    Applied(O),
+    /// It has not, and the request can no longer arrive: it may be sent again.
+    NotApplied,
+    /// It does not know either.
+    Unknown,
+}

@@ -1,0 +1,90 @@
+//! One queue in front of a journal: what comes while a batch is being forced to disk goes together into the next one.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::journal::{Append, Journal, Refusal, StoreError};
+
+/// The most appends that one batch has.
+const BATCH: usize = 1_024;
+
+/// Why an append was not made, or perhaps not made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum WriteError {
+    /// It was not.
+    Refused(Refusal),
+    /// Nobody knows.
+    Store(StoreError),
+}
+
+type Answer = Result<(), WriteError>;
+
+struct Job {
+    append: Append,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// The sending end; cloning shares the queue. The queue ends with the last of them.
+#[derive(Clone)]
+pub(crate) struct Writer(mpsc::UnboundedSender<Job>);
+
+impl Writer {
+    /// Starts to write to `journal`, on a thread of its own if the journal blocks the one that polls it.
+    pub(crate) fn start(journal: Arc<dyn Journal>) -> std::io::Result<Self> {
+        let (sender, jobs) = mpsc::unbounded_channel();
+        if journal.blocks() {
+            let runtime = tokio::runtime::Handle::current();
+            std::thread::Builder::new()
+                .name("saga-writer".to_owned())
+                .spawn(move || runtime.block_on(write(journal, jobs)))?;
+        } else {
+            tokio::spawn(write(journal, jobs));
+        }
+        Ok(Writer(sender))
+    }
+
+    /// Queues an append. It is made whether or not anybody waits for the answer; those of one saga are made in the order in which
+    /// they were queued.
+    pub(crate) fn append(&self, append: Append) -> Written {
+        let (answer, written) = oneshot::channel();
+        // Without a writer there is nobody to answer, and the caller is told so.
+        let _ = self.0.send(Job { append, answer });
+        Written(written)
+    }
+}
+
+/// The answer to an append.
+#[must_use = "an append that nobody waits for may have been refused"]
+pub(crate) struct Written(oneshot::Receiver<Answer>);
+
+impl Written {
+    pub(crate) async fn wait(self) -> Answer {
+        self.0.await.unwrap_or_else(|_| {
+            let why = "its writer has ended".to_owned();
+            Err(WriteError::Store(StoreError::Unavailable(why)))
+        })
+    }
+}
+
+async fn write(journal: Arc<dyn Journal>, mut jobs: mpsc::UnboundedReceiver<Job>) {
+    let mut next = Vec::new();
+    loop {
+        if jobs.recv_many(&mut next, BATCH).await == 0 {
+            return;
+        }
+        let (appends, answers): (Vec<_>, Vec<_>) = next.drain(..).map(|job| (job.append, job.answer)).unzip();
+        match journal.append(appends).await {
+            Ok(results) => {
+                for (answer, result) in answers.into_iter().zip(results) {
+                    let _ = answer.send(result.map_err(WriteError::Refused));
+                }
+            }
+            Err(error) => {
+                for answer in answers {
+                    let _ = answer.send(Err(WriteError::Store(error.clone())));
+                }
+            }
+        }
+    }
+}

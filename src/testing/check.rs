@@ -1,0 +1,566 @@
+//! Runs one saga through everything that can go wrong with it.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use serde::Serialize;
+
+use super::{
+    case::{Case, Edge, Fault, Loss, Place},
+    checker::check_evidence,
+    evidence::{Call, Evidence, Structure, Violation, What},
+    ledger::{Flaw, Ledger},
+    world::{Skew, World},
+};
+use crate::{
+    chance::planned,
+    saga::{
+        AskError, Inputs, Orchestrator, Outcome, Payload, Phase, Saga, SagaId, StartError, journal::Stored,
+        memory::Memory,
+    },
+};
+
+/// A planted fault in what is tested, for tests of the kit itself.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    /// The first step that has a compensation is taken for undone without being told.
+    SkipCompensation,
+    /// An action is sent while the saga is unwound.
+    ForwardAfterAbort,
+    /// The number of the attempt is part of the key.
+    KeyOfAttempt,
+    /// The store lets anybody append.
+    NoFence,
+    /// The store answers before it syncs.
+    AcknowledgeBeforeSync,
+    /// The participants' barrier has a hole.
+    Barrier(Flaw),
+}
+
+const ID: &str = "case";
+const LEASE: Duration = Duration::from_secs(15);
+const POLL: Duration = Duration::from_secs(5);
+const STUCK_RETRY: Duration = Duration::from_secs(30);
+
+/// A saga to be checked; see the [module](super).
+pub struct Check<I, R: Inputs> {
+    build: Box<dyn Fn(&Ledger) -> Saga<I, R> + Send + Sync>,
+    input: I,
+    signals: Vec<(String, Payload)>,
+    expect: Option<Box<dyn Fn(&Seen) -> Result<(), String> + Send + Sync>>,
+    patience: Duration,
+    skew: Skew,
+    twice_crashed: bool,
+    bug: Option<Bug>,
+}
+
+impl<I, R: Inputs> fmt::Debug for Check<I, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Check").field("patience", &self.patience).finish_non_exhaustive()
+    }
+}
+
+/// What was seen in one run.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Seen {
+    /// What went wrong.
+    pub case: Case,
+    /// Where the saga stands at the end; none when it never began.
+    pub phase: Option<Phase>,
+    /// What the store has of it.
+    pub stored: Option<Stored>,
+    /// Who was called.
+    pub calls: Vec<Call>,
+    /// What was passed, in order: the places where something can go wrong.
+    pub places: Vec<Place>,
+    /// How often sagas were claimed.
+    pub claims: u32,
+    /// The ledger that the definition was built with.
+    pub ledger: Ledger,
+}
+
+/// A run that was not as it has to be.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Failed {
+    /// What went wrong; its text is what [`Check::replay`] takes.
+    pub case: Case,
+    /// The invariants that do not hold.
+    pub violations: Vec<Violation>,
+    /// Faults that were planned and did not come.
+    pub unfired: Vec<Fault>,
+    /// What else was wrong.
+    pub problem: Option<String>,
+    /// The records and the calls, one a line.
+    pub story: String,
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "case {:?} fails; replay it by this name", self.case.to_string())?;
+        for violation in &self.violations {
+            writeln!(f, "  {violation}")?;
+        }
+        for fault in &self.unfired {
+            writeln!(f, "  {fault} was planned and did not come")?;
+        }
+        if let Some(problem) = &self.problem {
+            writeln!(f, "  {problem}")?;
+        }
+        f.write_str(&self.story)
+    }
+}
+
+impl std::error::Error for Failed {}
+
+/// How many runs there were.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Summary {
+    /// The runs, all of which were as they have to be.
+    pub cases: usize,
+}
+
+enum Event {
+    Dead,
+    Paused,
+    Taken,
+    Ended(Option<String>),
+}
+
+impl<I, R> Check<I, R>
+where
+    I: Serialize + Send + Sync + 'static,
+    R: Inputs,
+{
+    /// Checks sagas that `build` defines, started with `input`.
+    ///
+    /// `build` is called for every run, with a new [`Ledger`] that the steps may use as their participant. Participants of one's own are
+    /// made there too, so that nothing of one run is left in the next.
+    pub fn new(input: I, build: impl Fn(&Ledger) -> Saga<I, R> + Send + Sync + 'static) -> Self {
+        Check {
+            build: Box::new(build),
+            input,
+            signals: Vec::new(),
+            expect: None,
+            patience: Duration::from_secs(600),
+            skew: Skew::Even,
+            twice_crashed: false,
+            bug: None,
+        }
+    }
+
+    /// Leaves this message for a step at the start of every run, and again after every crash.
+    ///
+    /// # Panics
+    ///
+    /// When the payload has no JSON.
+    #[must_use]
+    pub fn signal<T: Serialize + ?Sized>(mut self, step: &str, payload: &T) -> Self {
+        let payload =
+            Payload::encode(payload).unwrap_or_else(|error| panic!("a signal has no JSON: {error}"));
+        self.signals.push((step.to_owned(), payload));
+        self
+    }
+
+    /// What has to be so at the end of every run, besides the invariants.
+    #[must_use]
+    pub fn expect(mut self, expect: impl Fn(&Seen) -> Result<(), String> + Send + Sync + 'static) -> Self {
+        self.expect = Some(Box::new(expect));
+        self
+    }
+
+    /// How long a saga may take by the (paused) clock; 10 minutes unless set. One that is stuck then is left so.
+    #[must_use]
+    pub fn patience(mut self, time: Duration) -> Self {
+        self.patience = time;
+        self
+    }
+
+    /// Which of several steps at once answers first.
+    #[must_use]
+    pub fn skew(mut self, skew: Skew) -> Self {
+        self.skew = skew;
+        self
+    }
+
+    /// Lets [`all`](Self::all) crash a second time at every place of every recovery: some hundred times as many runs.
+    #[must_use]
+    pub fn crash_twice(mut self) -> Self {
+        self.twice_crashed = true;
+        self
+    }
+
+    /// Plants a fault that the check has to find.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn plant(mut self, bug: Bug) -> Self {
+        self.bug = Some(bug);
+        self
+    }
+
+    /// Runs the case of this name.
+    ///
+    /// # Errors
+    ///
+    /// [`Failed`].
+    ///
+    /// # Panics
+    ///
+    /// When it is no name of a case.
+    pub async fn replay(&self, case: &str) -> Result<Seen, Box<Failed>> {
+        self.run(&case.parse().unwrap_or_else(|error| panic!("{error}"))).await
+    }
+
+    /// Runs one case.
+    ///
+    /// # Errors
+    ///
+    /// [`Failed`] when an invariant or an expectation does not hold, or a planned fault has not come.
+    pub async fn run(&self, case: &Case) -> Result<Seen, Box<Failed>> {
+        let ledger = match self.bug {
+            Some(Bug::Barrier(flaw)) => Ledger::flawed(flaw),
+            _ => Ledger::default(),
+        };
+        let saga = planned::within(|| (self.build)(&ledger));
+        let structure = Structure::of(&saga);
+        let steps = structure.parts.iter().map(|part| part.path.clone()).collect();
+        let id = SagaId::new(ID).unwrap_or_else(|_| unreachable!("it is one"));
+        let world = World::new(id.clone(), case, steps, self.bug, self.skew);
+        let acknowledged = AtomicBool::new(false);
+        let mut stale = None;
+        let mut resumed = true;
+        let mut problem = None;
+        let mut present = self.open(&world, &saga).await;
+        for life in 0.. {
+            if life > 20 {
+                problem = Some("it has had 20 lives and is not over".to_owned());
+                break;
+            }
+            let store = world.store();
+            let taken_at = world.passed();
+            let event = {
+                let (orchestrator, wrapped) = &present;
+                let living = self.live(&world, orchestrator, wrapped, &acknowledged);
+                tokio::pin!(living);
+                loop {
+                    let event = tokio::select! {
+                        biased;
+                        () = store.dead() => Event::Dead,
+                        () = world.pause(), if stale.is_none() => Event::Paused,
+                        () = world.progress(taken_at), if !resumed => Event::Taken,
+                        problem = &mut living => Event::Ended(problem),
+                    };
+                    if !matches!(event, Event::Taken) {
+                        break event;
+                    }
+                    resumed = true;
+                    world.resume();
+                }
+            };
+            match event {
+                Event::Dead => {
+                    stale = None;
+                    present = self.open(&world, &saga).await;
+                }
+                Event::Paused => {
+                    resumed = false;
+                    let next = self.open(&world, &saga).await;
+                    stale = Some(std::mem::replace(&mut present, next));
+                }
+                Event::Taken => {}
+                Event::Ended(why) => {
+                    problem = why;
+                    break;
+                }
+            }
+        }
+        if stale.is_some() {
+            world.resume();
+            tokio::time::sleep(LEASE * 4).await;
+        }
+        drop((present, stale));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        world.deliver_late().await;
+
+        let stored = world.store().stored(&id);
+        let effects = ledger.is_used().then(|| ledger.effects(&id));
+        let calls = world.calls();
+        let evidence = Evidence {
+            structure: &structure,
+            stored: stored.as_ref(),
+            acknowledged: acknowledged.load(Relaxed),
+            settled: true,
+            calls: &calls,
+            effects: effects.as_ref(),
+        };
+        let violations = check_evidence(&evidence);
+        let seen = Seen {
+            case: case.clone(),
+            phase: stored.as_ref().map(|stored| stored.head.phase),
+            stored,
+            calls,
+            places: world.trace(),
+            claims: world.claims(),
+            ledger,
+        };
+        if problem.is_none() {
+            problem = self.expect.as_ref().and_then(|expect| expect(&seen).err());
+        }
+        // A crash may come before what a participant was to do; by themselves these were seen to come.
+        let alone = case.0.len() == 1;
+        let mut unfired = world.unfired();
+        unfired.retain(|fault| alone || !fault.is_of_participant());
+        if violations.is_empty() && unfired.is_empty() && problem.is_none() {
+            return Ok(seen);
+        }
+        let story = story(&seen);
+        Err(Box::new(Failed { case: case.clone(), violations, unfired, problem, story }))
+    }
+
+    async fn open(&self, world: &Arc<World>, saga: &Saga<I, R>) -> (Orchestrator, Saga<I, R>) {
+        let gate = world.connect();
+        let saga = saga.with_definition(world.around(&saga.definition));
+        let opening = Orchestrator::open(gate).register(&saga).lease(LEASE).poll(POLL);
+        let opened = opening.stuck_retry(Some(STUCK_RETRY)).max_recoveries(10).start().await;
+        (opened.unwrap_or_else(|error| panic!("an orchestrator in memory starts: {error}")), saga)
+    }
+
+    /// One orchestrator's life with the saga, until it is over or held up; what was wrong with it.
+    async fn live(
+        &self,
+        world: &World,
+        orchestrator: &Orchestrator,
+        saga: &Saga<I, R>,
+        acknowledged: &AtomicBool,
+    ) -> Option<String> {
+        let retry = Duration::from_secs(1);
+        for attempt in 0.. {
+            if acknowledged.load(Relaxed) {
+                break;
+            }
+            match orchestrator.start(saga, ID, &self.input).await {
+                Ok(_) => acknowledged.store(true, Relaxed),
+                Err(StartError::Store(_)) if attempt < 30 => tokio::time::sleep(retry).await,
+                Err(error) => return Some(format!("it could not be started: {error}")),
+            }
+        }
+        let handle = match orchestrator.handle(saga, ID) {
+            Ok(handle) => handle,
+            Err(error) => return Some(error.to_string()),
+        };
+        for (step, payload) in &self.signals {
+            while orchestrator.signal(ID, step, "message", payload).await.is_err() {
+                tokio::time::sleep(retry).await;
+            }
+        }
+        let end = async {
+            let mut stuck = 0;
+            loop {
+                match handle.settled().await {
+                    // It is tried again; what does not help twice is there to stay.
+                    Ok(Outcome::Held { phase: Some(Phase::Stuck), .. }) if stuck < 2 => {
+                        stuck += 1;
+                        tokio::time::sleep(STUCK_RETRY * 2).await;
+                    }
+                    Ok(Outcome::Held { phase: Some(Phase::Stuck), .. }) => return None,
+                    Ok(Outcome::Held { phase: Some(Phase::Parked), .. }) => return None,
+                    Ok(Outcome::Held { why, .. }) => return Some(format!("it is blocked: {why}")),
+                    Ok(_) => {
+                        let durable = Memory::restore(&world.store().snapshot()).stored(handle.id());
+                        let over = durable.is_some_and(|stored| stored.head.phase.is_terminal());
+                        return (!over).then(|| "I7: its end was announced and was not durable".to_owned());
+                    }
+                    Err(AskError::Missing(_)) => return None,
+                    Err(AskError::Store(_)) => tokio::time::sleep(retry).await,
+                    Err(error) => return Some(error.to_string()),
+                }
+            }
+        };
+        tokio::time::timeout(self.patience, end).await.unwrap_or(None)
+    }
+
+    /// Runs everything: the happy case; a rejection, a lost answer, a lost request and a late request at every step; and on top of each
+    /// a crash before and after every append and every call, store errors, second deliveries, an orchestrator that stands still.
+    ///
+    /// # Errors
+    ///
+    /// The first [`Failed`].
+    pub async fn all(&self) -> Result<Summary, Box<Failed>> {
+        let happy = self.run(&Case::default()).await?;
+        let mut cases = 1;
+        let steps: Vec<String> = happy
+            .places
+            .iter()
+            .filter_map(|place| match place {
+                Place::Call(step, What::Act, 0) => Some(step.clone()),
+                _ => None,
+            })
+            .collect();
+        let mut bases = vec![happy];
+        for step in &steps {
+            let step = || step.clone();
+            let faults = [
+                Fault::Reject(step()),
+                Fault::Lose(step(), Loss::Error, false),
+                Fault::Lose(step(), Loss::Error, true),
+                Fault::Lose(step(), Loss::Timeout, true),
+                Fault::Lose(step(), Loss::Panic, true),
+                Fault::Drop(step(), false),
+                Fault::Drop(step(), true),
+                Fault::Late(step()),
+            ];
+            for fault in faults {
+                bases.push(self.run(&Case(vec![fault])).await?);
+                cases += 1;
+            }
+        }
+        for base in &bases {
+            let more = self.around(base);
+            for case in more {
+                let seen = self.run(&case).await?;
+                cases += 1;
+                if self.twice_crashed {
+                    for second in crashes_behind(&seen) {
+                        self.run(&second).await?;
+                        cases += 1;
+                    }
+                }
+            }
+        }
+        Ok(Summary { cases })
+    }
+
+    /// What can go wrong on top of what was seen.
+    fn around(&self, base: &Seen) -> Vec<Case> {
+        let mut cases = vec![base.case.and(Fault::Twice)];
+        for place in base.places.iter().filter(|place| !is_repeated(place)) {
+            for edge in [Edge::Before, Edge::After] {
+                let crash = base.case.and(Fault::Crash(place.clone(), edge));
+                // What nobody answers is not passed.
+                if crashes(&base.case, place, edge) {
+                    cases.push(crash);
+                    cases.push(base.case.and(Fault::Pause(place.clone(), edge)));
+                }
+            }
+            match place {
+                Place::Append(number) => {
+                    cases.push(base.case.and(Fault::Unsynced(*number)));
+                    for edge in [Edge::Before, Edge::After] {
+                        cases.push(base.case.and(Fault::Store(*number, edge)));
+                        let lost = base.case.and(Fault::Crash(place.clone(), Edge::After));
+                        if place == &Place::Append(0) {
+                            // The claims of the first life come first.
+                            cases.push(lost.and(Fault::Claim(base.claims.min(1), edge)));
+                        }
+                    }
+                }
+                Place::Call(step, What::Undo, 0) => {
+                    cases.push(base.case.and(Fault::Refuse(step.clone(), false)));
+                    cases.push(base.case.and(Fault::Refuse(step.clone(), true)));
+                }
+                Place::Call(..) => {}
+            }
+        }
+        cases
+    }
+}
+
+/// Whether a call is one of many that differ in nothing.
+fn is_repeated(place: &Place) -> bool {
+    matches!(place, Place::Call(_, _, number) if *number > 3)
+}
+
+/// Whether a run passes this edge of a call, with what goes wrong in it.
+fn crashes(case: &Case, place: &Place, edge: Edge) -> bool {
+    let Place::Call(step, What::Act, number) = place else { return true };
+    edge == Edge::Before
+        || !case.0.iter().any(|fault| match fault {
+            Fault::Reject(of) | Fault::Late(of) => of == step,
+            Fault::Drop(of, always) => of == step && (*always || *number == 0),
+            _ => false,
+        })
+}
+
+/// The crashes behind the last fault of a run: while it recovers.
+pub fn crashes_behind(seen: &Seen) -> Vec<Case> {
+    let last = seen.case.0.iter().rev().find_map(|fault| match fault {
+        Fault::Crash(place, _) => Some(place.clone()),
+        Fault::Unsynced(number) => Some(Place::Append(*number)),
+        _ => None,
+    });
+    let Some(at) = last.and_then(|last| seen.places.iter().position(|place| *place == last)) else {
+        return Vec::new();
+    };
+    let behind = &seen.places[at + 1..];
+    let edges = [Edge::Before, Edge::After];
+    behind
+        .iter()
+        .filter(|place| !is_repeated(place))
+        .flat_map(|place| edges.map(|edge| (place, edge)))
+        .filter(|(place, edge)| crashes(&seen.case, place, *edge))
+        .map(|(place, edge)| seen.case.and(Fault::Crash(place.clone(), edge)))
+        .collect()
+}
+
+/// Every crash, and every power cut between writing and syncing, on top of a run.
+pub fn crashes_in(seen: &Seen) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for place in seen.places.iter().filter(|place| !is_repeated(place)) {
+        for edge in [Edge::Before, Edge::After] {
+            if crashes(&seen.case, place, edge) {
+                cases.push(seen.case.and(Fault::Crash(place.clone(), edge)));
+            }
+        }
+        if let Place::Append(number) = place {
+            cases.push(seen.case.and(Fault::Unsynced(*number)));
+        }
+    }
+    cases
+}
+
+fn story(seen: &Seen) -> String {
+    use fmt::Write;
+    let mut text = String::new();
+    for entry in seen.stored.iter().flat_map(|stored| &stored.entries) {
+        let _ = writeln!(text, "  {:>3} epoch {} {}", entry.seq, entry.epoch, entry.data);
+    }
+    for call in &seen.calls {
+        let _ = writeln!(
+            text,
+            "  call {} {} {} epoch {} durable {:?} {:?}{}",
+            call.began,
+            call.what.as_str(),
+            call.key,
+            call.epoch,
+            call.durable.map(|(len, _)| len),
+            call.ended,
+            if call.redelivered { " redelivered" } else { "" }
+        );
+    }
+    text
+}
+
+/// Checks a saga against everything in [`Check::all`]; the number of runs.
+///
+/// # Panics
+///
+/// When something is not as it has to be; the message has the name of the case.
+pub async fn check<I, R>(input: I, build: impl Fn(&Ledger) -> Saga<I, R> + Send + Sync + 'static) -> usize
+where
+    I: Serialize + Send + Sync + 'static,
+    R: Inputs,
+{
+    match Check::new(input, build).all().await {
+        Ok(summary) => summary.cases,
+        Err(failed) => panic!("{failed}"),
+    }
+}

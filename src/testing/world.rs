@@ -1,0 +1,615 @@
+//! Everything around one saga in a test: the store, the network, and what goes wrong in them.
+
+use std::{
+    collections::BTreeMap,
+    future::{Future, pending},
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use super::{
+    case::{Case, Edge, Fault, Loss, Place},
+    check::Bug,
+    evidence::{Call, Said, What},
+};
+use crate::{
+    saga::{
+        Failure, Incarnation, Key, Payload, SagaId, Timestamp, Verified,
+        attempt::{Pending as Waiting, StepCode, Told},
+        definition::Definition,
+        journal::{
+            Append, Claim, Head, Journal, Pending, Query, Refusal, Request, Requested, StoreError, Stored,
+        },
+        memory::{self, Memory, Operation},
+    },
+    sync::lock,
+};
+
+/// A request that has not arrived yet: what becomes of it when it does.
+type Deliver = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Said> + Send>> + Send>;
+
+type Code<T> = Arc<dyn Fn(&Told) -> Waiting<Result<T, Failure>> + Send + Sync>;
+
+pub(super) struct World {
+    saga: SagaId,
+    state: Mutex<State>,
+    /// The life that stands still.
+    paused: watch::Sender<Option<u32>>,
+    /// How many places were passed.
+    passed: watch::Sender<usize>,
+    bug: Option<Bug>,
+    skew: Skew,
+}
+
+/// How long requests to different steps are on their way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Skew {
+    /// All the same.
+    #[default]
+    Even,
+    /// Later steps answer later.
+    Ascending,
+    /// Later steps answer earlier.
+    Descending,
+}
+
+struct State {
+    store: Memory,
+    plan: Vec<(Fault, bool)>,
+    calls: Vec<Call>,
+    /// What was passed, in order.
+    trace: Vec<Place>,
+    /// The present, on the scale of the calls.
+    clock: u64,
+    travelling: BTreeMap<usize, Deliver>,
+    appends: u32,
+    claims: u32,
+    /// The orchestrator that works now; all earlier ones are dead, unless one is paused.
+    life: u32,
+    dead: u32,
+    steps: Vec<String>,
+}
+
+/// What a call is to meet.
+struct Met {
+    id: usize,
+    before: Option<Stop>,
+    after: Option<Stop>,
+    answer: Option<Answer>,
+    twice: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Stop {
+    Crash,
+    Pause,
+}
+
+enum Answer {
+    Rejected,
+    Dropped,
+    Held,
+    Refused,
+    Lost(Loss),
+}
+
+impl World {
+    pub(super) fn new(
+        saga: SagaId,
+        case: &Case,
+        steps: Vec<String>,
+        bug: Option<Bug>,
+        skew: Skew,
+    ) -> Arc<Self> {
+        let store = Memory::new();
+        store.acknowledge_unsynced(bug == Some(Bug::AcknowledgeBeforeSync));
+        let state = State {
+            store,
+            plan: case.0.iter().map(|fault| (fault.clone(), false)).collect(),
+            calls: Vec::new(),
+            trace: Vec::new(),
+            clock: 0,
+            travelling: BTreeMap::new(),
+            appends: 0,
+            claims: 0,
+            life: 0,
+            dead: 0,
+            steps,
+        };
+        Arc::new(World {
+            saga,
+            state: Mutex::new(state),
+            paused: watch::Sender::new(None),
+            passed: watch::Sender::new(0),
+            bug,
+            skew,
+        })
+    }
+
+    // === the runner's side
+
+    pub(super) fn store(&self) -> Memory {
+        lock(&self.state).store.clone()
+    }
+
+    /// Another orchestrator's connection; the store is opened anew if the last one is dead.
+    pub(super) fn connect(self: &Arc<Self>) -> Gate {
+        let mut state = lock(&self.state);
+        state.life += 1;
+        if state.life > 1 {
+            state.store = state.store.connect();
+        }
+        Gate { world: self.clone(), store: state.store.clone(), life: state.life }
+    }
+
+    /// Waits until an orchestrator stands still.
+    pub(super) async fn pause(&self) {
+        let mut paused = self.paused.subscribe();
+        let _ = paused.wait_for(Option::is_some).await;
+    }
+
+    pub(super) fn resume(&self) {
+        self.paused.send_replace(None);
+    }
+
+    /// How many places have been passed.
+    pub(super) fn passed(&self) -> usize {
+        *self.passed.borrow()
+    }
+
+    /// Waits until more than `than` places have been passed.
+    pub(super) async fn progress(&self, than: usize) {
+        let mut passed = self.passed.subscribe();
+        let _ = passed.wait_for(|passed| *passed > than).await;
+    }
+
+    pub(super) fn trace(&self) -> Vec<Place> {
+        lock(&self.state).trace.clone()
+    }
+
+    pub(super) fn calls(&self) -> Vec<Call> {
+        lock(&self.state).calls.clone()
+    }
+
+    pub(super) fn claims(&self) -> u32 {
+        lock(&self.state).claims
+    }
+
+    pub(super) fn unfired(&self) -> Vec<Fault> {
+        lock(&self.state).plan.iter().filter(|(_, fired)| !fired).map(|(fault, _)| fault.clone()).collect()
+    }
+
+    /// Everything that is still on its way arrives.
+    pub(super) async fn deliver_late(&self) {
+        let late = std::mem::take(&mut lock(&self.state).travelling);
+        for (id, deliver) in late {
+            let mut again = {
+                let mut state = lock(&self.state);
+                let mut call = state.calls[id].clone();
+                (call.redelivered, call.ended, call.began) = (true, None, state.tick());
+                call
+            };
+            let said = deliver().await;
+            let mut state = lock(&self.state);
+            again.ended = Some((state.tick(), said));
+            state.calls.push(again);
+        }
+    }
+
+    // === the network's side
+
+    fn crash(&self) {
+        let mut state = lock(&self.state);
+        state.dead = state.life;
+        state.store.crash();
+    }
+
+    /// Goes on only for an orchestrator that lives and does not stand still.
+    async fn alive(&self, life: u32) {
+        let mut paused = self.paused.subscribe();
+        let _ = paused.wait_for(|paused| *paused != Some(life)).await;
+        if lock(&self.state).dead >= life {
+            pending::<()>().await;
+        }
+    }
+
+    async fn stop(&self, stop: Option<Stop>, life: u32) {
+        match stop {
+            Some(Stop::Crash) => {
+                self.crash();
+                pending::<()>().await;
+            }
+            Some(Stop::Pause) => {
+                self.paused.send_replace(Some(life));
+                self.alive(life).await;
+            }
+            None => {}
+        }
+    }
+
+    async fn travel(&self, step: &str, life: u32) {
+        let (at, last) = {
+            let state = lock(&self.state);
+            let at = state.steps.iter().position(|path| path == step).unwrap_or(0);
+            (at, state.steps.len() - 1)
+        };
+        let time = match self.skew {
+            Skew::Even => 1,
+            Skew::Ascending => 1 + 3 * at,
+            Skew::Descending => 1 + 3 * (last - at.min(last)),
+        };
+        tokio::time::sleep(Duration::from_millis(time as u64)).await;
+        self.alive(life).await;
+    }
+
+    async fn call<T: Send + 'static>(
+        self: Arc<Self>,
+        life: u32,
+        step: Arc<str>,
+        what: What,
+        mut told: Told,
+        code: Code<T>,
+        judge: fn(&Result<T, Failure>) -> Said,
+    ) -> Result<T, Failure> {
+        if self.bug == Some(Bug::KeyOfAttempt) {
+            let path = format!("{step}-{}", told.attempt);
+            told.key = Key::new(&self.saga, &path, what.direction()).unwrap_or(told.key);
+        }
+        let deliver: Deliver = {
+            let (code, told) = (code.clone(), told.clone());
+            Box::new(move || {
+                let answer = code(&told);
+                Box::pin(async move { judge(&answer.await) })
+            })
+        };
+        let Met { id, before, after, answer, twice } =
+            lock(&self.state).meet(&self.saga, &step, what, &told, deliver);
+        self.passed.send_modify(|passed| *passed += 1);
+        self.alive(life).await;
+        self.stop(before, life).await;
+        let unknown = || Err(Failure::unknown("the connection was reset"));
+        match answer {
+            Some(Answer::Rejected) => {
+                self.arrived(id);
+                self.answered(id, Said::Nothing);
+                return Err(Failure::rejected("planned"));
+            }
+            Some(Answer::Dropped) => {
+                self.arrived(id);
+                self.answered(id, Said::Nothing);
+                return unknown();
+            }
+            Some(Answer::Refused) => {
+                self.arrived(id);
+                self.answered(id, Said::Unknown);
+                return unknown();
+            }
+            // It stays on its way.
+            Some(Answer::Held) => return unknown(),
+            Some(Answer::Lost(_)) | None => {}
+        }
+        self.travel(&step, life).await;
+        self.arrived(id);
+        let mut said = code(&told).await;
+        if twice {
+            let mut again = lock(&self.state).calls[id].clone();
+            let second = code(&told).await;
+            (again.redelivered, again.ended) = (true, Some((0, judge(&second))));
+            let mut state = lock(&self.state);
+            (again.began, again.ended) = (state.tick(), again.ended.map(|(_, said)| (state.clock, said)));
+            state.calls.push(again);
+            said = second;
+        }
+        self.answered(id, judge(&said));
+        self.stop(after, life).await;
+        match answer {
+            Some(Answer::Lost(Loss::Error)) => return unknown(),
+            Some(Answer::Lost(Loss::Timeout)) => pending().await,
+            // Without the report of a panic that nobody has planned.
+            Some(Answer::Lost(Loss::Panic)) => std::panic::resume_unwind(Box::new("planned")),
+            _ => {}
+        }
+        self.travel(&step, life).await;
+        said
+    }
+
+    fn arrived(&self, id: usize) {
+        lock(&self.state).travelling.remove(&id);
+    }
+
+    fn answered(&self, id: usize, said: Said) {
+        let mut state = lock(&self.state);
+        state.calls[id].ended = Some((state.tick(), said));
+    }
+
+    /// The definition with the network around its code, for the orchestrator of this life.
+    pub(super) fn around(self: &Arc<Self>, definition: &Definition) -> Definition {
+        let code = definition.code.iter().zip(&definition.shape.nodes).map(|(code, node)| {
+            let step: Arc<str> = node.path.as_str().into();
+            let act = code.act.clone().map(|inner| self.wrap(&step, What::Act, inner, judge::<Payload>));
+            let undo = code.undo.clone().map(|inner| self.wrap(&step, What::Undo, inner, judge::<()>));
+            let ask = code.verify.clone().map(|inner| {
+                self.wrap(&step, What::Verify, inner, |answer: &Result<Verified<Payload>, Failure>| {
+                    match answer {
+                        Ok(Verified::Applied(_)) => Said::Done,
+                        Ok(Verified::NotApplied) => Said::Nothing,
+                        _ => Said::Unknown,
+                    }
+                })
+            });
+            StepCode { act, undo, verify: ask, ..code.clone() }
+        });
+        let code: Vec<StepCode> = code.collect();
+        let undo = code.iter().position(|code| code.undo.is_some());
+        let mut definition = Definition { shape: definition.shape.clone(), code };
+        match self.bug {
+            Some(Bug::SkipCompensation) => {
+                if let Some(at) = undo {
+                    definition.code[at].undo = Some(Arc::new(|_| Box::pin(async { Ok(()) })));
+                }
+            }
+            Some(Bug::ForwardAfterAbort) => {
+                let last = definition.code.iter().rev().find_map(|code| code.act.clone());
+                if let (Some(at), Some(forward)) = (undo, last) {
+                    let undo = definition.code[at].undo.clone();
+                    let path =
+                        definition.shape.nodes.last().map(|node| node.path.clone()).unwrap_or_default();
+                    definition.code[at].undo = undo.map(|undo| -> Code<()> {
+                        Arc::new(move |told: &Told| {
+                            let mut on = told.clone();
+                            if let Ok(key) = Key::new(told.key.saga(), &path, What::Act.direction()) {
+                                on.key = key;
+                            }
+                            let null = Payload::encode(&0).ok();
+                            on.outputs = on.outputs.iter().map(|own| own.clone().or(null.clone())).collect();
+                            let (forward, undo) = (forward(&on), undo(told));
+                            Box::pin(async move {
+                                let _ = forward.await;
+                                undo.await
+                            })
+                        })
+                    });
+                }
+            }
+            _ => {}
+        }
+        definition
+    }
+
+    fn wrap<T: Send + 'static>(
+        self: &Arc<Self>,
+        step: &Arc<str>,
+        what: What,
+        code: Code<T>,
+        judge: fn(&Result<T, Failure>) -> Said,
+    ) -> Code<T> {
+        let (world, step, life) = (self.clone(), step.clone(), lock(&self.state).life);
+        Arc::new(move |told| {
+            Box::pin(world.clone().call(life, step.clone(), what, told.clone(), code.clone(), judge))
+        })
+    }
+}
+
+fn judge<T>(answer: &Result<T, Failure>) -> Said {
+    match answer {
+        Ok(_) => Said::Done,
+        Err(failure) if failure.is_clean() => Said::Nothing,
+        Err(_) => Said::Unknown,
+    }
+}
+
+impl State {
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// Whether a fault is planned for here; it is noted that it has come.
+    fn fires(&mut self, test: impl Fn(&Fault) -> bool) -> bool {
+        let mut found = false;
+        for (fault, fired) in &mut self.plan {
+            if test(fault) {
+                (*fired, found) = (true, true);
+            }
+        }
+        found
+    }
+
+    fn stops(&mut self, place: &Place, edge: Edge) -> Option<Stop> {
+        if self.fires(|fault| matches!(fault, Fault::Crash(at, when) if at == place && *when == edge)) {
+            return Some(Stop::Crash);
+        }
+        let paused =
+            self.fires(|fault| matches!(fault, Fault::Pause(at, when) if at == place && *when == edge));
+        paused.then_some(Stop::Pause)
+    }
+
+    fn meet(&mut self, saga: &SagaId, step: &str, what: What, told: &Told, deliver: Deliver) -> Met {
+        let earlier = |call: &&Call| call.step == step && call.what == what && !call.redelivered;
+        let number = u32::try_from(self.calls.iter().filter(earlier).count()).unwrap_or(u32::MAX);
+        let place = Place::Call(step.to_owned(), what, number);
+        let (before, after) = (self.stops(&place, Edge::Before), self.stops(&place, Edge::After));
+        self.trace.push(place);
+        let now = |of: &String, always: &bool| of == step && (*always || number == 0);
+        let mut answer = None;
+        if what == What::Act {
+            if self.fires(|fault| matches!(fault, Fault::Reject(of) if of == step)) {
+                answer = Some(Answer::Rejected);
+            }
+            if self.fires(|fault| matches!(fault, Fault::Drop(of, always) if now(of, always))) {
+                answer = Some(Answer::Dropped);
+            }
+            if self.fires(|fault| matches!(fault, Fault::Late(of) if of == step)) {
+                answer = Some(Answer::Held);
+            }
+            for loss in [Loss::Error, Loss::Timeout, Loss::Panic] {
+                if self.fires(
+                    |fault| matches!(fault, Fault::Lose(of, by, always) if *by == loss && now(of, always)),
+                ) {
+                    answer = Some(Answer::Lost(loss));
+                }
+            }
+        }
+        if what == What::Undo
+            && self.fires(|fault| matches!(fault, Fault::Refuse(of, always) if now(of, always)))
+        {
+            answer = Some(Answer::Refused);
+        }
+        let twice = self.fires(|fault| *fault == Fault::Twice);
+        let image = memory::Memory::restore(&self.store.snapshot());
+        let durable = image.stored(saga).map_or((0, 0), |stored| (stored.head.len, stored.head.crc));
+        let began = self.tick();
+        let id = self.calls.len();
+        self.calls.push(Call {
+            step: step.to_owned(),
+            what,
+            key: told.key.to_string(),
+            epoch: told.epoch,
+            redelivered: false,
+            durable: Some(durable),
+            began,
+            ended: None,
+        });
+        self.travelling.insert(id, deliver);
+        Met { id, before, after, answer, twice }
+    }
+}
+
+/// The store as one orchestrator sees it.
+pub(super) struct Gate {
+    world: Arc<World>,
+    store: Memory,
+    life: u32,
+}
+
+impl Gate {
+    async fn through<T>(&self, operation: Pending<'_, T>) -> Result<T, StoreError> {
+        self.world.alive(self.life).await;
+        let answer = operation.await;
+        self.world.alive(self.life).await;
+        answer
+    }
+
+    /// The entries of somebody else put behind what is there: what a store without a fence does.
+    fn unfenced(&self, batch: Vec<Append>) -> Vec<Append> {
+        let renew = |mut item: Append| {
+            let Some(stored) = self.store.stored(&item.saga).filter(|_| item.begin.is_none()) else {
+                return item;
+            };
+            let Some(owner) = stored.head.owner else { return item };
+            if owner == item.by {
+                return item;
+            }
+            let mut crc = stored.head.crc;
+            for (seq, entry) in (stored.head.len..).zip(&mut item.entries) {
+                (entry.seq, entry.epoch) = (seq, stored.head.epoch);
+                entry.crc = entry.checksum(&item.saga, crc);
+                crc = entry.crc;
+            }
+            (item.by, item.epoch) = (owner, stored.head.epoch);
+            item
+        };
+        batch.into_iter().map(renew).collect()
+    }
+}
+
+fn lost() -> StoreError {
+    StoreError::Unavailable("planned".to_owned())
+}
+
+impl Journal for Gate {
+    fn now(&self) -> Pending<'_, Timestamp> {
+        Box::pin(self.through(self.store.now()))
+    }
+
+    fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
+        Box::pin(async move {
+            self.world.alive(self.life).await;
+            let (before, after) = {
+                let mut state = lock(&self.world.state);
+                let number = state.appends;
+                let place = Place::Append(number);
+                state.appends += 1;
+                state.trace.push(place.clone());
+                let plan = |fault: memory::Fault| self.store.fault(Operation::Append, 0, fault);
+                for (edge, fault) in [
+                    (Edge::Before, memory::Fault::Fail(lost())),
+                    (Edge::After, memory::Fault::LoseAnswer(lost())),
+                ] {
+                    if state.fires(|planned| *planned == Fault::Store(number, edge)) {
+                        plan(fault);
+                    }
+                }
+                if state.fires(|planned| *planned == Fault::Unsynced(number)) {
+                    state.dead = state.life;
+                    plan(memory::Fault::CrashUnsynced);
+                }
+                (state.stops(&place, Edge::Before), state.stops(&place, Edge::After))
+            };
+            if batch.iter().any(|item| item.begin.is_none()) {
+                self.world.passed.send_modify(|passed| *passed += 1);
+            }
+            self.world.stop(before, self.life).await;
+            let batch = if self.world.bug == Some(Bug::NoFence) { self.unfenced(batch) } else { batch };
+            let answer = self.store.append(batch).await;
+            self.world.stop(after, self.life).await;
+            self.world.alive(self.life).await;
+            answer
+        })
+    }
+
+    fn blocks(&self) -> bool {
+        false
+    }
+
+    fn heartbeat(&self, by: &Incarnation, lease: Duration) -> Pending<'_, ()> {
+        Box::pin(self.through(self.store.heartbeat(by, lease)))
+    }
+
+    fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
+        Box::pin(self.through(self.store.leave(by)))
+    }
+
+    fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
+        Box::pin(async move {
+            self.world.alive(self.life).await;
+            let number = {
+                let mut state = lock(&self.world.state);
+                state.claims += 1;
+                state.claims - 1
+            };
+            for (edge, fault) in [
+                (Edge::Before, memory::Fault::Fail(lost())),
+                (Edge::After, memory::Fault::LoseAnswer(lost())),
+            ] {
+                if lock(&self.world.state).fires(|planned| *planned == Fault::Claim(number, edge)) {
+                    self.store.fault(Operation::Claim, 0, fault);
+                }
+            }
+            self.through(self.store.claim(claim)).await
+        })
+    }
+
+    fn load(&self, saga: &SagaId) -> Pending<'_, Option<Stored>> {
+        Box::pin(self.through(self.store.load(saga)))
+    }
+
+    fn list(&self, query: Query) -> Pending<'_, Vec<Head>> {
+        Box::pin(self.through(self.store.list(query)))
+    }
+
+    fn request(&self, request: Request) -> Pending<'_, Requested> {
+        Box::pin(self.through(self.store.request(request)))
+    }
+
+    fn requests(&self, by: &Incarnation) -> Pending<'_, Vec<Request>> {
+        Box::pin(self.through(self.store.requests(by)))
+    }
+
+    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+        Box::pin(self.through(self.store.forget(before, limit)))
+    }
+}

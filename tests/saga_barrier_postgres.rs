@@ -1,0 +1,325 @@
+//! The barrier on `tokio-postgres`, with the server of `MAINSTAY_TEST_POSTGRES`.
+#![cfg(feature = "postgres")]
+
+use std::time::Duration;
+
+use mainstay::saga::{
+    Direction, SagaId,
+    barrier::{self, Action, Compensation, Error, Lookup, Retention},
+};
+use proptest::test_runner::{Config, TestRunner};
+use tokio_postgres::{Client, IsolationLevel, Transaction};
+
+#[path = "support/postgres.rs"]
+mod postgres;
+#[path = "support/barrier.rs"]
+mod support;
+use postgres::Schema;
+use support::{Answer, DO, Delivery, Effects, Fate, Participant, See, UNDO, block_on, key, saga};
+
+/// With the number of its deliveries: some commit by themselves.
+struct Postgres(Client, u32);
+
+impl Postgres {
+    fn on(schema: &Schema) -> Self {
+        let client = schema.connect();
+        block_on(barrier::postgres::install(&client)).unwrap();
+        block_on(
+            client
+                .batch_execute("create table if not exists ledger (saga text not null, change int not null)"),
+        )
+        .unwrap();
+        Postgres(client, 0)
+    }
+
+    fn rows(&self) -> i64 {
+        block_on(self.0.query_one("select count(*) from mainstay_barrier", &[])).unwrap().get(0)
+    }
+}
+
+impl Participant for Postgres {
+    async fn deliver(&mut self, saga: &SagaId, number: u32, delivery: Delivery) -> Answer {
+        let tx = self.0.transaction().await.unwrap();
+        let fails = matches!(delivery.fate, Fate::Fail | Fate::FailAndCommit);
+        let note = async |tx: &Transaction<'_>, change: i32| {
+            tx.execute("insert into ledger values ($1, $2)", &[&saga.as_str(), &change]).await.unwrap();
+            if fails { Err("failed") } else { Ok(()) }
+        };
+        let key = key(saga, delivery.phase);
+        self.1 += 1;
+        if self.1 % 2 == 0
+            && delivery.phase == Direction::Do
+            && matches!(delivery.fate, Fate::Commit | Fate::Fail | Fate::Reject)
+        {
+            let committed = barrier::postgres::commit_action_or_rejection(tx, &key, async |tx| {
+                if delivery.fate == Fate::Reject {
+                    return Ok(Err(number));
+                }
+                note(tx, 1).await.map(|()| Ok(number))
+            });
+            return match committed.await {
+                Ok(action) => Answer::Action(action),
+                Err(Error::Inner("failed")) => Answer::Failed,
+                Err(other) => panic!("{other:?}"),
+            };
+        }
+        let answer = if delivery.phase == Direction::Do {
+            let action = barrier::postgres::action_or_rejection(&tx, &key, async |tx| {
+                if delivery.fate == Fate::Reject {
+                    return Ok(Err(number));
+                }
+                note(tx, 1).await.map(|()| Ok(number))
+            });
+            action.await.map(Answer::Action)
+        } else {
+            let compensation =
+                barrier::postgres::compensation(&tx, &key, async |tx, _: u32| note(tx, -1).await);
+            compensation.await.map(Answer::Compensation)
+        };
+        let answer = answer.unwrap_or_else(|error| match error {
+            Error::Inner("failed") => Answer::Failed,
+            other => panic!("{other:?}"),
+        });
+        match delivery.fate {
+            Fate::Commit | Fate::Reject | Fate::FailAndCommit => tx.commit().await.unwrap(),
+            Fate::Crash | Fate::Fail => tx.rollback().await.unwrap(),
+        }
+        answer
+    }
+
+    async fn effects(&mut self, saga: &SagaId) -> Effects {
+        let count = "select count(*) filter (where change = 1), count(*) filter (where change = -1)
+                     from ledger where saga = $1";
+        let row = self.0.query_one(count, &[&saga.as_str()]).await.unwrap();
+        Effects { done: row.get(0), undone: row.get(1) }
+    }
+}
+
+#[test]
+fn scenarios() {
+    let Some(schema) = Schema::new("scenarios") else { return };
+    block_on(support::scenarios(&mut Postgres::on(&schema)));
+}
+
+#[test]
+fn any_deliveries_on_one_key_have_one_effect_or_none() {
+    let Some(schema) = Schema::new("any_deliveries_on_one_key_have_one_effect_or_none") else { return };
+    let participant = std::cell::RefCell::new((Postgres::on(&schema), 0));
+    block_on(participant.borrow().0.0.batch_execute("set synchronous_commit to off")).unwrap();
+    let config = Config { cases: 200, failure_persistence: None, ..Config::default() };
+    let outcome = TestRunner::new(config).run(&support::deliveries(), |deliveries| {
+        let (participant, case) = &mut *participant.borrow_mut();
+        *case += 1;
+        support::property(participant, &saga(format!("case-{case}")), &deliveries, See::EffectsAndAnswers)
+    });
+    if let Err(error) = outcome {
+        panic!("{error}");
+    }
+}
+
+#[test]
+fn of_simultaneous_duplicates_one_has_the_effect() {
+    let Some(schema) = Schema::new("of_simultaneous_duplicates_one_has_the_effect") else { return };
+    let mut participants: Vec<_> = (0..4).map(|_| Postgres::on(&schema)).collect();
+    support::race_of_duplicates(&mut participants, 300);
+}
+
+#[test]
+fn of_an_action_and_its_compensation_no_effect_is_left() {
+    let Some(schema) = Schema::new("of_an_action_and_its_compensation_no_effect_is_left") else { return };
+    let mut participants: Vec<_> = (0..4).map(|_| Postgres::on(&schema)).collect();
+    support::race_of_directions(&mut participants, 300);
+}
+
+#[test]
+fn a_dropped_future_leaves_nothing_to_commit() {
+    let Some(schema) = Schema::new("a_dropped_future_leaves_nothing_to_commit") else { return };
+    let mut participant = Postgres::on(&schema);
+    let saga = saga("dropped");
+    schema.runtime.block_on(async {
+        let tx = participant.0.transaction().await.unwrap();
+        let key = key(&saga, Direction::Do);
+        let action = barrier::postgres::action(&tx, &key, async |tx| {
+            tx.execute("insert into ledger values ('dropped', 1)", &[]).await?;
+            std::future::pending::<()>().await;
+            Ok::<_, tokio_postgres::Error>(())
+        });
+        assert!(tokio::time::timeout(Duration::from_millis(200), action).await.is_err());
+        let _ = tx.commit().await;
+    });
+    assert_eq!((participant.rows(), block_on(participant.effects(&saga))), (0, Effects::default()));
+    assert_eq!(block_on(participant.deliver(&saga, 7, DO)), Answer::Action(Action::Done(Ok(7))));
+}
+
+#[test]
+fn a_panic_in_the_closure_leaves_nothing_to_commit() {
+    let Some(schema) = Schema::new("a_panic_in_the_closure_leaves_nothing_to_commit") else { return };
+    let mut participant = Postgres::on(&schema);
+    let saga = saga("panic");
+    block_on(async {
+        let tx = participant.0.transaction().await.unwrap();
+        let key = key(&saga, Direction::Do);
+        let action = barrier::postgres::action(&tx, &key, async |_| -> Result<(), tokio_postgres::Error> {
+            panic!("in the business");
+        });
+        let panicked = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(action)).await;
+        assert!(panicked.is_err());
+        let _ = tx.commit().await;
+    });
+    assert_eq!(participant.rows(), 0);
+}
+
+/// A service's handler is a task.
+#[test]
+fn the_futures_can_be_spawned() {
+    let Some(schema) = Schema::new("the_futures_can_be_spawned") else { return };
+    let mut client = Postgres::on(&schema).0;
+    let spawned = schema.runtime.spawn(async move {
+        let (action, undo) = (key(&saga("spawned"), Direction::Do), key(&saga("spawned"), Direction::Undo));
+        let tx = client.transaction().await?;
+        let done = barrier::postgres::action(&tx, &action, async |tx| {
+            let row = tx.query_one("select 17", &[]).await?;
+            Ok::<i32, tokio_postgres::Error>(row.get(0))
+        })
+        .await?;
+        assert_eq!(done, Action::Done(17));
+        let compensation = barrier::postgres::compensation(&tx, &undo, async |tx, number: i32| {
+            assert_eq!(number, 17);
+            tx.execute("insert into ledger values ('spawned', -1)", &[]).await.map(drop)
+        });
+        compensation.await?;
+        tx.commit().await?;
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+    });
+    schema.runtime.block_on(spawned).unwrap().unwrap();
+}
+
+/// Postgres has failed the transaction then, and its commit is a rollback that looks like a commit.
+#[test]
+fn a_closure_that_passes_over_an_error_of_the_database_has_not_done_its_business() {
+    let name = "a_closure_that_passes_over_an_error_of_the_database_has_not_done_its_business";
+    let Some(schema) = Schema::new(name) else { return };
+    let mut participant = Postgres::on(&schema);
+    block_on(async {
+        let saga = saga("s");
+        let (action, undo) = (key(&saga, Direction::Do), key(&saga, Direction::Undo));
+        let careless = async |tx: &Transaction<'_>| {
+            let _ = tx.execute("insert into no_such_table values (1)", &[]).await;
+            Ok::<_, tokio_postgres::Error>(())
+        };
+        let tx = participant.0.transaction().await.unwrap();
+        let done = barrier::postgres::action(&tx, &action, careless).await;
+        assert!(matches!(done, Err(Error::Database(_))), "{done:?}");
+        drop(tx);
+        let tx = participant.0.transaction().await.unwrap();
+        let done = barrier::postgres::commit_action(tx, &action, careless).await;
+        assert!(matches!(done, Err(Error::Database(_))), "{done:?}");
+        assert_eq!(participant.deliver(&saga, 3, DO).await, Answer::Action(Action::Done(Ok(3))));
+        let tx = participant.0.transaction().await.unwrap();
+        let undone = barrier::postgres::compensation(&tx, &undo, async |tx, _: u32| careless(tx).await).await;
+        assert!(matches!(undone, Err(Error::Database(_))), "{undone:?}");
+        drop(tx);
+        assert_eq!(participant.deliver(&saga, 4, UNDO).await, Answer::Compensation(Compensation::Undone));
+    });
+}
+
+#[test]
+fn a_result_that_needs_quoting_is_stored_as_it_is() {
+    let Some(schema) = Schema::new("a_result_that_needs_quoting_is_stored_as_it_is") else { return };
+    let mut participant = Postgres::on(&schema);
+    block_on(async {
+        let awkward = "it's \\ a \"result\" \u{0} \n ' \\' é".to_owned();
+        for conforming in ["on", "off"] {
+            let set =
+                format!("set standard_conforming_strings to {conforming}; set escape_string_warning to off");
+            participant.0.batch_execute(&set).await.unwrap();
+            let key = key(&saga(format!("it's-{conforming}\\")), Direction::Do);
+            for expected in [Action::Done(awkward.clone()), Action::Repeated(awkward.clone())] {
+                let tx = participant.0.transaction().await.unwrap();
+                let business = async |_: &Transaction<'_>| Ok::<_, tokio_postgres::Error>(awkward.clone());
+                let action = barrier::postgres::commit_action(tx, &key, business).await.unwrap();
+                assert_eq!(action, expected);
+            }
+        }
+    });
+}
+
+#[test]
+fn under_serializable_the_second_of_two_is_told_to_try_again() {
+    let Some(schema) = Schema::new("under_serializable_the_second_of_two_is_told_to_try_again") else {
+        return;
+    };
+    let (mut one, mut two) = (Postgres::on(&schema).0, Postgres::on(&schema).0);
+    schema.runtime.block_on(async {
+        let key = key(&saga("s"), Direction::Do);
+        let business = async |_: &Transaction<'_>| Ok::<_, tokio_postgres::Error>(1);
+        let first =
+            one.build_transaction().isolation_level(IsolationLevel::Serializable).start().await.unwrap();
+        let second =
+            two.build_transaction().isolation_level(IsolationLevel::Serializable).start().await.unwrap();
+        second.query_one("select count(*) from ledger", &[]).await.unwrap();
+        assert_eq!(barrier::postgres::action(&first, &key, business).await.unwrap(), Action::Done(1));
+        first.commit().await.unwrap();
+        let told = barrier::postgres::action(&second, &key, business).await;
+        let Err(Error::Database(error)) = told else { panic!("{told:?}") };
+        assert_eq!(error.code().map(|code| code.code()), Some("40001"));
+        drop(second);
+        let again = two.transaction().await.unwrap();
+        assert_eq!(barrier::postgres::action(&again, &key, business).await.unwrap(), Action::Repeated(1));
+    });
+}
+
+#[test]
+fn installing_at_the_same_time_and_twice_is_harmless() {
+    let Some(schema) = Schema::new("installing_at_the_same_time_and_twice_is_harmless") else { return };
+    let clients: Vec<_> = (0..4).map(|_| schema.connect()).collect();
+    schema.runtime.block_on(async {
+        for installed in futures::future::join_all(clients.iter().map(barrier::postgres::install)).await {
+            installed.unwrap();
+        }
+    });
+}
+
+#[test]
+fn lookup_says_what_a_verifying_step_asks() {
+    let Some(schema) = Schema::new("lookup_says_what_a_verifying_step_asks") else { return };
+    let mut participant = Postgres::on(&schema);
+    let mut told = |name: &str, deliveries: &[Delivery]| {
+        let saga = saga(name);
+        for (number, delivery) in deliveries.iter().enumerate() {
+            let _ = block_on(participant.deliver(&saga, number as u32, *delivery));
+        }
+        block_on(barrier::postgres::lookup::<u32>(&participant.0, &key(&saga, Direction::Do))).unwrap()
+    };
+    assert_eq!(told("nothing", &[]), Lookup::NotApplied);
+    assert_eq!(told("crash", &[Delivery { fate: Fate::Crash, ..DO }]), Lookup::NotApplied);
+    assert_eq!(told("done", &[DO, DO]), Lookup::Applied(0));
+    assert_eq!(told("undone", &[DO, UNDO]), Lookup::Compensated);
+    assert_eq!(told("empty", &[UNDO]), Lookup::Compensated);
+    let rejected = told("rejected", &[Delivery { fate: Fate::Reject, ..DO }, UNDO]);
+    assert!(matches!(rejected, Lookup::Rejected(ref answer) if answer.as_str() == "0"), "{rejected:?}");
+}
+
+#[test]
+fn pruning_spares_every_row_of_a_saga_that_was_heard_of_lately() {
+    let Some(schema) = Schema::new("pruning_spares_every_row_of_a_saga_that_was_heard_of_lately") else {
+        return;
+    };
+    let mut participant = Postgres::on(&schema);
+    for name in ["old", "older", "new", "half"] {
+        let _ = block_on(participant.deliver(&saga(name), 0, DO));
+        let _ = block_on(participant.deliver(&saga(name), 0, UNDO));
+    }
+    let age = "update mainstay_barrier set at = at - interval '91 days'
+               where saga in ('old', 'older') or (saga = 'half' and phase = 'do')";
+    block_on(participant.0.execute(age, &[])).unwrap();
+    let mut pruned = Vec::new();
+    while pruned.last() != Some(&0) {
+        pruned.push(block_on(barrier::postgres::prune(&participant.0, Retention::default(), 3)).unwrap());
+    }
+    assert_eq!(pruned, [3, 1, 0]);
+    assert_eq!(participant.rows(), 4);
+    assert_eq!(block_on(participant.deliver(&saga("half"), 9, DO)), Answer::Action(Action::Repeated(Ok(0))));
+    let forever = Retention { longest_saga: Duration::MAX, longest_delivery: Duration::MAX };
+    assert_eq!(block_on(barrier::postgres::prune(&participant.0, forever, usize::MAX)).unwrap(), 0);
+}
