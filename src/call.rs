@@ -17,7 +17,7 @@ use std::{
     marker::PhantomData,
     mem::{self, ManuallyDrop},
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -89,25 +89,18 @@ impl<T, E> Slot<T, E> {
         }
     }
 
-    /// Ready, with what the caller is given.
+    /// What the caller is given.
     #[inline(always)]
-    fn finish<M: Finish<T, E>>(mut self, degraded: bool) -> Poll<M::Output> {
+    fn finish<M: Finish<T, E>>(mut self, degraded: bool) -> M::Output {
         match take(&mut self.result) {
-            Some(Ok(value)) => Poll::Ready(M::answer(value, degraded)),
-            Some(Err(error)) => bad::<T, E, M>(Error::Inner(error)),
+            Some(Ok(value)) => M::answer(value, degraded),
+            Some(Err(error)) => M::error(Error::Inner(error)),
             None => match take(&mut self.refused) {
-                Some(refused) => bad::<T, E, M>(Error::Refused(refused)),
+                Some(refused) => M::error(Error::Refused(refused.by_words())),
                 None => unreachable!("policies that are ready have left an outcome"),
             },
         }
     }
-}
-
-/// A failure or refusal. On its own, or the compiler makes one ending of all, and then the good one moves as many bytes as a
-/// refusal has.
-#[inline(never)]
-fn bad<T, E, M: Finish<T, E>>(why: Error<E>) -> Poll<M::Output> {
-    Poll::Ready(M::error(why))
 }
 
 #[inline(always)]
@@ -756,7 +749,9 @@ where
         }
     }
 
+    // Apart, so that dropping a call that has ended is a look at its phase, in the caller.
     #[cold]
+    #[inline(never)]
     fn end(self: Pin<&mut Self>, how: End) {
         let this = self.project();
         let (notes, pinned) = this.state.parts();
@@ -772,43 +767,73 @@ where
 {
     type Output = M::Output;
 
-    #[inline]
+    // Always inlined, and nothing that is called returns an outcome: so it reaches the caller in registers. Through memory it
+    // would be written field by field and moved on by wider loads, and those wait until the stores have left the processor.
+    #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.phase != Phase::New {
-            return self.poll_again(task);
+        if self.phase == Phase::New {
+            let mut out = Slot::default();
+            match self.as_mut().poll_first(task, &mut out) {
+                First::Ready(degraded) => return Poll::Ready(out.finish::<M>(degraded)),
+                First::Waits => return Poll::Pending,
+                First::Again => {}
+            }
         }
-        let this = self.as_mut().project();
-        let parent = deadline::current();
-        let mut cx = Cx::new(task, parent);
-        cx.facts.late = parent.is_some_and(|at| cx.now() >= at);
-        *this.phase = Phase::Polling;
+        // A slot of its own, so that no reference leads to that of the first poll.
         let mut out = Slot::default();
-        let (home, pinned) = this.state.parts();
-        let mut notes = Some(L::Notes::default());
-        let mut lent = PutBack { value: &mut notes, home };
-        if this.policies.poll(lent.get(), pinned, this.op, &mut cx, &mut out).is_ready() {
-            *this.phase = Phase::Done;
-            // As new, so there is nothing to put back.
-            mem::forget(lent);
-            return out.finish::<M>(cx.facts.degraded);
-        }
-        drop(lent);
-        let wake_at = cx.facts.wake_at;
-        *this.parent = parent;
-        *this.started = cx.facts.started;
-        if self.as_mut().waits(wake_at, task) { Poll::Pending } else { self.poll_again(task) }
+        let degraded = ready!(self.poll_again(task, &mut out));
+        Poll::Ready(out.finish::<M>(degraded))
     }
+}
+
+/// What came of the first poll.
+enum First {
+    /// With whether a fallback made the answer.
+    Ready(bool),
+    Waits,
+    /// The call shall be polled again at once.
+    Again,
 }
 
 impl<L, O, M> Call<L, O, M>
 where
     L: Run<O::Request, O::Output, O::Error>,
     O: Operation,
-    M: Finish<O::Output, O::Error>,
 {
-    /// The polls after the first.
+    #[inline(always)]
+    fn poll_first(
+        mut self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+        out: &mut Slot<O::Output, O::Error>,
+    ) -> First {
+        let this = self.as_mut().project();
+        let parent = deadline::current();
+        let mut cx = Cx::new(task, parent);
+        cx.facts.late = parent.is_some_and(|at| cx.now() >= at);
+        *this.phase = Phase::Polling;
+        let (home, pinned) = this.state.parts();
+        let mut notes = Some(L::Notes::default());
+        let mut lent = PutBack { value: &mut notes, home };
+        if this.policies.poll(lent.get(), pinned, this.op, &mut cx, out).is_ready() {
+            *this.phase = Phase::Done;
+            // As new, so there is nothing to put back.
+            mem::forget(lent);
+            return First::Ready(cx.facts.degraded);
+        }
+        drop(lent);
+        let wake_at = cx.facts.wake_at;
+        *this.parent = parent;
+        *this.started = cx.facts.started;
+        if self.waits(wake_at, task) { First::Waits } else { First::Again }
+    }
+
+    /// The polls after the first. When they are ready, `out` holds the outcome, and the answer is whether a fallback made it.
     #[inline(never)]
-    fn poll_again(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<M::Output> {
+    fn poll_again(
+        mut self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+        out: &mut Slot<O::Output, O::Error>,
+    ) -> Poll<bool> {
         loop {
             let this = self.as_mut().project();
             if *this.phase != Phase::Waiting {
@@ -818,12 +843,11 @@ where
             let mut cx = Cx::new(task, *this.parent);
             cx.timer = this.timer.as_ref().as_pin_ref();
             cx.facts.started = *this.started;
-            let mut out = Slot::default();
             let (notes, pinned) = this.state.parts();
             let notes = notes.get_or_insert_default();
-            if this.policies.poll(notes, pinned, this.op, &mut cx, &mut out).is_ready() {
+            if this.policies.poll(notes, pinned, this.op, &mut cx, out).is_ready() {
                 *this.phase = Phase::Done;
-                return out.finish::<M>(cx.facts.degraded);
+                return Poll::Ready(cx.facts.degraded);
             }
             let wake_at = cx.facts.wake_at;
             *this.started = cx.facts.started;

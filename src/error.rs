@@ -117,21 +117,40 @@ impl<E: error::Error + 'static> error::Error for Error<E> {
 }
 
 /// Why a policy ended a call. Making one allocates nothing.
+// Four whole words: every call's result has room for a refusal and is moved with it, gaps and all.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Refused {
     kind: Kind,
     name: Name,
-    retry_after: Hint,
-    started: bool,
+    rest: Rest,
 }
 
-/// When to try again, in nanoseconds: every call's result has room for a refusal, so it is kept small.
+/// Two in one word: when to try again, and in the lowest bit whether the operation may have begun.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Rest(u64);
+
+impl Rest {
+    #[inline]
+    fn new(retry_after: Hint, started: bool) -> Self {
+        Rest((retry_after.0 << 1) | u64::from(started))
+    }
+
+    fn retry_after(self) -> Hint {
+        Hint(self.0 >> 1)
+    }
+
+    fn started(self) -> bool {
+        self.0 & 1 == 1
+    }
+}
+
+/// When to try again, in nanoseconds, of which there are less than two to the 63rd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hint(u64);
 
 impl Hint {
     /// Nobody knows.
-    pub(crate) const NONE: Hint = Hint(u64::MAX);
+    pub(crate) const NONE: Hint = Hint(u64::MAX >> 1);
 
     #[inline]
     pub(crate) fn nanos(nanos: u64) -> Self {
@@ -153,18 +172,30 @@ impl Refused {
     /// A refusal before the operation was started.
     #[inline]
     pub(crate) fn unstarted(kind: Kind, name: &Name, retry_after: Hint) -> Self {
-        Refused { kind, name: name.clone(), retry_after, started: false }
+        Refused { kind, name: name.clone(), rest: Rest::new(retry_after, false) }
     }
 
     /// A refusal that gives up on a call whose operation was started, or not.
     #[inline]
     pub(crate) fn ended(kind: Kind, name: &Name, started: bool) -> Self {
-        Refused { kind, name: name.clone(), retry_after: Hint::NONE, started }
+        Refused { kind, name: name.clone(), rest: Rest::new(Hint::NONE, started) }
+    }
+
+    /// The same, moved word by word. A compiler keeps a word in a register; a run of bytes of which it knows no parts it moves
+    /// through memory, also on behalf of calls that were not refused.
+    #[allow(clippy::needless_match)] // It makes the parts of the name known.
+    #[inline(always)]
+    pub(crate) fn by_words(self) -> Self {
+        let name = match self.name.0 {
+            Text::Static(text) => Text::Static(text),
+            Text::Shared(text) => Text::Shared(text),
+        };
+        Refused { kind: self.kind, name: Name(name), rest: self.rest }
     }
 
     /// Takes into account that an earlier attempt of the call may have begun.
     pub(crate) fn add_started(&mut self, started: bool) {
-        self.started |= started;
+        self.rest.0 |= u64::from(started);
     }
 
     /// The rule that ended the call.
@@ -184,7 +215,7 @@ impl Refused {
 
     /// When another try has a chance, where the policy knows: an open breaker's remaining wait.
     pub fn retry_after(&self) -> Option<Duration> {
-        self.retry_after.wait()
+        self.rest.retry_after().wait()
     }
 
     /// Whether the operation may have begun.
@@ -193,7 +224,7 @@ impl Refused {
     /// that must not run twice. `true` means the outcome is unknown: a timed out charge may have
     /// been made.
     pub fn was_started(&self) -> bool {
-        self.started
+        self.rest.started()
     }
 }
 
@@ -203,7 +234,7 @@ impl fmt::Debug for Refused {
             .field("kind", &self.kind)
             .field("name", &self.name)
             .field("retry_after", &self.retry_after())
-            .field("was_started", &self.started)
+            .field("was_started", &self.was_started())
             .finish()
     }
 }
@@ -225,6 +256,7 @@ impl error::Error for Refused {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
+#[repr(u64)] // a whole word, see `Refused`
 pub enum Kind {
     /// A circuit breaker is open, or half-open with all its probes given out, or recovering and the call is not in its share.
     CircuitOpen,

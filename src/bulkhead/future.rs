@@ -45,6 +45,9 @@ impl Bulkhead {
         if self.sits(seat, cx) {
             return Poll::Ready(Ok(()));
         }
+        if self.queue().is_none() {
+            return Poll::Ready(Err(if is_late(cx) { Kind::DeadlineExceeded } else { Kind::BulkheadFull }));
+        }
         let (mut aside, mut copy) = (None, cx.copy());
         let sat = self.sit_later(PutBack::from(seat, &mut aside).get(), &mut copy);
         cx.facts = copy.facts;
