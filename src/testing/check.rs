@@ -12,7 +12,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    case::{Case, Edge, Fault, Loss, Place},
+    case::{Case, Edge, Fault, Loss, Ordered, Place},
     checker::check_evidence,
     evidence::{Call, Evidence, Structure, Violation, What},
     ledger::{Flaw, Ledger},
@@ -21,8 +21,8 @@ use super::{
 use crate::{
     chance::planned,
     saga::{
-        AskError, Inputs, Orchestrator, Outcome, Payload, Phase, Saga, SagaId, StartError, journal::Stored,
-        memory::Memory,
+        AskError, Inputs, Orchestrator, Order, Outcome, Payload, Phase, Saga, SagaId, StartError,
+        journal::Stored, memory::Memory,
     },
 };
 
@@ -130,6 +130,7 @@ pub struct Summary {
 }
 
 enum Event {
+    Asked(Order),
     Dead,
     Paused,
     Taken,
@@ -257,8 +258,19 @@ where
                         () = store.dead() => Event::Dead,
                         () = world.pause(), if stale.is_none() => Event::Paused,
                         () = world.progress(taken_at), if !resumed => Event::Taken,
+                        order = world.order() => Event::Asked(order),
                         problem = &mut living => Event::Ended(problem),
                     };
+                    if let Event::Asked(order) = event {
+                        // Whether it is heard is the store's affair.
+                        let asked = orchestrator.order(ID, "kit", order);
+                        tokio::select! {
+                            biased;
+                            () = store.dead() => {}
+                            _ = asked => {}
+                        }
+                        continue;
+                    }
                     if !matches!(event, Event::Taken) {
                         break event;
                     }
@@ -276,7 +288,7 @@ where
                     let next = self.open(&world, &saga).await;
                     stale = Some(std::mem::replace(&mut present, next));
                 }
-                Event::Taken => {}
+                Event::Taken | Event::Asked(_) => {}
                 Event::Ended(why) => {
                     problem = why;
                     break;
@@ -424,7 +436,11 @@ where
             }
         }
         for base in &bases {
-            let more = self.around(base);
+            let mut more = self.around(base);
+            // What people order is tried where the saga goes forward and where it is undone.
+            if matches!(&base.case.0[..], [] | [Fault::Reject(_)]) {
+                more.extend(orders_in(base));
+            }
             for case in more {
                 let seen = self.run(&case).await?;
                 cases += 1;
@@ -509,6 +525,22 @@ pub fn crashes_behind(seen: &Seen) -> Vec<Case> {
         .filter(|(place, edge)| crashes(&seen.case, place, *edge))
         .map(|(place, edge)| seen.case.and(Fault::Crash(place.clone(), edge)))
         .collect()
+}
+
+/// Every order at every place of a run, where it makes sense.
+pub fn orders_in(seen: &Seen) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for place in seen.places.iter().filter(|place| !is_repeated(place)) {
+        for edge in [Edge::Before, Edge::After] {
+            let of_step = |order: &Ordered| matches!(order, Ordered::Reject | Ordered::Undone);
+            let called = matches!(place, Place::Call(..));
+            let orders = Ordered::ALL.into_iter().filter(|order| called || !of_step(order));
+            if crashes(&seen.case, place, edge) {
+                cases.extend(orders.map(|order| seen.case.and(Fault::Ask(order, place.clone(), edge))));
+            }
+        }
+    }
+    cases
 }
 
 /// Every crash, and every power cut between writing and syncing, on top of a run.

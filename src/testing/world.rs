@@ -11,13 +11,13 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    case::{Case, Edge, Fault, Loss, Place},
+    case::{Case, Edge, Fault, Loss, Ordered, Place},
     check::Bug,
     evidence::{Call, Said, What},
 };
 use crate::{
     saga::{
-        Failure, Incarnation, Key, Payload, SagaId, Timestamp, Verified,
+        Failure, Incarnation, Key, Order, Payload, SagaId, Timestamp, Verified,
         attempt::{Pending as Waiting, StepCode, Told},
         definition::Definition,
         journal::{
@@ -40,6 +40,8 @@ pub(super) struct World {
     paused: watch::Sender<Option<u32>>,
     /// How many places were passed.
     passed: watch::Sender<usize>,
+    /// What somebody wants to order now.
+    asked: watch::Sender<Option<Order>>,
     bug: Option<Bug>,
     skew: Skew,
 }
@@ -71,6 +73,7 @@ struct State {
     life: u32,
     dead: u32,
     steps: Vec<String>,
+    order: Option<Order>,
 }
 
 /// What a call is to meet.
@@ -86,6 +89,7 @@ struct Met {
 enum Stop {
     Crash,
     Pause,
+    Ask,
 }
 
 enum Answer {
@@ -118,12 +122,14 @@ impl World {
             life: 0,
             dead: 0,
             steps,
+            order: None,
         };
         Arc::new(World {
             saga,
             state: Mutex::new(state),
             paused: watch::Sender::new(None),
             passed: watch::Sender::new(0),
+            asked: watch::Sender::new(None),
             bug,
             skew,
         })
@@ -149,6 +155,17 @@ impl World {
     pub(super) async fn pause(&self) {
         let mut paused = self.paused.subscribe();
         let _ = paused.wait_for(Option::is_some).await;
+    }
+
+    /// Waits until somebody wants to order something, and takes it.
+    pub(super) async fn order(&self) -> Order {
+        let mut asked = self.asked.subscribe();
+        loop {
+            if let Some(order) = self.asked.send_replace(None) {
+                return order;
+            }
+            let _ = asked.wait_for(Option::is_some).await;
+        }
     }
 
     pub(super) fn resume(&self) {
@@ -224,6 +241,13 @@ impl World {
             }
             Some(Stop::Pause) => {
                 self.paused.send_replace(Some(life));
+                self.alive(life).await;
+            }
+            Some(Stop::Ask) => {
+                let order = lock(&self.state).order.take();
+                self.asked.send_replace(order);
+                // Until it is heard, and longer.
+                tokio::time::sleep(Duration::from_millis(20)).await;
                 self.alive(life).await;
             }
             None => {}
@@ -419,11 +443,18 @@ impl State {
     }
 
     fn stops(&mut self, place: &Place, edge: Edge) -> Option<Stop> {
-        if self.fires(|fault| matches!(fault, Fault::Crash(at, when) if at == place && *when == edge)) {
+        let here = |at: &Place, when: &Edge| at == place && *when == edge;
+        if self.fires(|fault| matches!(fault, Fault::Crash(at, when) if here(at, when))) {
             return Some(Stop::Crash);
         }
-        let paused =
-            self.fires(|fault| matches!(fault, Fault::Pause(at, when) if at == place && *when == edge));
+        for order in Ordered::ALL {
+            if self.fires(|fault| matches!(fault, Fault::Ask(of, at, when) if *of == order && here(at, when)))
+            {
+                self.order = Some(spelled(order, place));
+                return Some(Stop::Ask);
+            }
+        }
+        let paused = self.fires(|fault| matches!(fault, Fault::Pause(at, when) if here(at, when)));
         paused.then_some(Stop::Pause)
     }
 
@@ -475,6 +506,22 @@ impl State {
         });
         self.travelling.insert(id, deliver);
         Met { id, before, after, answer, twice }
+    }
+}
+
+fn spelled(order: Ordered, place: &Place) -> Order {
+    let reason = "planned".to_owned();
+    let step = match place {
+        Place::Call(step, ..) => step.clone(),
+        Place::Append(_) => String::new(),
+    };
+    match order {
+        Ordered::Cancel => Order::Cancel { reason },
+        Ordered::Compensate => Order::Compensate { reason },
+        Ordered::Abandon => Order::Abandon { reason },
+        Ordered::Retry => Order::Retry { step: None },
+        Ordered::Reject => Order::Reject { step, reason },
+        Ordered::Undone => Order::Undone { step, reason },
     }
 }
 
