@@ -59,16 +59,21 @@ mod case;
 mod check;
 mod checker;
 mod evidence;
+mod gate;
 mod ledger;
+mod plan;
+mod seen;
 mod world;
 
 pub use case::{Case, Edge, Fault, InvalidCase, Loss, Ordered, Place};
 #[doc(hidden)]
 pub use check::Bug;
-pub use check::{Check, Failed, Seen, Summary, check, crashes_behind, crashes_in, orders_in};
+pub use check::{Check, check};
 pub use checker::check_evidence;
 pub use evidence::{Call, Evidence, Part, Said, Structure, Violation, What};
 #[doc(hidden)]
 pub use ledger::Flaw;
 pub use ledger::Ledger;
+pub use plan::{crashes_behind, crashes_in, orders_in};
+pub use seen::{Failed, Seen, Summary};
 pub use world::Skew;
