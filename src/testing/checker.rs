@@ -55,10 +55,11 @@ impl Story<'_> {
     fn abort(&self) -> Option<usize> {
         self.records
             .iter()
-            .position(|(_, record)| match record {
-                Record::Aborted { .. } => true,
-                Record::Ordered { order: Order::Compensate { .. }, .. } => true,
-                _ => false,
+            .position(|(_, record)| {
+                matches!(
+                    record,
+                    Record::Aborted { .. } | Record::Ordered { order: Order::Compensate { .. }, .. }
+                )
             })
             .into_iter()
             .chain(self.rejection())
@@ -103,12 +104,10 @@ impl Story<'_> {
     /// Whether a person has said what is so, and answers for it.
     fn by_hand(&self, path: &str) -> bool {
         self.records.iter().any(|(_, record)| match record {
-            Record::Ordered { order, .. } => match order {
-                Order::Complete { step, .. } | Order::Reject { step, .. } | Order::Undone { step, .. } => {
-                    step == path
-                }
-                _ => false,
-            },
+            Record::Ordered {
+                order: Order::Complete { step, .. } | Order::Reject { step, .. } | Order::Undone { step, .. },
+                ..
+            } => step == path,
             _ => false,
         })
     }
