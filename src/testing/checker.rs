@@ -96,7 +96,8 @@ impl Story<'_> {
         self.records.iter().any(|(_, record)| match record {
             Record::Aborted { clean, .. } => clean.iter().any(|step| step == path),
             Record::Clean { step } => step == path,
-            Record::Ordered { order: Order::Reject { step, .. }, .. } => step == path,
+            Record::Ordered { order: Order::Reject { step, .. }, .. } if step == path => true,
+            Record::Ordered { clean, .. } => clean.iter().any(|step| step == path),
             _ => false,
         })
     }
