@@ -389,6 +389,9 @@ impl Driver {
             }
         }
         let now = self.inner.now();
+        if self.patience.is_some_and(|until| now >= until) {
+            self.flights.retain(|flight| flight.direction == Direction::Undo || flight.ended.is_some());
+        }
         let troubled = self.machine().parked() | self.not_yet(now);
         let flying: Steps = self.flights.iter().map(|flight| flight.step).collect();
         for step in ((self.machine().due() & self.machine().shape().actions) - troubled - flying).iter() {
@@ -396,9 +399,6 @@ impl Driver {
             if self.machine().due().contains(step) {
                 self.send(step).await?;
             }
-        }
-        if self.patience.is_some_and(|until| now >= until) {
-            self.flights.retain(|flight| flight.direction == Direction::Undo || flight.ended.is_some());
         }
         // Nothing is undone while something may still happen.
         if self.flights.iter().all(|flight| flight.direction == Direction::Undo) {
