@@ -61,7 +61,11 @@ fn chain(log: &Log, second: fn() -> Result<u32, Failure>) -> Saga<u32, Output<u3
         })
         .compensate(move |_, (), _| {
             b.add("undo first");
-            async { Ok(()) }
+            async {
+                // Long enough for what was noted before to be a batch of its own.
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                Ok(())
+            }
         });
     let second = saga
         .step("second", first, move |_, _| {
@@ -236,16 +240,29 @@ async fn a_start_that_nobody_waits_for_is_looked_after() {
 #[tokio::test(start_paused = true)]
 async fn no_lost_saga_is_forgotten_because_the_store_fails_at_another() {
     let (store, log) = (Memory::new(), Log::default());
-    let saga = chain(&log, || Ok(2));
-    let orchestrator = open(&store, &saga).await;
+    let mut saga = Saga::define::<u32>("slow", 1);
+    let act = log.clone();
+    let done = saga
+        .step("slow", (), move |_, ()| {
+            act.add("slow");
+            async {
+                tokio::time::sleep(seconds(1)).await;
+                Ok(2_u32)
+            }
+        })
+        .compensate(|_, (), _| async { Ok(()) });
+    let saga = saga.build(done).unwrap();
+    let orchestrator =
+        Orchestrator::open(store.clone()).register(&saga).poll(seconds(9)).start().await.unwrap();
     for id in ["a", "b", "c"] {
         orchestrator.start(&saga, id, &1).await.unwrap();
     }
+    tokio::time::sleep(Duration::from_millis(500)).await;
     // All three lose the answer to their next append, and the first that is claimed again finds the store gone once more.
-    for _ in 0..2 {
-        store.fault(Operation::Append, 0, Fault::LoseAnswer(unavailable()));
+    for skip in 0..3 {
+        store.fault(Operation::Append, skip, Fault::LoseAnswer(unavailable()));
     }
-    store.fault(Operation::Claim, 1, Fault::Fail(unavailable()));
+    store.fault(Operation::Claim, 0, Fault::Fail(unavailable()));
     for id in ["a", "b", "c"] {
         let waited =
             tokio::time::timeout(seconds(60), orchestrator.handle(&saga, id).unwrap().finished()).await;
@@ -265,12 +282,17 @@ async fn a_claim_whose_answer_was_lost_is_found_again() {
     let store = store.connect();
     let second = open(&store, &saga).await;
     second.recovered().await;
-    // The next claim that takes it is made, and nobody hears of it.
-    for skip in 0..200 {
-        store.fault(Operation::Claim, skip, Fault::LoseAnswer(unavailable()));
-        tokio::time::sleep(Duration::from_millis(251)).await;
+    // Each claim is made and nobody hears of it, also the one that takes the saga when the lease of the first is over.
+    for _ in 0..60 {
         store.clear_faults();
+        store.fault(Operation::Claim, 0, Fault::LoseAnswer(unavailable()));
+        tokio::time::sleep(Duration::from_millis(250)).await;
     }
+    store.clear_faults();
+    assert_eq!(
+        store.stored(&SagaId::new("s").unwrap()).unwrap().head.owner.as_ref(),
+        Some(second.incarnation())
+    );
     let waited = tokio::time::timeout(seconds(60), second.handle(&saga, "s").unwrap().finished()).await;
     assert!(matches!(waited, Ok(Ok(Outcome::Completed(2)))), "{waited:?}");
 }

@@ -285,7 +285,10 @@ fn every_small_saga_survives_one_crash_at_every_place() {
 
 #[test]
 fn every_tiny_saga_survives_two_crashes() {
-    none_failed(&sweep(shapes(1, 2, true, &[Skew::Even])));
+    // Two steps in order with every class, and two branches: the rest is in the full run.
+    let mut work = shapes(1, 2, true, &[Skew::Even]);
+    work.retain(|(dag, ..)| dag.len() == 1 || dag.classes != Classes::Pivot);
+    none_failed(&sweep(work));
 }
 
 #[test]

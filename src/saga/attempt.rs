@@ -133,6 +133,8 @@ enum Tried {
 /// What the driver and an attempt in flight tell each other.
 pub(crate) struct Flags {
     inner: Arc<Inner>,
+    /// How often the lease had run out when the flight began. If it has since, somebody else may have the saga.
+    lapses: u64,
     /// Whether an attempt of this flight may have had an effect.
     pub(crate) tainted: AtomicBool,
     /// Whether the code of an attempt is running now.
@@ -145,7 +147,8 @@ pub(crate) struct Flags {
 impl Flags {
     pub(crate) fn new(inner: Arc<Inner>) -> Self {
         let no = || AtomicBool::new(false);
-        Flags { inner, tainted: no(), running: no(), stop: no(), attempts: AtomicU32::new(0) }
+        let lapses = inner.lapses();
+        Flags { inner, lapses, tainted: no(), running: no(), stop: no(), attempts: AtomicU32::new(0) }
     }
 }
 
@@ -226,7 +229,7 @@ async fn attempt<T, Fut>(
 where
     Fut: Future<Output = Result<T, Failure>>,
 {
-    if flags.stop.load(Relaxed) {
+    if flags.stop.load(Relaxed) || flags.inner.lapses() != flags.lapses {
         return Ok(Attempted(Tried::Stopped));
     }
     if !flags.inner.has_lease() {

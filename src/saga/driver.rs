@@ -3,7 +3,8 @@
 
 use std::{
     collections::HashSet,
-    future::poll_fn,
+    future::{Future, poll_fn},
+    pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
@@ -30,6 +31,13 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// How long it waits before a participant that said "not applied" is sent the same again; doubled each time, up to 256 times this.
 const AGAIN: Duration = Duration::from_millis(100);
+
+/// How long what was in flight when the saga was turned round may take yet; then it is dropped, and undone as something that may have
+/// happened.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The least that a refused try waits.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// How long it waits for a flight or a letter when nothing else is to come.
 const IDLE: Duration = Duration::from_secs(3_600);
@@ -209,6 +217,8 @@ struct Flight {
     flags: Arc<Flags>,
     began: Timestamp,
     future: Pending<Ended>,
+    /// How it has ended, until that is looked at.
+    ended: Option<Ended>,
 }
 
 /// The driver of one saga.
@@ -228,6 +238,8 @@ pub(crate) struct Driver {
     retry_at: Vec<(usize, Timestamp)>,
     /// Whether it was said that a deadline came too late.
     overdue: bool,
+    /// Until when what was in flight when the saga was turned round is waited for.
+    patience: Option<Timestamp>,
     /// The requests that were answered: they are handed over again until that is seen in the store.
     answered: HashSet<String>,
     /// How often the lease had run out when the saga was last known to be its owner's.
@@ -262,6 +274,7 @@ impl Driver {
             refusals: 0,
             retry_at: Vec::new(),
             overdue: false,
+            patience: None,
             answered: HashSet::new(),
             lapses,
             draining: false,
@@ -283,10 +296,11 @@ impl Driver {
             // What has its time before this is dispatched now, or cannot be.
             let dispatched = self.inner.now();
             if !self.draining {
-                let lapses = self.inner.holds_lease().await?;
+                let inner = self.inner.clone();
+                let lapses = beside(&mut self.flights, inner.holds_lease()).await?;
                 if lapses != self.lapses {
-                    // Somebody else may have taken the saga in the meantime; the store knows.
-                    self.ledger.answer(&[], Vec::new()).await?;
+                    // Somebody else may have taken the saga in the meantime; the store knows. Flights from before begin nothing any more.
+                    self.answer(&[], Vec::new()).await?;
                     self.lapses = lapses;
                 }
                 self.dispatch().await?;
@@ -297,13 +311,14 @@ impl Driver {
             let now = self.inner.now();
             let wake = if self.draining { Some(now) } else { self.wake(dispatched) };
             let far = wake.is_none_or(|wake| wake > now.after(LINGER));
-            if self.flights.is_empty() && (far && self.mail.is_empty() || self.draining) {
+            let idle = far && self.mail.is_empty() && self.can_be_let_go();
+            if self.flights.is_empty() && (idle || self.draining) {
                 self.ledger.release(wake).await?;
                 return Err(Stop::Released);
             }
             let nap = wake.filter(|_| !self.draining).map_or(IDLE, |wake| wake.since(now));
             match self.next_event(nap).await {
-                Happened::Ended(flight, ended) => self.ended(flight, ended).await?,
+                Happened::Ended(flight) => self.ended(flight).await?,
                 Happened::Mail(Some(mail)) => self.receive(mail).await?,
                 Happened::Mail(None) => return Err(Stop::Closed),
                 Happened::Time => {}
@@ -329,6 +344,25 @@ impl Driver {
         self.machine().shape().nodes[step].path.clone()
     }
 
+    /// Whether nothing would be forgotten: whoever takes the saga up next has to believe that what is due may have been tried.
+    fn can_be_let_go(&self) -> bool {
+        (self.machine().due() & self.machine().shape().actions).within(self.touched())
+    }
+
+    // === records, while what is in flight goes on
+
+    async fn commit(&mut self, record: Record) -> Result<(), Stop> {
+        beside(&mut self.flights, self.ledger.commit(record)).await
+    }
+
+    async fn answer(&mut self, records: &[Record], answers: Vec<String>) -> Result<(), Stop> {
+        beside(&mut self.flights, self.ledger.answer(records, answers)).await
+    }
+
+    async fn note(&mut self, record: Record) -> Result<(), Stop> {
+        beside(&mut self.flights, self.ledger.note(&[record])).await
+    }
+
     fn drain(&mut self) {
         self.draining = true;
         self.stop_flights();
@@ -339,6 +373,7 @@ impl Driver {
     /// Lets everything happen that may.
     async fn dispatch(&mut self) -> Result<(), Stop> {
         self.look_at_the_deadline().await?;
+        self.look_at_the_cancel().await?;
         if self.machine().is_held() {
             return Ok(());
         }
@@ -354,6 +389,9 @@ impl Driver {
             }
         }
         let now = self.inner.now();
+        if self.patience.is_some_and(|until| now >= until) {
+            self.flights.retain(|flight| flight.direction == Direction::Undo || flight.ended.is_some());
+        }
         let troubled = self.machine().parked() | self.not_yet(now);
         let flying: Steps = self.flights.iter().map(|flight| flight.step).collect();
         for step in ((self.machine().due() & self.machine().shape().actions) - troubled - flying).iter() {
@@ -373,16 +411,26 @@ impl Driver {
 
     async fn look_at_the_deadline(&mut self) -> Result<(), Stop> {
         let Some(deadline) = self.machine().deadline() else { return Ok(()) };
-        if self.overdue || self.inner.now() < deadline || self.machine().cause().is_some() {
+        if self.inner.now() < deadline || self.machine().cause().is_some() {
             return Ok(());
         }
-        self.overdue = true;
-        if !self.abort(Cause::Deadline, Steps::NONE, Vec::new(), Vec::new()).await? {
+        // Said once; looked at again whenever something has happened, since a pivot that was refused leaves the way back open.
+        let turned = self.abort(Cause::Deadline, Steps::NONE, Vec::new(), Vec::new()).await?;
+        if !turned && !std::mem::replace(&mut self.overdue, true) {
             self.inner.identity.emit(&Event::SagaOverdue {
                 definition: &self.machine().shape().id.name,
                 saga: self.ledger.id.as_str(),
                 by: self.inner.now().since(deadline),
             });
+        }
+        Ok(())
+    }
+
+    /// What was asked for when it was not possible is still wanted when it is.
+    async fn look_at_the_cancel(&mut self) -> Result<(), Stop> {
+        if let (Some(reason), None) = (self.machine().cancel(), self.machine().cause()) {
+            let cause = Cause::Cancelled { reason: reason.to_owned() };
+            self.abort(cause, Steps::NONE, Vec::new(), Vec::new()).await?;
         }
         Ok(())
     }
@@ -402,7 +450,7 @@ impl Driver {
                 (Some(limit), None) => {
                     let until = self.inner.now().after(limit);
                     let armed = Record::Armed { step: self.path(step), until };
-                    self.ledger.commit(armed).await?;
+                    self.commit(armed).await?;
                     return Ok(true);
                 }
                 (Some(_), Some(until)) => (self.inner.now() >= until).then(null),
@@ -410,7 +458,7 @@ impl Driver {
         };
         let Some(output) = output else { return Ok(false) };
         let completed = Record::Completed { step: self.path(step), output, attempts: 0, ms: 0 };
-        self.ledger.commit(completed).await?;
+        self.commit(completed).await?;
         Ok(true)
     }
 
@@ -425,7 +473,7 @@ impl Driver {
         }
         if once && !self.machine().was_sent(step) {
             let sent = Record::Sent { step: self.path(step) };
-            self.ledger.commit(sent).await?;
+            self.commit(sent).await?;
         }
         self.resend.remove(step);
         self.fly(step, Direction::Do, false);
@@ -452,17 +500,30 @@ impl Driver {
         };
         let began = self.inner.now();
         self.retry_at.retain(|(other, _)| *other != step);
-        self.flights.push(Flight { step, direction, asking, flags, began, future });
+        self.flights.push(Flight { step, direction, asking, flags, began, future, ended: None });
     }
 
     // === what came of it
 
-    async fn ended(&mut self, flight: Flight, ended: Ended) -> Result<(), Stop> {
-        let Flight { step, direction, asking, flags, began, .. } = flight;
+    async fn ended(&mut self, flight: Flight) -> Result<(), Stop> {
+        let Flight { step, direction, asking, flags, began, ended: Some(ended), .. } = flight else {
+            return Ok(());
+        };
         let spent = (flags.attempts.load(Relaxed), self.inner.now().since(began));
         let aborted = self.machine().cause().is_some();
         if direction == Direction::Do && flags.tainted.load(Relaxed) && !asking {
             self.tainted.insert(step);
+        }
+        // In flight when the saga was turned round, and known to have had no effect: it has not to be undone.
+        let clean = matches!(
+            ended,
+            Ended::Stopped
+                | Ended::Refused { .. }
+                | Ended::Outcome(Outcome::Rejected(_) | Outcome::NotApplied)
+        );
+        let untainted = !self.tainted.contains(step) || matches!(ended, Ended::Outcome(Outcome::NotApplied));
+        if direction == Direction::Do && aborted && clean {
+            return if untainted { self.note(Record::Clean { step: self.path(step) }).await } else { Ok(()) };
         }
         match (direction, ended) {
             (_, Ended::Undecodable(why)) => Err(Stop::Blocked(format!("{}: {why}", self.path(step)))),
@@ -480,13 +541,13 @@ impl Driver {
                     why: &why,
                     after,
                 });
-                self.try_again_after(step, after);
+                self.try_again_after(step, after.max(PAUSE));
                 Ok(())
             }
             (Direction::Undo, Ended::Undone) => {
                 let (attempts, time) = spent;
                 let undone = Record::Undone { step: self.path(step), attempts, ms: millis(time) };
-                self.ledger.note(&[undone]).await
+                self.note(undone).await
             }
             (Direction::Undo, Ended::Outcome(outcome)) => {
                 let error = match outcome {
@@ -505,10 +566,7 @@ impl Driver {
                         let (attempts, time) = spent;
                         let path = self.path(step);
                         let ms = millis(time);
-                        self.ledger.note(&[Record::Completed { step: path, output, attempts, ms }]).await
-                    }
-                    Outcome::Rejected(_) if !self.tainted.contains(step) => {
-                        self.ledger.note(&[Record::Clean { step: self.path(step) }]).await
+                        self.note(Record::Completed { step: path, output, attempts, ms }).await
                     }
                     _ => Ok(()),
                 }
@@ -529,18 +587,21 @@ impl Driver {
         match machine::next(self.machine().shape(), step, &outcome, tainted, asked) {
             Next::Record(Record::Completed { step: path, output, .. }) => {
                 let completed = Record::Completed { step: path, output, attempts, ms: millis(time) };
-                self.ledger.commit(completed).await?;
-                // What is due only now was tried by nobody.
-                Ok(())
+                self.commit(completed).await
             }
-            Next::Record(Record::Stuck { error, .. }) => self.stick(step, error).await,
-            Next::Record(record) => self.ledger.commit(record).await,
+            Next::Record(Record::Stuck { error, .. }) => {
+                if matches!(outcome, Outcome::Rejected(_)) && !tainted {
+                    self.resend.insert(step);
+                }
+                self.stick(step, error).await
+            }
+            Next::Record(record) => self.commit(record).await,
             Next::Abort { cause, clean } => {
                 let own = if clean { Steps::one(step) } else { Steps::NONE };
                 if !self.abort(cause.clone(), own, Vec::new(), Vec::new()).await? {
                     let reason = format!("{cause}; a step that cannot be undone may have happened");
                     let parked = Record::Parked { step: Some(self.path(step)), reason };
-                    self.ledger.commit(parked).await?;
+                    self.commit(parked).await?;
                 }
                 Ok(())
             }
@@ -568,7 +629,7 @@ impl Driver {
             return Ok(());
         }
         let stuck = Record::Stuck { step: self.path(step), error };
-        self.ledger.commit(stuck).await
+        self.commit(stuck).await
     }
 
     /// Turns the saga round, unless something has happened or may have that cannot be undone; whether it did. `first` are
@@ -584,11 +645,10 @@ impl Driver {
         if !self.machine().can_abort(clean) {
             return Ok(false);
         }
-        self.stop_flights();
+        self.turn_flights();
         let clean = clean.iter().map(|step| self.path(step)).collect();
         let records: Vec<Record> = first.into_iter().chain([Record::Aborted { cause, clean }]).collect();
-        self.ledger.answer(&records, answers).await?;
-        self.retry_at.clear();
+        self.answer(&records, answers).await?;
         Ok(true)
     }
 
@@ -613,7 +673,14 @@ impl Driver {
         for flight in &self.flights {
             flight.flags.stop.store(true, Relaxed);
         }
-        self.flights.retain(|flight| flight.flags.running.load(Relaxed));
+        self.flights.retain(|flight| flight.flags.running.load(Relaxed) || flight.ended.is_some());
+    }
+
+    /// The saga is being turned round.
+    fn turn_flights(&mut self) {
+        self.stop_flights();
+        self.retry_at.clear();
+        self.patience = Some(self.inner.now().after(PATIENCE));
     }
 
     // === from outside
@@ -627,27 +694,31 @@ impl Driver {
             Ask::Signal { step, payload } => {
                 let record = Record::Signalled { step, payload };
                 let records = if self.is_legal(&record).is_ok() { vec![record] } else { Vec::new() };
-                self.ledger.answer(&records, vec![id]).await
+                self.answer(&records, vec![id]).await
             }
             Ask::Order(Order::Cancel { reason }) => {
-                let ordered = Record::Ordered { by, order: Order::Cancel { reason: reason.clone() } };
+                let order = Order::Cancel { reason: reason.clone() };
+                let ordered = Record::Ordered { by, order, clean: Vec::new() };
                 let cause = Cause::Cancelled { reason };
                 if !self.abort(cause, Steps::NONE, vec![ordered.clone()], vec![id.clone()]).await? {
-                    self.ledger.answer(&[ordered], vec![id]).await?;
+                    self.answer(&[ordered], vec![id]).await?;
                 }
                 Ok(())
             }
             Ask::Order(order) => {
-                let record = Record::Ordered { by, order: order.clone() };
-                if let Err(illegal) = self.is_legal(&record) {
+                let forward = self.machine().cause().is_none();
+                let turns = forward && matches!(order, Order::Reject { .. } | Order::Compensate { .. });
+                let untouched = if turns { self.machine().due() - self.touched() } else { Steps::NONE };
+                let clean = untouched.iter().map(|step| self.path(step)).collect();
+                let record = Record::Ordered { by, order: order.clone(), clean };
+                if let Err(illegal) = self.may_order(&order).and_then(|()| self.is_legal(&record)) {
                     self.inner.identity.emit(&Event::SagaOrderRefused {
                         definition: &self.machine().shape().id.name,
                         saga: self.ledger.id.as_str(),
                         why: &illegal.to_string(),
                     });
-                    return self.ledger.answer(&[], vec![id]).await;
+                    return self.answer(&[], vec![id]).await;
                 }
-                let forward = self.machine().cause().is_none();
                 match &order {
                     Order::Retry { .. } => self.retry_at.clear(),
                     Order::Complete { step, .. }
@@ -660,13 +731,25 @@ impl Driver {
                     Order::Abandon { .. } => self.flights.clear(),
                     _ => {}
                 }
-                if forward && matches!(order, Order::Reject { .. } | Order::Compensate { .. }) {
-                    self.stop_flights();
-                    self.retry_at.clear();
+                if turns {
+                    self.turn_flights();
                 }
-                self.ledger.answer(&[record], vec![id]).await
+                self.answer(&[record], vec![id]).await
             }
         }
+    }
+
+    /// Nobody can say that a step has not happened while it is being tried.
+    fn may_order(&self, order: &Order) -> Result<(), Illegal> {
+        let Order::Reject { step: path, .. } = order else { return Ok(()) };
+        let step = self.machine().shape().find(path);
+        let tried = |flight: &Flight| flight.direction == Direction::Do && Some(flight.step) == step;
+        if self.flights.iter().any(tried) {
+            return Err(Illegal(format!(
+                "the order cannot be followed: {path} is being tried at this moment"
+            )));
+        }
+        Ok(())
     }
 
     fn is_legal(&self, record: &Record) -> Result<(), Illegal> {
@@ -696,19 +779,27 @@ impl Driver {
             return None;
         }
         let deadline = machine.deadline().filter(|_| !self.overdue && machine.cause().is_none());
+        let waiting = self.flights.iter().any(|flight| flight.direction == Direction::Do);
+        let patience = self.patience.filter(|_| waiting);
         let armed = machine.due().iter().filter_map(|step| machine.armed(step));
         let open = (machine.due() | machine.undo_due()) - machine.parked();
         let again = self.retry_at.iter().filter(|(step, at)| open.contains(*step) && *at > dispatched);
         let again = again.map(|(_, at)| *at);
-        armed.chain(again).chain(deadline).min()
+        armed.chain(again).chain(deadline).chain(patience).min()
     }
 
     async fn next_event(&mut self, nap: Duration) -> Happened {
         let Driver { flights, mail, .. } = self;
-        let flown = poll_fn(|cx| poll_flights(flights, cx));
+        let landed = poll_fn(|cx| {
+            poll_flights(flights, cx);
+            match flights.iter().position(|flight| flight.ended.is_some()) {
+                Some(at) => Poll::Ready(flights.swap_remove(at)),
+                None => Poll::Pending,
+            }
+        });
         tokio::select! {
             biased;
-            (flight, ended) = flown => Happened::Ended(flight, ended),
+            flight = landed => Happened::Ended(flight),
             mail = mail.recv() => Happened::Mail(mail),
             () = tokio::time::sleep(nap) => Happened::Time,
         }
@@ -716,18 +807,28 @@ impl Driver {
 }
 
 enum Happened {
-    Ended(Flight, Ended),
+    Ended(Flight),
     Mail(Option<Mail>),
     Time,
 }
 
-fn poll_flights(flights: &mut Vec<Flight>, cx: &mut Context<'_>) -> Poll<(Flight, Ended)> {
-    for at in 0..flights.len() {
-        if let Poll::Ready(ended) = flights[at].future.as_mut().poll(cx) {
-            return Poll::Ready((flights.swap_remove(at), ended));
+/// Moves on what is in flight; what has ended is left where it is.
+fn poll_flights(flights: &mut [Flight], cx: &mut Context<'_>) {
+    for flight in flights.iter_mut().filter(|flight| flight.ended.is_none()) {
+        if let Poll::Ready(ended) = flight.future.as_mut().poll(cx) {
+            flight.ended = Some(ended);
         }
     }
-    Poll::Pending
+}
+
+/// Waits for something, the store mostly, while what is in flight goes on: a slow store shall not look like a slow participant.
+async fn beside<T>(flights: &mut [Flight], waited_for: impl Future<Output = T>) -> T {
+    let mut waited_for = pin!(waited_for);
+    poll_fn(|cx| {
+        poll_flights(flights, cx);
+        waited_for.as_mut().poll(cx)
+    })
+    .await
 }
 
 fn millis(time: Duration) -> u64 {

@@ -46,6 +46,8 @@ pub(crate) struct Machine {
     /// The saga as a whole waits for a person.
     held: bool,
     abandoned: bool,
+    /// Why somebody wanted it to be turned round.
+    cancel: Option<String>,
     note: String,
 }
 
@@ -79,6 +81,7 @@ impl Machine {
             parked: Steps::NONE,
             held: false,
             abandoned: false,
+            cancel: None,
             note: String::new(),
         }
     }
@@ -103,6 +106,11 @@ impl Machine {
 
     pub(crate) fn cause(&self) -> Option<&Cause> {
         self.aborted.as_ref()
+    }
+
+    /// Why it shall be turned round as soon as that is possible.
+    pub(crate) fn cancel(&self) -> Option<&str> {
+        self.cancel.as_deref()
     }
 
     pub(crate) fn note(&self) -> &str {
@@ -291,16 +299,25 @@ impl Machine {
                 }
                 self.signals.push((step, payload.clone()));
             }
-            Record::Ordered { order, .. } => self.obey(record, order)?,
+            Record::Ordered { order, clean, .. } => self.obey(record, order, clean)?,
         }
         Ok(())
     }
 
-    fn obey(&mut self, record: &Record, order: &Order) -> Result<(), Illegal> {
+    fn obey(&mut self, record: &Record, order: &Order, clean: &[String]) -> Result<(), Illegal> {
         let illegal = |why: &str| Err(Illegal(format!("the order cannot be followed: {why}")));
+        let mut untouched = Steps::NONE;
+        for path in clean {
+            untouched.insert(self.known(record, path)?);
+        }
+        if !untouched.within(self.due()) {
+            return illegal("a step is said to be clean that is not due");
+        }
         match order {
             // Said and heard; what follows from it is a record of its own.
-            Order::Cancel { .. } => {}
+            Order::Cancel { reason } => {
+                self.cancel.get_or_insert_with(|| reason.clone());
+            }
             // What could be sent only once may be sent once more: a person says so.
             Order::Retry { step: None } => {
                 self.sent = self.sent - self.parked;
@@ -328,11 +345,11 @@ impl Machine {
                     self.settle(step);
                     return Ok(());
                 }
-                if !self.due().contains(step) || !self.can_abort(Steps::one(step)) {
+                if !self.due().contains(step) || !self.can_abort(untouched | Steps::one(step)) {
                     return illegal("the step is not due, or the saga can no longer be turned round");
                 }
                 let cause = Cause::Rejected { step: path.clone(), error: reason.clone() };
-                self.abort(cause, Steps::one(step));
+                self.abort(cause, untouched | Steps::one(step));
             }
             Order::Undone { step, .. } => {
                 let step = self.known(record, step)?;
@@ -345,7 +362,7 @@ impl Machine {
                 if self.aborted.is_some() {
                     return illegal("the saga is turned round already");
                 }
-                self.abort(Cause::Cancelled { reason: reason.clone() }, Steps::NONE);
+                self.abort(Cause::Cancelled { reason: reason.clone() }, untouched);
             }
             Order::Abandon { reason } => {
                 self.abandoned = true;

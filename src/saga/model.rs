@@ -101,7 +101,8 @@ impl Model<'_> {
         self.records.iter().any(|record| match record {
             Record::Aborted { clean, .. } => clean.iter().any(|clean| clean == path),
             Record::Clean { step } => step == path,
-            Record::Ordered { order: Order::Reject { step, .. }, .. } => step == path,
+            Record::Ordered { order: Order::Reject { step, .. }, .. } if step == path => true,
+            Record::Ordered { clean, .. } => clean.iter().any(|step| step == path),
             _ => false,
         })
     }
@@ -381,7 +382,7 @@ fn record(shape: &Shape, (kind, step, set): (u8, u8, u8)) -> Record {
     let step = shape.nodes.get(usize::from(step) % (n + 1)).map_or("nobody", |node| &node.path).to_owned();
     let output = Payload::encode(&1).unwrap();
     let why = || "why".to_owned();
-    let order = |order| Record::Ordered { by: "ann".to_owned(), order };
+    let order = |order| Record::Ordered { by: "ann".to_owned(), order, clean: Vec::new() };
     match kind {
         0 => Record::Begun { input: output, deadline: None },
         1 => Record::Sent { step },

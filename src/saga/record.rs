@@ -292,6 +292,9 @@ pub enum Record {
         by: String,
         /// What.
         order: Order,
+        /// Where it turns the saga round: the steps that were due and are known to have had no effect.
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        clean: Vec<String>,
     },
 }
 

@@ -33,6 +33,47 @@ pub enum Loss {
     Panic,
 }
 
+/// What is ordered. An order that cannot be followed where the saga stands is refused, and that is as good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Ordered {
+    /// [`Order::Cancel`](crate::saga::Order::Cancel).
+    Cancel,
+    /// [`Order::Compensate`](crate::saga::Order::Compensate).
+    Compensate,
+    /// [`Order::Abandon`](crate::saga::Order::Abandon).
+    Abandon,
+    /// [`Order::Retry`](crate::saga::Order::Retry), for all steps.
+    Retry,
+    /// [`Order::Reject`](crate::saga::Order::Reject) of the step that is called there.
+    Reject,
+    /// [`Order::Undone`](crate::saga::Order::Undone) of the step that is called there.
+    Undone,
+}
+
+impl Ordered {
+    /// Every order.
+    pub const ALL: [Ordered; 6] = [
+        Ordered::Cancel,
+        Ordered::Compensate,
+        Ordered::Abandon,
+        Ordered::Retry,
+        Ordered::Reject,
+        Ordered::Undone,
+    ];
+
+    /// The order as a short stable word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Ordered::Cancel => "cancel",
+            Ordered::Compensate => "compensate",
+            Ordered::Abandon => "abandon",
+            Ordered::Retry => "retry",
+            Ordered::Reject => "reject",
+            Ordered::Undone => "undone",
+        }
+    }
+}
+
 /// One thing that goes wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
@@ -57,6 +98,8 @@ pub enum Fault {
     Store(u32, Edge),
     /// `claim(n:edge)`: a claim fails, before it has done anything or after it was done.
     Claim(u32, Edge),
+    /// `ask(order:place:edge)`: somebody gives an order while the saga is there.
+    Ask(Ordered, Place, Edge),
     /// `pause(place:edge)`: the orchestrator stands still there until another one has taken the saga and worked on it, and then goes on.
     Pause(Place, Edge),
 }
@@ -143,6 +186,7 @@ impl fmt::Display for Fault {
             Fault::Unsynced(number) => write!(f, "unsynced({number})"),
             Fault::Store(number, edge) => write!(f, "store({number}:{edge})"),
             Fault::Claim(number, edge) => write!(f, "claim({number}:{edge})"),
+            Fault::Ask(order, place, edge) => write!(f, "ask({}:{place}:{edge})", order.as_str()),
             Fault::Pause(place, edge) => write!(f, "pause({place}:{edge})"),
         }
     }
@@ -239,6 +283,12 @@ fn read(fault: &str) -> Option<Fault> {
             let (at, when) = last(rest)?;
             Fault::Pause(place(&at)?, edge(&when)?)
         }
+        "ask" => {
+            let (order, rest) = rest.split_once(':')?;
+            let order = Ordered::ALL.into_iter().find(|known| known.as_str() == order)?;
+            let (at, when) = last(rest)?;
+            Fault::Ask(order, place(&at)?, edge(&when)?)
+        }
         "unsynced" => Fault::Unsynced(number(rest)?),
         "store" => {
             let (at, when) = last(rest)?;
@@ -271,7 +321,8 @@ mod tests {
             Fault::Unsynced(2),
             Fault::Store(1, Edge::After),
             Fault::Claim(0, Edge::Before),
-            Fault::Pause(call, Edge::Before),
+            Fault::Pause(call.clone(), Edge::Before),
+            Fault::Ask(Ordered::Undone, call, Edge::After),
         ]);
         assert_eq!(case.to_string().parse::<Case>(), Ok(case));
         assert_eq!("happy".parse::<Case>(), Ok(Case::default()));

@@ -12,16 +12,18 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    case::{Case, Edge, Fault, Loss, Place},
+    case::{Case, Fault, Loss, Place},
     checker::check_evidence,
-    evidence::{Call, Evidence, Structure, Violation, What},
+    evidence::{Evidence, Structure, What},
     ledger::{Flaw, Ledger},
+    plan::{crashes_behind, faults_in, orders_in},
+    seen::{Failed, Seen, Summary, story},
     world::{Skew, World},
 };
 use crate::{
     chance::planned,
     saga::{
-        AskError, Inputs, Orchestrator, Outcome, Payload, Phase, Saga, SagaId, StartError, journal::Stored,
+        AskError, Inputs, Orchestrator, Order, Outcome, Payload, Phase, Saga, SagaId, StartError,
         memory::Memory,
     },
 };
@@ -49,12 +51,15 @@ const LEASE: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_secs(5);
 const STUCK_RETRY: Duration = Duration::from_secs(30);
 
+type Build<I, R> = Box<dyn Fn(&Ledger) -> Saga<I, R> + Send + Sync>;
+type Expect = Box<dyn Fn(&Seen) -> Result<(), String> + Send + Sync>;
+
 /// A saga to be checked; see the [module](super).
 pub struct Check<I, R: Inputs> {
-    build: Box<dyn Fn(&Ledger) -> Saga<I, R> + Send + Sync>,
+    build: Build<I, R>,
     input: I,
     signals: Vec<(String, Payload)>,
-    expect: Option<Box<dyn Fn(&Seen) -> Result<(), String> + Send + Sync>>,
+    expect: Option<Expect>,
     patience: Duration,
     skew: Skew,
     twice_crashed: bool,
@@ -67,69 +72,8 @@ impl<I, R: Inputs> fmt::Debug for Check<I, R> {
     }
 }
 
-/// What was seen in one run.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Seen {
-    /// What went wrong.
-    pub case: Case,
-    /// Where the saga stands at the end; none when it never began.
-    pub phase: Option<Phase>,
-    /// What the store has of it.
-    pub stored: Option<Stored>,
-    /// Who was called.
-    pub calls: Vec<Call>,
-    /// What was passed, in order: the places where something can go wrong.
-    pub places: Vec<Place>,
-    /// How often sagas were claimed.
-    pub claims: u32,
-    /// The ledger that the definition was built with.
-    pub ledger: Ledger,
-}
-
-/// A run that was not as it has to be.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Failed {
-    /// What went wrong; its text is what [`Check::replay`] takes.
-    pub case: Case,
-    /// The invariants that do not hold.
-    pub violations: Vec<Violation>,
-    /// Faults that were planned and did not come.
-    pub unfired: Vec<Fault>,
-    /// What else was wrong.
-    pub problem: Option<String>,
-    /// The records and the calls, one a line.
-    pub story: String,
-}
-
-impl fmt::Display for Failed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "case {:?} fails; replay it by this name", self.case.to_string())?;
-        for violation in &self.violations {
-            writeln!(f, "  {violation}")?;
-        }
-        for fault in &self.unfired {
-            writeln!(f, "  {fault} was planned and did not come")?;
-        }
-        if let Some(problem) = &self.problem {
-            writeln!(f, "  {problem}")?;
-        }
-        f.write_str(&self.story)
-    }
-}
-
-impl std::error::Error for Failed {}
-
-/// How many runs there were.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Summary {
-    /// The runs, all of which were as they have to be.
-    pub cases: usize,
-}
-
 enum Event {
+    Asked(Order),
     Dead,
     Paused,
     Taken,
@@ -257,8 +201,19 @@ where
                         () = store.dead() => Event::Dead,
                         () = world.pause(), if stale.is_none() => Event::Paused,
                         () = world.progress(taken_at), if !resumed => Event::Taken,
+                        order = world.order() => Event::Asked(order),
                         problem = &mut living => Event::Ended(problem),
                     };
+                    if let Event::Asked(order) = event {
+                        // Whether it is heard is the store's affair.
+                        let asked = orchestrator.order(ID, "kit", order);
+                        tokio::select! {
+                            biased;
+                            () = store.dead() => {}
+                            _ = asked => {}
+                        }
+                        continue;
+                    }
                     if !matches!(event, Event::Taken) {
                         break event;
                     }
@@ -276,7 +231,7 @@ where
                     let next = self.open(&world, &saga).await;
                     stale = Some(std::mem::replace(&mut present, next));
                 }
-                Event::Taken => {}
+                Event::Taken | Event::Asked(_) => {}
                 Event::Ended(why) => {
                     problem = why;
                     break;
@@ -424,7 +379,11 @@ where
             }
         }
         for base in &bases {
-            let more = self.around(base);
+            let mut more = faults_in(base);
+            // What people order is tried where the saga goes forward and where it is undone.
+            if matches!(&base.case.0[..], [] | [Fault::Reject(_)]) {
+                more.extend(orders_in(base));
+            }
             for case in more {
                 let seen = self.run(&case).await?;
                 cases += 1;
@@ -438,115 +397,6 @@ where
         }
         Ok(Summary { cases })
     }
-
-    /// What can go wrong on top of what was seen.
-    fn around(&self, base: &Seen) -> Vec<Case> {
-        let mut cases = vec![base.case.and(Fault::Twice)];
-        for place in base.places.iter().filter(|place| !is_repeated(place)) {
-            for edge in [Edge::Before, Edge::After] {
-                let crash = base.case.and(Fault::Crash(place.clone(), edge));
-                // What nobody answers is not passed.
-                if crashes(&base.case, place, edge) {
-                    cases.push(crash);
-                    cases.push(base.case.and(Fault::Pause(place.clone(), edge)));
-                }
-            }
-            match place {
-                Place::Append(number) => {
-                    cases.push(base.case.and(Fault::Unsynced(*number)));
-                    for edge in [Edge::Before, Edge::After] {
-                        cases.push(base.case.and(Fault::Store(*number, edge)));
-                        let lost = base.case.and(Fault::Crash(place.clone(), Edge::After));
-                        if place == &Place::Append(0) {
-                            // The claims of the first life come first.
-                            cases.push(lost.and(Fault::Claim(base.claims.min(1), edge)));
-                        }
-                    }
-                }
-                Place::Call(step, What::Undo, 0) => {
-                    cases.push(base.case.and(Fault::Refuse(step.clone(), false)));
-                    cases.push(base.case.and(Fault::Refuse(step.clone(), true)));
-                }
-                Place::Call(..) => {}
-            }
-        }
-        cases
-    }
-}
-
-/// Whether a call is one of many that differ in nothing.
-fn is_repeated(place: &Place) -> bool {
-    matches!(place, Place::Call(_, _, number) if *number > 3)
-}
-
-/// Whether a run passes this edge of a call, with what goes wrong in it.
-fn crashes(case: &Case, place: &Place, edge: Edge) -> bool {
-    let Place::Call(step, What::Act, number) = place else { return true };
-    edge == Edge::Before
-        || !case.0.iter().any(|fault| match fault {
-            Fault::Reject(of) | Fault::Late(of) => of == step,
-            Fault::Drop(of, always) => of == step && (*always || *number == 0),
-            _ => false,
-        })
-}
-
-/// The crashes behind the last fault of a run: while it recovers.
-pub fn crashes_behind(seen: &Seen) -> Vec<Case> {
-    let last = seen.case.0.iter().rev().find_map(|fault| match fault {
-        Fault::Crash(place, _) => Some(place.clone()),
-        Fault::Unsynced(number) => Some(Place::Append(*number)),
-        _ => None,
-    });
-    let Some(at) = last.and_then(|last| seen.places.iter().position(|place| *place == last)) else {
-        return Vec::new();
-    };
-    let behind = &seen.places[at + 1..];
-    let edges = [Edge::Before, Edge::After];
-    behind
-        .iter()
-        .filter(|place| !is_repeated(place))
-        .flat_map(|place| edges.map(|edge| (place, edge)))
-        .filter(|(place, edge)| crashes(&seen.case, place, *edge))
-        .map(|(place, edge)| seen.case.and(Fault::Crash(place.clone(), edge)))
-        .collect()
-}
-
-/// Every crash, and every power cut between writing and syncing, on top of a run.
-pub fn crashes_in(seen: &Seen) -> Vec<Case> {
-    let mut cases = Vec::new();
-    for place in seen.places.iter().filter(|place| !is_repeated(place)) {
-        for edge in [Edge::Before, Edge::After] {
-            if crashes(&seen.case, place, edge) {
-                cases.push(seen.case.and(Fault::Crash(place.clone(), edge)));
-            }
-        }
-        if let Place::Append(number) = place {
-            cases.push(seen.case.and(Fault::Unsynced(*number)));
-        }
-    }
-    cases
-}
-
-fn story(seen: &Seen) -> String {
-    use fmt::Write;
-    let mut text = String::new();
-    for entry in seen.stored.iter().flat_map(|stored| &stored.entries) {
-        let _ = writeln!(text, "  {:>3} epoch {} {}", entry.seq, entry.epoch, entry.data);
-    }
-    for call in &seen.calls {
-        let _ = writeln!(
-            text,
-            "  call {} {} {} epoch {} durable {:?} {:?}{}",
-            call.began,
-            call.what.as_str(),
-            call.key,
-            call.epoch,
-            call.durable.map(|(len, _)| len),
-            call.ended,
-            if call.redelivered { " redelivered" } else { "" }
-        );
-    }
-    text
 }
 
 /// Checks a saga against everything in [`Check::all`]; the number of runs.

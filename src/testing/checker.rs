@@ -55,10 +55,11 @@ impl Story<'_> {
     fn abort(&self) -> Option<usize> {
         self.records
             .iter()
-            .position(|(_, record)| match record {
-                Record::Aborted { .. } => true,
-                Record::Ordered { order: Order::Compensate { .. }, .. } => true,
-                _ => false,
+            .position(|(_, record)| {
+                matches!(
+                    record,
+                    Record::Aborted { .. } | Record::Ordered { order: Order::Compensate { .. }, .. }
+                )
             })
             .into_iter()
             .chain(self.rejection())
@@ -95,7 +96,8 @@ impl Story<'_> {
         self.records.iter().any(|(_, record)| match record {
             Record::Aborted { clean, .. } => clean.iter().any(|step| step == path),
             Record::Clean { step } => step == path,
-            Record::Ordered { order: Order::Reject { step, .. }, .. } => step == path,
+            Record::Ordered { order: Order::Reject { step, .. }, .. } if step == path => true,
+            Record::Ordered { clean, .. } => clean.iter().any(|step| step == path),
             _ => false,
         })
     }
@@ -103,12 +105,10 @@ impl Story<'_> {
     /// Whether a person has said what is so, and answers for it.
     fn by_hand(&self, path: &str) -> bool {
         self.records.iter().any(|(_, record)| match record {
-            Record::Ordered { order, .. } => match order {
-                Order::Complete { step, .. } | Order::Reject { step, .. } | Order::Undone { step, .. } => {
-                    step == path
-                }
-                _ => false,
-            },
+            Record::Ordered {
+                order: Order::Complete { step, .. } | Order::Reject { step, .. } | Order::Undone { step, .. },
+                ..
+            } => step == path,
             _ => false,
         })
     }

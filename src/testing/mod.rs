@@ -39,6 +39,7 @@
 //! | the process | the power is cut before and after every append and every call, also while unwinding, with [`Check::crash_twice`] also while recovering |
 //! | the store | an append or a claim fails before it does anything, or its answer is lost |
 //! | the owner | it stands still at every place until its lease is over and another has the saga, then goes on |
+//! | a person | orders of every kind come at every place, also where they cannot be followed |
 //! | a compensation | it fails once, or each time |
 //!
 //! Each run asserts that what was planned did happen, where it was planned, and then everything in the table of [`check_evidence`]. A run
@@ -58,16 +59,21 @@ mod case;
 mod check;
 mod checker;
 mod evidence;
+mod gate;
 mod ledger;
+mod plan;
+mod seen;
 mod world;
 
-pub use case::{Case, Edge, Fault, InvalidCase, Loss, Place};
+pub use case::{Case, Edge, Fault, InvalidCase, Loss, Ordered, Place};
 #[doc(hidden)]
 pub use check::Bug;
-pub use check::{Check, Failed, Seen, Summary, check, crashes_behind, crashes_in};
+pub use check::{Check, check};
 pub use checker::check_evidence;
 pub use evidence::{Call, Evidence, Part, Said, Structure, Violation, What};
 #[doc(hidden)]
 pub use ledger::Flaw;
 pub use ledger::Ledger;
+pub use plan::{crashes_behind, crashes_in, orders_in};
+pub use seen::{Failed, Seen, Summary};
 pub use world::Skew;

@@ -11,19 +11,17 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    case::{Case, Edge, Fault, Loss, Place},
+    case::{Case, Edge, Fault, Loss, Ordered, Place},
     check::Bug,
     evidence::{Call, Said, What},
+    gate::Gate,
 };
 use crate::{
     saga::{
-        Failure, Incarnation, Key, Payload, SagaId, Timestamp, Verified,
+        Failure, Key, Order, Payload, SagaId, Verified,
         attempt::{Pending as Waiting, StepCode, Told},
         definition::Definition,
-        journal::{
-            Append, Claim, Head, Journal, Pending, Query, Refusal, Request, Requested, StoreError, Stored,
-        },
-        memory::{self, Memory, Operation},
+        memory::Memory,
     },
     sync::lock,
 };
@@ -35,12 +33,14 @@ type Code<T> = Arc<dyn Fn(&Told) -> Waiting<Result<T, Failure>> + Send + Sync>;
 
 pub(super) struct World {
     saga: SagaId,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
     /// The life that stands still.
     paused: watch::Sender<Option<u32>>,
     /// How many places were passed.
-    passed: watch::Sender<usize>,
-    bug: Option<Bug>,
+    pub(super) passed: watch::Sender<usize>,
+    /// What somebody wants to order now.
+    asked: watch::Sender<Option<Order>>,
+    pub(super) bug: Option<Bug>,
     skew: Skew,
 }
 
@@ -56,21 +56,22 @@ pub enum Skew {
     Descending,
 }
 
-struct State {
+pub(super) struct State {
     store: Memory,
     plan: Vec<(Fault, bool)>,
     calls: Vec<Call>,
     /// What was passed, in order.
-    trace: Vec<Place>,
+    pub(super) trace: Vec<Place>,
     /// The present, on the scale of the calls.
     clock: u64,
     travelling: BTreeMap<usize, Deliver>,
-    appends: u32,
-    claims: u32,
+    pub(super) appends: u32,
+    pub(super) claims: u32,
     /// The orchestrator that works now; all earlier ones are dead, unless one is paused.
-    life: u32,
-    dead: u32,
+    pub(super) life: u32,
+    pub(super) dead: u32,
     steps: Vec<String>,
+    order: Option<Order>,
 }
 
 /// What a call is to meet.
@@ -83,9 +84,10 @@ struct Met {
 }
 
 #[derive(Clone, Copy)]
-enum Stop {
+pub(super) enum Stop {
     Crash,
     Pause,
+    Ask,
 }
 
 enum Answer {
@@ -118,12 +120,14 @@ impl World {
             life: 0,
             dead: 0,
             steps,
+            order: None,
         };
         Arc::new(World {
             saga,
             state: Mutex::new(state),
             paused: watch::Sender::new(None),
             passed: watch::Sender::new(0),
+            asked: watch::Sender::new(None),
             bug,
             skew,
         })
@@ -149,6 +153,17 @@ impl World {
     pub(super) async fn pause(&self) {
         let mut paused = self.paused.subscribe();
         let _ = paused.wait_for(Option::is_some).await;
+    }
+
+    /// Waits until somebody wants to order something, and takes it.
+    pub(super) async fn order(&self) -> Order {
+        let mut asked = self.asked.subscribe();
+        loop {
+            if let Some(order) = self.asked.send_replace(None) {
+                return order;
+            }
+            let _ = asked.wait_for(Option::is_some).await;
+        }
     }
 
     pub(super) fn resume(&self) {
@@ -208,7 +223,7 @@ impl World {
     }
 
     /// Goes on only for an orchestrator that lives and does not stand still.
-    async fn alive(&self, life: u32) {
+    pub(super) async fn alive(&self, life: u32) {
         let mut paused = self.paused.subscribe();
         let _ = paused.wait_for(|paused| *paused != Some(life)).await;
         if lock(&self.state).dead >= life {
@@ -216,7 +231,7 @@ impl World {
         }
     }
 
-    async fn stop(&self, stop: Option<Stop>, life: u32) {
+    pub(super) async fn stop(&self, stop: Option<Stop>, life: u32) {
         match stop {
             Some(Stop::Crash) => {
                 self.crash();
@@ -224,6 +239,13 @@ impl World {
             }
             Some(Stop::Pause) => {
                 self.paused.send_replace(Some(life));
+                self.alive(life).await;
+            }
+            Some(Stop::Ask) => {
+                let order = lock(&self.state).order.take();
+                self.asked.send_replace(order);
+                // Until it is heard, and longer.
+                tokio::time::sleep(Duration::from_millis(20)).await;
                 self.alive(life).await;
             }
             None => {}
@@ -408,7 +430,7 @@ impl State {
     }
 
     /// Whether a fault is planned for here; it is noted that it has come.
-    fn fires(&mut self, test: impl Fn(&Fault) -> bool) -> bool {
+    pub(super) fn fires(&mut self, test: impl Fn(&Fault) -> bool) -> bool {
         let mut found = false;
         for (fault, fired) in &mut self.plan {
             if test(fault) {
@@ -418,12 +440,19 @@ impl State {
         found
     }
 
-    fn stops(&mut self, place: &Place, edge: Edge) -> Option<Stop> {
-        if self.fires(|fault| matches!(fault, Fault::Crash(at, when) if at == place && *when == edge)) {
+    pub(super) fn stops(&mut self, place: &Place, edge: Edge) -> Option<Stop> {
+        let here = |at: &Place, when: &Edge| at == place && *when == edge;
+        if self.fires(|fault| matches!(fault, Fault::Crash(at, when) if here(at, when))) {
             return Some(Stop::Crash);
         }
-        let paused =
-            self.fires(|fault| matches!(fault, Fault::Pause(at, when) if at == place && *when == edge));
+        for order in Ordered::ALL {
+            if self.fires(|fault| matches!(fault, Fault::Ask(of, at, when) if *of == order && here(at, when)))
+            {
+                self.order = Some(spelled(order, place));
+                return Some(Stop::Ask);
+            }
+        }
+        let paused = self.fires(|fault| matches!(fault, Fault::Pause(at, when) if here(at, when)));
         paused.then_some(Stop::Pause)
     }
 
@@ -459,7 +488,7 @@ impl State {
             answer = Some(Answer::Refused);
         }
         let twice = self.fires(|fault| *fault == Fault::Twice);
-        let image = memory::Memory::restore(&self.store.snapshot());
+        let image = Memory::restore(&self.store.snapshot());
         let durable = image.stored(saga).map_or((0, 0), |stored| (stored.head.len, stored.head.crc));
         let began = self.tick();
         let id = self.calls.len();
@@ -478,138 +507,18 @@ impl State {
     }
 }
 
-/// The store as one orchestrator sees it.
-pub(super) struct Gate {
-    world: Arc<World>,
-    store: Memory,
-    life: u32,
-}
-
-impl Gate {
-    async fn through<T>(&self, operation: Pending<'_, T>) -> Result<T, StoreError> {
-        self.world.alive(self.life).await;
-        let answer = operation.await;
-        self.world.alive(self.life).await;
-        answer
-    }
-
-    /// The entries of somebody else put behind what is there: what a store without a fence does.
-    fn unfenced(&self, batch: Vec<Append>) -> Vec<Append> {
-        let renew = |mut item: Append| {
-            let Some(stored) = self.store.stored(&item.saga).filter(|_| item.begin.is_none()) else {
-                return item;
-            };
-            let Some(owner) = stored.head.owner else { return item };
-            if owner == item.by {
-                return item;
-            }
-            let mut crc = stored.head.crc;
-            for (seq, entry) in (stored.head.len..).zip(&mut item.entries) {
-                (entry.seq, entry.epoch) = (seq, stored.head.epoch);
-                entry.crc = entry.checksum(&item.saga, crc);
-                crc = entry.crc;
-            }
-            (item.by, item.epoch) = (owner, stored.head.epoch);
-            item
-        };
-        batch.into_iter().map(renew).collect()
-    }
-}
-
-fn lost() -> StoreError {
-    StoreError::Unavailable("planned".to_owned())
-}
-
-impl Journal for Gate {
-    fn now(&self) -> Pending<'_, Timestamp> {
-        Box::pin(self.through(self.store.now()))
-    }
-
-    fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
-        Box::pin(async move {
-            self.world.alive(self.life).await;
-            let (before, after) = {
-                let mut state = lock(&self.world.state);
-                let number = state.appends;
-                let place = Place::Append(number);
-                state.appends += 1;
-                state.trace.push(place.clone());
-                let plan = |fault: memory::Fault| self.store.fault(Operation::Append, 0, fault);
-                for (edge, fault) in [
-                    (Edge::Before, memory::Fault::Fail(lost())),
-                    (Edge::After, memory::Fault::LoseAnswer(lost())),
-                ] {
-                    if state.fires(|planned| *planned == Fault::Store(number, edge)) {
-                        plan(fault);
-                    }
-                }
-                if state.fires(|planned| *planned == Fault::Unsynced(number)) {
-                    state.dead = state.life;
-                    plan(memory::Fault::CrashUnsynced);
-                }
-                (state.stops(&place, Edge::Before), state.stops(&place, Edge::After))
-            };
-            if batch.iter().any(|item| item.begin.is_none()) {
-                self.world.passed.send_modify(|passed| *passed += 1);
-            }
-            self.world.stop(before, self.life).await;
-            let batch = if self.world.bug == Some(Bug::NoFence) { self.unfenced(batch) } else { batch };
-            let answer = self.store.append(batch).await;
-            self.world.stop(after, self.life).await;
-            self.world.alive(self.life).await;
-            answer
-        })
-    }
-
-    fn blocks(&self) -> bool {
-        false
-    }
-
-    fn heartbeat(&self, by: &Incarnation, lease: Duration) -> Pending<'_, ()> {
-        Box::pin(self.through(self.store.heartbeat(by, lease)))
-    }
-
-    fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
-        Box::pin(self.through(self.store.leave(by)))
-    }
-
-    fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
-        Box::pin(async move {
-            self.world.alive(self.life).await;
-            let number = {
-                let mut state = lock(&self.world.state);
-                state.claims += 1;
-                state.claims - 1
-            };
-            for (edge, fault) in [
-                (Edge::Before, memory::Fault::Fail(lost())),
-                (Edge::After, memory::Fault::LoseAnswer(lost())),
-            ] {
-                if lock(&self.world.state).fires(|planned| *planned == Fault::Claim(number, edge)) {
-                    self.store.fault(Operation::Claim, 0, fault);
-                }
-            }
-            self.through(self.store.claim(claim)).await
-        })
-    }
-
-    fn load(&self, saga: &SagaId) -> Pending<'_, Option<Stored>> {
-        Box::pin(self.through(self.store.load(saga)))
-    }
-
-    fn list(&self, query: Query) -> Pending<'_, Vec<Head>> {
-        Box::pin(self.through(self.store.list(query)))
-    }
-
-    fn request(&self, request: Request) -> Pending<'_, Requested> {
-        Box::pin(self.through(self.store.request(request)))
-    }
-
-    fn requests(&self, by: &Incarnation) -> Pending<'_, Vec<Request>> {
-        Box::pin(self.through(self.store.requests(by)))
-    }
-
-    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
-        Box::pin(self.through(self.store.forget(before, limit)))
+fn spelled(order: Ordered, place: &Place) -> Order {
+    let reason = "planned".to_owned();
+    let step = match place {
+        Place::Call(step, ..) => step.clone(),
+        Place::Append(_) => String::new(),
+    };
+    match order {
+        Ordered::Cancel => Order::Cancel { reason },
+        Ordered::Compensate => Order::Compensate { reason },
+        Ordered::Abandon => Order::Abandon { reason },
+        Ordered::Retry => Order::Retry { step: None },
+        Ordered::Reject => Order::Reject { step, reason },
+        Ordered::Undone => Order::Undone { step, reason },
     }
 }

@@ -125,7 +125,7 @@ async fn load(store: &dyn Journal, request: &Request) -> Result<Stored, Error> {
 fn became(now: &Stored, before: &Stored, request: &Request) -> Option<Told> {
     let new = now.entries.iter().filter(|entry| entry.seq >= before.head.len);
     let of_it = |record: &Record| match (record, &request.ask) {
-        (Record::Ordered { by, order }, Ask::Order(asked)) => *by == request.by && order == asked,
+        (Record::Ordered { by, order, .. }, Ask::Order(asked)) => *by == request.by && order == asked,
         (Record::Signalled { step, payload }, Ask::Signal { step: to, payload: said }) => {
             step == to && payload == said
         }

@@ -107,7 +107,8 @@ fn names_cannot_break_out_of_their_quotation_marks() {
 fn trouble_is_shown_until_it_is_settled() {
     let step = || "a".to_owned();
     let stuck = Record::Stuck { step: step(), error: "no".to_owned() };
-    let retry = |step| Record::Ordered { by: "ada".to_owned(), order: Order::Retry { step } };
+    let retry =
+        |step| Record::Ordered { by: "ada".to_owned(), order: Order::Retry { step }, clean: Vec::new() };
     let of = |records: &[Record]| {
         let records: Vec<_> = records.iter().map(|record| (0, "x", record.clone())).collect();
         Diagram::of(&stored(&records))
@@ -122,6 +123,6 @@ fn trouble_is_shown_until_it_is_settled() {
         [("a", "stuck"), ("b", "rejected")]
     );
     let by_hand = Order::Complete { step: step(), output: json(1) };
-    let by_hand = Record::Ordered { by: "ada".to_owned(), order: by_hand };
+    let by_hand = Record::Ordered { by: "ada".to_owned(), order: by_hand, clean: Vec::new() };
     assert_eq!(states(&of(&[stuck, by_hand])), [("a", "completed")]);
 }

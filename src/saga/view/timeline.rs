@@ -154,7 +154,7 @@ impl Told {
             Record::Stuck { error, .. } => Told::outcome(error),
             Record::Parked { reason, .. } => Told::outcome(reason),
             Record::Signalled { payload, .. } => Told::forward(payload.as_str()),
-            Record::Ordered { by, order } => Told::ordered(by, order),
+            Record::Ordered { by, order, .. } => Told::ordered(by, order),
         }
     }
 
@@ -308,7 +308,7 @@ pub(super) mod tests {
             (12, first, Record::Sent { step: "charge".to_owned() }),
             (1_500, second, Record::Aborted { cause: rejected, clean: vec!["charge".to_owned()] }),
             (1_600, second, Record::Stuck { step: "create".to_owned(), error: "no".to_owned() }),
-            (99_999, second, Record::Ordered { by: "ada".to_owned(), order: undone }),
+            (99_999, second, Record::Ordered { by: "ada".to_owned(), order: undone, clean: Vec::new() }),
         ]);
         stored.head.phase = Phase::Compensated;
         stored.head.note = "charge was rejected: declined".to_owned();
