@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -33,6 +33,18 @@ use crate::{
 /// How many sagas are taken up at once.
 const CLAIM: usize = 256;
 
+/// The longest pause before a saga that was lost is read anew.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How often a saga is asked for whose begin had no answer and is not in the store: it may come there late.
+const LATE: u32 = 8;
+
+/// After so many leases it looks in the store for what it owns and nobody drives.
+const LOOK: u32 = 6;
+
+/// A look through the whole store is made so seldom that it takes at most one part in this many of the time.
+const SHARE: u32 = 20;
+
 /// What an orchestrator's tasks share.
 pub(crate) struct Inner {
     pub(crate) journal: Arc<dyn Journal>,
@@ -44,7 +56,7 @@ pub(crate) struct Inner {
     pub(super) admission: Bulkhead,
     pub(super) live: Mutex<HashMap<SagaId, Live>>,
     /// Owned, and not driven: to be read anew.
-    pub(super) lost: Mutex<Vec<SagaId>>,
+    pub(super) lost: Mutex<HashMap<SagaId, Lost>>,
     pub(super) blocked: Mutex<HashMap<SagaId, String>>,
     /// The store's time at an instant of this process.
     pub(super) clock: Mutex<(Timestamp, Instant)>,
@@ -53,6 +65,8 @@ pub(crate) struct Inner {
     pub(super) lapses: AtomicU64,
     /// A claim had no answer: there may be sagas that are owned and not known.
     pub(super) unsure: AtomicBool,
+    /// When it looks for such sagas even so.
+    pub(super) look_at: Mutex<Instant>,
     /// Something was left in the store.
     pub(super) nudge: Notify,
     /// A saga is no longer live.
@@ -67,20 +81,65 @@ pub(super) struct Live {
     pub(super) status: watch::Receiver<Status>,
 }
 
+/// A saga that is to be read anew.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lost {
+    not_before: Instant,
+    trouble: Trouble,
+}
+
+/// How often a saga was lost without anything having been recorded in between.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Trouble {
+    /// How many entries it had.
+    len: u64,
+    /// How often it was lost.
+    times: u32,
+    /// How often it may have been the cause itself.
+    blamed: u32,
+}
+
+/// How a driver has left its saga.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// It is over or somebody else's: nobody has to look after it here.
+    Done,
+    /// The store knows whose it is.
+    Fenced,
+    /// The store as a whole has failed.
+    Store,
+    /// An append of this saga has failed, or its driver has panicked.
+    Failed,
+}
+
+impl Left {
+    fn store(error: &StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_)
+            | StoreError::InUse(_)
+            | StoreError::Full(_)
+            | StoreError::Absent(_)
+            | StoreError::Poisoned => Left::Store,
+            _ => Left::Failed,
+        }
+    }
+}
+
 /// A saga's place among those that are driven. It is free again when this is dropped, whatever became of the driver.
 pub(crate) struct Seat {
     inner: Arc<Inner>,
     id: SagaId,
-    /// Whether the saga is over or somebody else's, so that nobody has to look after it here.
-    pub(crate) done: bool,
+    left: Left,
+    trouble: Trouble,
     _permit: OwnedPermit,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
         lock(&self.inner.live).remove(&self.id);
-        if !self.done {
-            lock(&self.inner.lost).push(self.id.clone());
+        if self.left != Left::Done {
+            self.inner.lose(self.id.clone(), self.trouble, self.left);
+        } else if lock(&self.inner.lost).contains_key(&self.id) {
             self.inner.nudge.notify_one();
         }
         self.inner.moved.notify_waiters();
@@ -161,14 +220,45 @@ impl Inner {
         self: &Arc<Self>,
         id: &SagaId,
         permit: OwnedPermit,
+        trouble: Trouble,
     ) -> Option<(Seat, watch::Sender<Status>, mpsc::UnboundedReceiver<Mail>)> {
         let (mail, letters) = mpsc::unbounded_channel();
         let (status, seen) = watch::channel(Status::default());
+        let left = Left::Failed;
         match lock(&self.live).entry(id.clone()) {
             Slot::Occupied(_) => return None,
             Slot::Vacant(slot) => slot.insert(Live { mail, status: seen }),
         };
-        Some((Seat { inner: self.clone(), id: id.clone(), done: false, _permit: permit }, status, letters))
+        Some((Seat { inner: self.clone(), id: id.clone(), left, trouble, _permit: permit }, status, letters))
+    }
+
+    /// A saga is to be read anew: at once when the store only has to say whose it is, otherwise after a pause that grows.
+    fn lose(&self, id: SagaId, mut trouble: Trouble, left: Left) {
+        let doublings = trouble.times.saturating_sub(u32::from(left == Left::Fenced));
+        let pause = match (left, trouble.times) {
+            (Left::Fenced, 0) => Duration::ZERO,
+            _ => self.settings.poll.saturating_mul(2_u32.saturating_pow(doublings)),
+        };
+        trouble.times += 1;
+        trouble.blamed += u32::from(left == Left::Failed);
+        let not_before = time::later(time::now(), pause.min(LONGEST_PAUSE.max(self.settings.poll)));
+        lock(&self.lost).insert(id, Lost { not_before, trouble });
+        self.nudge.notify_one();
+    }
+
+    /// Somebody has to look whether a saga is owned here and driven by nobody.
+    fn look_after(&self, id: SagaId) {
+        let lost = Lost { not_before: time::now(), trouble: Trouble::default() };
+        lock(&self.lost).entry(id).or_insert(lost);
+        self.nudge.notify_one();
+    }
+
+    /// Those whose time to be read anew has come.
+    fn due_lost(&self) -> Vec<(SagaId, Trouble)> {
+        let now = time::now();
+        let lost = lock(&self.lost);
+        let due = lost.iter().filter(|(_, lost)| lost.not_before <= now);
+        due.map(|(id, lost)| (id.clone(), lost.trouble)).collect()
     }
 
     pub(super) async fn begin(
@@ -187,7 +277,7 @@ impl Inner {
         let permit = self.admission.try_acquire().map_err(StartError::Busy)?.into_owned();
         let now = self.now();
         // It is among the live ones before its beginning can be seen in the store, so that nobody here takes it for abandoned.
-        let Some((mut seat, status, mail)) = self.seat(&id, permit) else {
+        let Some((mut seat, status, mail)) = self.seat(&id, permit, Trouble::default()) else {
             return self.same(&definition, &id, &input).await;
         };
         let machine = Machine::new(definition.shape.clone());
@@ -202,11 +292,15 @@ impl Inner {
             let answer = ledger.begin(begin, record).await;
             match &answer {
                 Ok(()) => {
+                    seat.trouble.len = 1;
                     let _ = told.send(answer);
                     drive(inner, Driver::new(ledger, driven, mail, seat, false)).await;
                 }
                 Err(error) => {
-                    seat.done = matches!(error, WriteError::Refused(_));
+                    seat.left = match error {
+                        WriteError::Refused(_) => Left::Done,
+                        WriteError::Store(_) => Left::Store,
+                    };
                     drop((seat, ledger, mail));
                     let _ = told.send(answer);
                 }
@@ -244,6 +338,11 @@ impl Inner {
             Some(Record::Begun { input: first, .. })
                 if stored.head.definition.name == definition.shape.id.name && equal(&first, input) =>
             {
+                // Its begin may have had no answer and have come to the store after it was looked for there.
+                let owned = stored.head.owner.as_ref() == Some(&self.by);
+                if owned && !lock(&self.live).contains_key(id) && !lock(&self.blocked).contains_key(id) {
+                    self.look_after(id.clone());
+                }
                 Ok(())
             }
             _ => Err(StartError::Different { id: id.clone() }),
@@ -253,10 +352,12 @@ impl Inner {
     /// Drives a saga that was claimed.
     fn adopt(self: &Arc<Self>, stored: Stored, permit: OwnedPermit, asked: Vec<Request>) {
         let id = stored.head.id.clone();
-        let Some((mut seat, status, mail)) = self.seat(&id, permit) else {
-            // Its last driver is just leaving.
-            lock(&self.lost).push(id);
-            self.nudge.notify_one();
+        let lost = lock(&self.lost).remove(&id);
+        let trouble = lost.map(|lost| lost.trouble).filter(|trouble| trouble.len == stored.head.len);
+        let trouble = trouble.unwrap_or(Trouble { len: stored.head.len, ..Trouble::default() });
+        let Some((mut seat, status, mail)) = self.seat(&id, permit, trouble) else {
+            // Its last driver is just leaving, and the keeper looks again then.
+            self.look_after(id);
             return;
         };
         let Head { epoch, len, crc, created, recoveries, ref definition, .. } = stored.head;
@@ -266,7 +367,7 @@ impl Inner {
         let machine = match fold(&stored, &definition) {
             Ok(machine) => machine,
             Err(why) => {
-                seat.done = true;
+                seat.left = Left::Done;
                 self.block(&definition.shape.id.name, id, why);
                 return;
             }
@@ -277,10 +378,15 @@ impl Inner {
         let inner = self.clone();
         let most = self.settings.max_recoveries;
         tokio::spawn(async move {
-            if recoveries > most && !ledger.machine.is_held() {
-                let reason = format!(
-                    "{recoveries} orchestrators have died at it without recording anything; it may be the cause"
-                );
+            if recoveries.saturating_add(trouble.blamed) > most && !ledger.machine.is_held() {
+                let reason = match trouble.blamed {
+                    0 => format!(
+                        "{recoveries} orchestrators have died at it without recording anything; it may be the cause"
+                    ),
+                    times => format!(
+                        "{times} times nothing could be recorded of it, {recoveries} orchestrators have died at it; it may be the cause"
+                    ),
+                };
                 if let Err(stop) = ledger.park(reason).await {
                     inner.stopped(&definition.shape.id.name, &ledger.id.clone(), &mut seat, stop);
                     return;
@@ -298,14 +404,17 @@ impl Inner {
 
     fn stopped(&self, definition: &str, id: &SagaId, seat: &mut Seat, stop: Stop) {
         match stop {
-            Stop::Released | Stop::Closed => seat.done = true,
+            Stop::Released | Stop::Closed => seat.left = Left::Done,
             // An append of its own that was not made leaves a gap, and the saga its own: it is asked for once more.
-            Stop::Fenced => {}
+            Stop::Fenced => seat.left = Left::Fenced,
             Stop::Blocked(why) => {
-                seat.done = true;
+                seat.left = Left::Done;
                 self.block(definition, id.clone(), why);
             }
-            Stop::Lost(error) => self.identity.emit(&Event::SagaStoreFailed { error: &error }),
+            Stop::Lost(error) => {
+                seat.left = Left::store(&error);
+                self.identity.emit(&Event::SagaStoreFailed { error: &error });
+            }
         }
     }
 
@@ -329,7 +438,7 @@ impl Inner {
         let requests = match self.journal.requests(&self.by).await {
             Ok(requests) => requests,
             Err(error) => {
-                lock(&self.lost).extend(claimed.into_iter().map(|stored| stored.head.id));
+                claimed.into_iter().for_each(|stored| self.look_after(stored.head.id));
                 return Err(error);
             }
         };
@@ -343,7 +452,11 @@ impl Inner {
                     let asked = asked.remove(&stored.head.id).unwrap_or_default();
                     self.adopt(stored, permit.into_owned(), asked);
                 }
-                Err(_) => lock(&self.lost).push(stored.head.id),
+                Err(_) => {
+                    // As soon as there is room.
+                    let lost = Lost { not_before: time::now(), trouble: Trouble::default() };
+                    lock(&self.lost).entry(stored.head.id).or_insert(lost);
+                }
             }
         }
         Ok(())
@@ -367,28 +480,28 @@ impl Inner {
         if self.draining.load(Relaxed) {
             return Ok(());
         }
-        if self.unsure.swap(false, Relaxed) {
+        let look = time::now() >= *lock(&self.look_at);
+        if self.unsure.swap(false, Relaxed) || look {
+            let began = time::now();
             self.look_for_own().await.inspect_err(|_| self.unsure.store(true, Relaxed))?;
+            let took = time::now().saturating_duration_since(began);
+            let pause = self.settings.lease.saturating_mul(LOOK).max(took.saturating_mul(SHARE));
+            *lock(&self.look_at) = time::later(time::now(), pause);
         }
-        let mut lost = std::mem::take(&mut *lock(&self.lost));
-        while let Some(id) = lost.pop() {
+        for (id, trouble) in self.due_lost() {
             if lock(&self.live).contains_key(&id) || self.admission.in_use() >= self.settings.max_live {
-                lock(&self.lost).push(id);
                 continue;
             }
-            let error = match self.journal.claim(self.claim(Some(id.clone()), 1)).await {
-                Ok(claimed) => match self.adopt_all(claimed).await {
-                    Ok(()) => continue,
-                    Err(error) => error,
-                },
-                Err(error) => {
-                    lost.push(id);
-                    error
-                }
-            };
-            // None of them may be forgotten: nobody else looks after what is owned here.
-            lock(&self.lost).append(&mut lost);
-            return Err(error);
+            // It stays among the lost ones until it is known what became of it: nobody else looks after what is owned here.
+            let claimed = self.journal.claim(self.claim(Some(id.clone()), 1)).await?;
+            if !claimed.is_empty() {
+                self.adopt_all(claimed).await?;
+                continue;
+            }
+            lock(&self.lost).remove(&id);
+            if trouble.len == 0 && (1..LATE).contains(&trouble.times) {
+                self.lose(id, trouble, Left::Store);
+            }
         }
         loop {
             let free = self.settings.max_live.saturating_sub(self.admission.in_use());
@@ -423,10 +536,12 @@ impl Inner {
             let Some(last) = heads.last() else { return Ok(()) };
             query.after = Some(last.id.clone());
             let own = heads.into_iter().filter(|head| head.owner.as_ref() == Some(&self.by));
-            let mut lost = lock(&self.lost);
-            for head in own.filter(|head| !lock(&self.live).contains_key(&head.id)) {
-                if !lost.contains(&head.id) {
-                    lost.push(head.id);
+            for head in own {
+                let known = lock(&self.live).contains_key(&head.id)
+                    || lock(&self.blocked).contains_key(&head.id)
+                    || lock(&self.lost).contains_key(&head.id);
+                if !known {
+                    self.look_after(head.id);
                 }
             }
         }
@@ -437,7 +552,7 @@ async fn drive(inner: Arc<Inner>, mut driver: Driver) {
     let name = driver.ledger.machine.shape().id.name.clone();
     let id = driver.ledger.id.clone();
     match driver.run().await {
-        Ok(()) => driver.seat.done = true,
+        Ok(()) => driver.seat.left = Left::Done,
         Err(stop) => inner.stopped(&name, &id, &mut driver.seat, stop),
     }
 }

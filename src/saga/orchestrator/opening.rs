@@ -190,6 +190,7 @@ impl Opening {
             leased_until: Mutex::new(asked),
             lapses: AtomicU64::new(0),
             unsure: AtomicBool::new(false),
+            look_at: Mutex::new(asked),
             nudge: Notify::new(),
             moved: Notify::new(),
             draining: AtomicBool::new(false),

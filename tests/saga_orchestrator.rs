@@ -1,0 +1,184 @@
+//! What the orchestrator owes to those who start sagas, wait for them and keep their store.
+#![cfg(feature = "saga")]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use mainstay::saga::{
+    Incarnation, Orchestrator, Output, Phase, Saga, SagaId, StoreError, Timestamp,
+    journal::{Append, Claim, Head, Journal, Pending, Query, Refusal, Request, Requested, Stored},
+    memory::{Memory, Operation},
+};
+
+/// A store whose appends go wrong as `plan` says.
+#[derive(Clone)]
+struct Faulty {
+    store: Memory,
+    plan: Arc<dyn Fn(&Memory, &[Append]) -> Option<StoreError> + Send + Sync>,
+}
+
+impl Faulty {
+    fn new(
+        store: &Memory,
+        plan: impl Fn(&Memory, &[Append]) -> Option<StoreError> + Send + Sync + 'static,
+    ) -> Self {
+        Faulty { store: store.clone(), plan: Arc::new(plan) }
+    }
+}
+
+impl Journal for Faulty {
+    fn now(&self) -> Pending<'_, Timestamp> {
+        self.store.now()
+    }
+
+    fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
+        match (self.plan)(&self.store, &batch) {
+            Some(error) => Box::pin(async { Err(error) }),
+            None => self.store.append(batch),
+        }
+    }
+
+    fn blocks(&self) -> bool {
+        false
+    }
+
+    fn heartbeat(&self, by: &Incarnation, lease: Duration) -> Pending<'_, ()> {
+        self.store.heartbeat(by, lease)
+    }
+
+    fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
+        self.store.leave(by)
+    }
+
+    fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
+        self.store.claim(claim)
+    }
+
+    fn load(&self, saga: &SagaId) -> Pending<'_, Option<Stored>> {
+        self.store.load(saga)
+    }
+
+    fn list(&self, query: Query) -> Pending<'_, Vec<Head>> {
+        self.store.list(query)
+    }
+
+    fn request(&self, request: Request) -> Pending<'_, Requested> {
+        self.store.request(request)
+    }
+
+    fn requests(&self, by: &Incarnation) -> Pending<'_, Vec<Request>> {
+        self.store.requests(by)
+    }
+
+    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+        self.store.forget(before, limit)
+    }
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn phase(store: &Memory, id: &str) -> Phase {
+    store.stored(&SagaId::new(id).unwrap()).unwrap().head.phase
+}
+
+/// One step, counted.
+fn one(calls: &Arc<AtomicU32>) -> Saga<u32, Output<u32>> {
+    let calls = calls.clone();
+    let mut saga = Saga::define::<u32>("one", 1);
+    let step = saga.step("step", (), move |_, ()| {
+        calls.fetch_add(1, SeqCst);
+        async {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            Ok(1_u32)
+        }
+    });
+    let step = step.without_compensation("it only counts");
+    saga.build(step).unwrap()
+}
+
+/// The first append has no answer, and comes to the store `after` later.
+fn late(store: &Memory, after: Duration) -> Faulty {
+    let first = AtomicU32::new(0);
+    Faulty::new(store, move |store, batch| {
+        (first.fetch_add(1, SeqCst) == 0).then(|| {
+            let (store, batch) = (store.clone(), batch.to_vec());
+            tokio::spawn(async move {
+                tokio::time::sleep(after).await;
+                store.append(batch).await
+            });
+            StoreError::Unavailable("no answer in time".to_owned())
+        })
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_begin_that_comes_late_is_driven_when_it_is_started_again() {
+    let store = Memory::new();
+    let saga = one(&Arc::default());
+    let orchestrator =
+        Orchestrator::open(late(&store, seconds(700))).lease(seconds(600)).register(&saga).start();
+    let orchestrator = orchestrator.await.unwrap();
+    orchestrator.start(&saga, "x", &1).await.unwrap_err();
+    tokio::time::sleep(seconds(800)).await;
+    assert_eq!(phase(&store, "x"), Phase::Running);
+    let handle = orchestrator.start(&saga, "x", &1).await.unwrap();
+    let outcome = tokio::time::timeout(seconds(5), handle.finished()).await.unwrap().unwrap();
+    assert_eq!(outcome.completed(), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_begin_that_comes_late_is_driven_even_if_nobody_starts_it_again() {
+    for after in [1, 20, 700] {
+        let store = Memory::new();
+        let saga = one(&Arc::default());
+        let orchestrator = Orchestrator::open(late(&store, seconds(after))).register(&saga).start();
+        let orchestrator = orchestrator.await.unwrap();
+        orchestrator.start(&saga, "x", &1).await.unwrap_err();
+        tokio::time::sleep(seconds(after + 90)).await;
+        assert_eq!(phase(&store, "x"), Phase::Completed, "after {after} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_whose_appends_fail_is_tried_seldom_and_then_parked() {
+    let store = Memory::new();
+    let calls = Arc::default();
+    let saga = one(&calls);
+    let refused = |append: &Append| append.entries.iter().any(|entry| entry.kind == "completed");
+    let journal = Faulty::new(&store, move |_, batch| {
+        batch.iter().any(refused).then(|| StoreError::Io("row too large".to_owned()))
+    });
+    let orchestrator = Orchestrator::open(journal).register(&saga).start().await.unwrap();
+    orchestrator.start(&saga, "x", &1).await.unwrap();
+    store.reset_counts();
+    tokio::time::sleep(seconds(10)).await;
+    assert!(calls.load(SeqCst) <= 7, "{} calls in 10 s", calls.load(SeqCst));
+    tokio::time::sleep(seconds(60)).await;
+    assert_eq!(phase(&store, "x"), Phase::Parked);
+    assert_eq!(calls.load(SeqCst), 6);
+    assert!(store.counts().operation(Operation::Claim) < 600);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_parks_nothing() {
+    let store = Memory::new();
+    let calls: Arc<AtomicU32> = Arc::default();
+    let saga = one(&calls);
+    let down = tokio::time::Instant::now() + seconds(300);
+    let journal = Faulty::new(&store, move |_, batch| {
+        let out = tokio::time::Instant::now() < down && batch.iter().all(|append| append.begin.is_none());
+        out.then(|| StoreError::Unavailable("planned".to_owned()))
+    });
+    let orchestrator = Orchestrator::open(journal).register(&saga).start().await.unwrap();
+    let handle = orchestrator.start(&saga, "x", &1).await.unwrap();
+    tokio::time::sleep(seconds(335)).await;
+    assert_eq!(handle.finished().await.unwrap().completed(), Some(1));
+    assert!(calls.load(SeqCst) < 30, "{} calls", calls.load(SeqCst));
+}
