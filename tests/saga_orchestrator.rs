@@ -10,7 +10,8 @@ use std::{
 };
 
 use mainstay::saga::{
-    Incarnation, Orchestrator, Output, Phase, Saga, SagaId, StoreError, Timestamp,
+    AskError, Cause, Failure, Incarnation, Orchestrator, Order, Outcome, Output, Phase, Saga, SagaId,
+    StartError, StartOptions, StoreError, Timestamp,
     journal::{Append, Claim, Head, Journal, Pending, Query, Refusal, Request, Requested, Stored},
     memory::{Memory, Operation},
 };
@@ -181,4 +182,58 @@ async fn an_outage_parks_nothing() {
     tokio::time::sleep(seconds(335)).await;
     assert_eq!(handle.finished().await.unwrap().completed(), Some(1));
     assert!(calls.load(SeqCst) < 30, "{} calls", calls.load(SeqCst));
+}
+
+#[tokio::test(start_paused = true)]
+async fn texts_that_no_store_takes_are_refused_or_cut() {
+    let store = Memory::new();
+    let mut saga = Saga::define::<u32>("texts", 1);
+    let step =
+        saga.step("step", (), |_, ()| async { Err::<u32, _>(Failure::rejected("ö\0".repeat(1 << 20))) });
+    let step = step.without_compensation("nothing is done");
+    let saga = saga.build(step).unwrap();
+    let orchestrator = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
+    let long = "k".repeat(201);
+    let many = (0..65).fold(StartOptions::default(), |options, lock| options.lock(lock.to_string()));
+    for options in [
+        StartOptions::default().lock(&long),
+        StartOptions::default().lock("a\0b"),
+        StartOptions::default().tag(&long),
+        many,
+    ] {
+        let refused = orchestrator.start_with(&saga, "x", &1, options).await.unwrap_err();
+        assert!(matches!(refused, StartError::Text(_)), "{refused:?}");
+    }
+    for refused in [
+        orchestrator.signal("x", "step", &long, &1).await,
+        orchestrator.signal("x", "step", "a\u{1f}b", &1).await,
+        orchestrator.signal("x", &"s".repeat(2_000), "m", &1).await,
+        orchestrator.order("x", &long, Order::Retry { step: None }).await,
+    ] {
+        assert!(matches!(refused, Err(AskError::Text(_))), "{refused:?}");
+    }
+    let outcome = orchestrator.run(&saga, "x", &1).await.unwrap();
+    assert!(matches!(outcome, Outcome::Compensated(Cause::Rejected { error, .. }) if error.len() < 8_000));
+    let stored = store.stored(&SagaId::new("x").unwrap()).unwrap();
+    assert!(stored.head.note.len() < 8_000 && !stored.head.note.contains('\0'));
+    assert!(stored.entries.iter().all(|entry| entry.data.len() < 16_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_bad_append_does_not_fail_those_beside_it() {
+    let store = Memory::new();
+    let saga = one(&Arc::default());
+    let journal = Faulty::new(&store, |_, batch| {
+        let bad = batch.iter().any(|append| append.saga.as_str() == "bad");
+        bad.then(|| StoreError::Io("row too large".to_owned()))
+    });
+    let orchestrator = Orchestrator::open(journal).register(&saga).start().await.unwrap();
+    let ids = ["a", "bad", "b"];
+    let started = ids.map(|id| {
+        let (orchestrator, saga) = (orchestrator.clone(), saga.clone());
+        tokio::spawn(async move { orchestrator.start(&saga, id, &1).await })
+    });
+    for (id, started) in ids.into_iter().zip(started) {
+        assert_eq!(started.await.unwrap().is_ok(), id != "bad", "{id}");
+    }
 }

@@ -67,6 +67,12 @@ impl Written {
     }
 }
 
+/// Whether no append can be the cause.
+fn is_of_all(error: &StoreError) -> bool {
+    use StoreError::{Full, InUse, Poisoned, Unavailable};
+    matches!(error, Unavailable(_) | InUse(_) | Full(_) | Poisoned)
+}
+
 async fn write(journal: Arc<dyn Journal>, mut jobs: mpsc::UnboundedReceiver<Job>) {
     let mut next = Vec::new();
     loop {
@@ -74,15 +80,26 @@ async fn write(journal: Arc<dyn Journal>, mut jobs: mpsc::UnboundedReceiver<Job>
             return;
         }
         let (appends, answers): (Vec<_>, Vec<_>) = next.drain(..).map(|job| (job.append, job.answer)).unzip();
+        // A batch of one is not tried twice.
+        let again = if appends.len() > 1 { appends.clone() } else { Vec::new() };
         match journal.append(appends).await {
             Ok(results) => {
                 for (answer, result) in answers.into_iter().zip(results) {
                     let _ = answer.send(result.map_err(WriteError::Refused));
                 }
             }
-            Err(error) => {
+            Err(error) if again.is_empty() || is_of_all(&error) => {
                 for answer in answers {
                     let _ = answer.send(Err(WriteError::Store(error.clone())));
+                }
+            }
+            // One of them may be the cause. What was written nevertheless is refused as a repetition, and read anew by its owner.
+            Err(_) => {
+                for (append, answer) in again.into_iter().zip(answers) {
+                    let _ = answer.send(match journal.append(vec![append]).await {
+                        Ok(mut results) => results.pop().unwrap_or(Ok(())).map_err(WriteError::Refused),
+                        Err(error) => Err(WriteError::Store(error)),
+                    });
                 }
             }
         }

@@ -10,12 +10,45 @@ use crate::{
     },
 };
 
+/// A text that cannot be a lock, a tag, a message's id or a name; or too many of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidText(String);
+
+impl InvalidText {
+    /// The longest of these texts in bytes.
+    pub const MAX: usize = 200;
+
+    pub(super) fn check(what: &str, text: &str, longest: usize) -> Result<(), Self> {
+        if text.len() <= longest && !text.chars().any(char::is_control) {
+            return Ok(());
+        }
+        let begin: String = text.chars().take(40).collect();
+        Err(InvalidText(format!(
+            "{what} {begin:?} is not possible: allowed are {longest} bytes without control characters"
+        )))
+    }
+
+    pub(super) fn too_many(what: &str, most: usize) -> Self {
+        InvalidText(format!("there are too many {what}: allowed are {most}"))
+    }
+}
+
+impl fmt::Display for InvalidText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for InvalidText {}
+
 /// Why a saga was not started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StartError {
     /// The id is impossible.
     Id(InvalidId),
+    /// A lock or the tag is impossible, or there are too many locks.
+    Text(InvalidText),
     /// The input is too large, or has no JSON.
     Input(String),
     /// The definition is not registered with this orchestrator.
@@ -44,6 +77,7 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StartError::Id(error) => error.fmt(f),
+            StartError::Text(error) => error.fmt(f),
             StartError::Input(why) => write!(f, "the input is not possible: {why}"),
             StartError::Unregistered(DefinitionId { name, version, .. }) => {
                 write!(f, "the definition {name:?} version {version} is not registered as it is")
@@ -67,6 +101,18 @@ impl From<InvalidId> for StartError {
     }
 }
 
+impl From<InvalidText> for StartError {
+    fn from(error: InvalidText) -> Self {
+        StartError::Text(error)
+    }
+}
+
+impl From<InvalidText> for AskError {
+    fn from(error: InvalidText) -> Self {
+        AskError::Text(error)
+    }
+}
+
 impl From<StoreError> for StartError {
     fn from(error: StoreError) -> Self {
         StartError::Store(error)
@@ -79,6 +125,8 @@ impl From<StoreError> for StartError {
 pub enum AskError {
     /// The id is impossible.
     Id(InvalidId),
+    /// A message's id, the name of a step or of whoever asks is impossible.
+    Text(InvalidText),
     /// There is no saga with this id.
     Missing(SagaId),
     /// What was sent has no JSON, or what came of the saga is not what was expected.
@@ -91,6 +139,7 @@ impl fmt::Display for AskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             AskError::Id(error) => error.fmt(f),
+            AskError::Text(error) => error.fmt(f),
             AskError::Missing(id) => write!(f, "there is no saga {id}"),
             AskError::Payload(why) => write!(f, "the payload is not possible: {why}"),
             AskError::Store(error) => error.fmt(f),
@@ -117,6 +166,7 @@ impl From<AskError> for StartError {
     fn from(error: AskError) -> Self {
         match error {
             AskError::Id(error) => StartError::Id(error),
+            AskError::Text(error) => StartError::Text(error),
             AskError::Store(error) => StartError::Store(error),
             AskError::Missing(id) => StartError::Store(StoreError::Io(format!("saga {id} has vanished"))),
             AskError::Payload(why) => StartError::Store(StoreError::Io(why)),

@@ -24,9 +24,15 @@ mod inner;
 mod off_thread;
 mod opening;
 
-pub use error::{AskError, StartError};
+pub use error::{AskError, InvalidText, StartError};
 pub(crate) use inner::{Inner, Seat, fold};
 pub use opening::{OpenError, Opening};
+
+/// The most locks of one saga.
+const MOST_LOCKS: usize = 64;
+
+/// The longest path of a step that anything is asked of, in bytes.
+const LONGEST_PATH: usize = 1_024;
 
 /// Runs sagas; see the [module](super).
 ///
@@ -92,6 +98,7 @@ impl Orchestrator {
     ) -> Result<Handle<R>, StartError> {
         let inner = &self.0.0;
         let id = SagaId::new(id)?;
+        options.check()?;
         let input = Payload::encode(input).map_err(|error| StartError::Input(error.to_string()))?;
         let (bytes, most) = (input.as_str().len(), inner.settings.max_input);
         if bytes > most {
@@ -131,7 +138,7 @@ impl Orchestrator {
 
     /// Leaves a message for the step `step` of a saga, which waits for it or will; see [`Builder::signal`](super::Builder::signal).
     ///
-    /// Of two messages with the same `message` id at the same saga the second changes nothing. It is durable when this returns. A message
+    /// The message id has at most [`InvalidText::MAX`] bytes and no control characters. Of two messages with the same `message` id at the same saga the second changes nothing. It is durable when this returns. A message
     /// that nobody waits for any more is dropped.
     ///
     /// # Errors
@@ -145,6 +152,8 @@ impl Orchestrator {
         payload: &T,
     ) -> Result<Requested, AskError> {
         let payload = Payload::encode(payload).map_err(|error| AskError::Payload(error.to_string()))?;
+        InvalidText::check("the message id", message, InvalidText::MAX)?;
+        InvalidText::check("the step", step, LONGEST_PATH)?;
         self.ask(Request::signal(SagaId::new(saga)?, "signal", step, message, payload)).await
     }
 
@@ -157,13 +166,21 @@ impl Orchestrator {
         self.order(saga, "cancel", Order::Cancel { reason: reason.to_owned() }).await
     }
 
-    /// Leaves a person's decision with a saga. It becomes a record of the saga if it can be followed where the saga then stands.
+    /// Leaves a person's decision with a saga. A reason of more than 4 KiB is cut. It becomes a record of the saga if it can be followed where the saga then stands.
     ///
     /// # Errors
     ///
     /// [`AskError`].
     pub async fn order(&self, saga: &str, by: &str, order: Order) -> Result<Requested, AskError> {
-        self.ask(Request::order(SagaId::new(saga)?, by, order)).await
+        InvalidText::check("the name of who decides", by, InvalidText::MAX)?;
+        match &order {
+            Order::Retry { step: Some(step) }
+            | Order::Complete { step, .. }
+            | Order::Reject { step, .. }
+            | Order::Undone { step, .. } => InvalidText::check("the step", step, LONGEST_PATH)?,
+            _ => {}
+        }
+        self.ask(Request::order(SagaId::new(saga)?, by, order.shortened())).await
     }
 
     async fn ask(&self, request: Request) -> Result<Requested, AskError> {
@@ -309,17 +326,25 @@ impl StartOptions {
         self
     }
 
-    /// Free text to find it by.
+    /// Free text to find it by, of at most [`InvalidText::MAX`] bytes without control characters.
     pub fn tag(mut self, tag: impl Into<String>) -> Self {
         self.tag = tag.into();
         self
     }
 
     /// A *semantic lock*: no other saga that asks for this key begins until this one is over. All of a saga's locks are taken
-    /// with its first record, or none.
+    /// with its first record, or none. At most 64, each of at most [`InvalidText::MAX`] bytes without control characters.
     pub fn lock(mut self, key: impl Into<String>) -> Self {
         self.locks.push(key.into());
         self
+    }
+
+    fn check(&self) -> Result<(), InvalidText> {
+        InvalidText::check("the tag", &self.tag, InvalidText::MAX)?;
+        if self.locks.len() > MOST_LOCKS {
+            return Err(InvalidText::too_many("locks", MOST_LOCKS));
+        }
+        self.locks.iter().try_for_each(|key| InvalidText::check("the lock", key, InvalidText::MAX))
     }
 }
 
