@@ -9,11 +9,14 @@ use std::{
     time::Duration,
 };
 
-use mainstay::saga::{
-    AskError, Cause, Failure, Incarnation, Orchestrator, Order, Outcome, Output, Phase, Saga, SagaId,
-    StartError, StartOptions, StoreError, Timestamp,
-    journal::{Append, Claim, Head, Journal, Pending, Query, Refusal, Request, Requested, Stored},
-    memory::{Memory, Operation},
+use mainstay::{
+    Event, Observer,
+    saga::{
+        AskError, Cause, Failure, Incarnation, Orchestrator, Order, Outcome, Output, Phase, Saga, SagaId,
+        StartError, StartOptions, StoreError, Timestamp,
+        journal::{Append, Claim, Head, Journal, Pending, Query, Refusal, Request, Requested, Stored},
+        memory::{Fault, Memory, Operation},
+    },
 };
 
 /// A store whose appends go wrong as `plan` says.
@@ -236,4 +239,49 @@ async fn one_bad_append_does_not_fail_those_beside_it() {
     for (id, started) in ids.into_iter().zip(started) {
         assert_eq!(started.await.unwrap().is_ok(), id != "bad", "{id}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_of_another_version_is_not_decoded() {
+    let first = one(&Arc::default());
+    let mut second = Saga::define::<u32>("one", 2);
+    let step = second.step("step", (), |_, ()| async { Ok(1_u32) }).without_compensation("nothing is done");
+    let more = second.step("more", step, |_, _| async { Ok("2".to_owned()) });
+    let more = more.without_compensation("nothing is done");
+    let second = second.build(more).unwrap();
+    let orchestrator = Orchestrator::open(Memory::new()).register(&first).register(&second).start();
+    let orchestrator = orchestrator.await.unwrap();
+    // While it is driven, and when it is over.
+    let handle = orchestrator.start(&first, "x", &1).await.unwrap();
+    for _ in 0..2 {
+        let other = orchestrator.handle(&second, "x").unwrap().finished().await;
+        assert!(
+            matches!(&other, Err(AskError::OtherDefinition { stored }) if stored.version == 1),
+            "{other:?}"
+        );
+        let other = orchestrator.run(&second, "x", &1).await;
+        assert!(matches!(other, Err(StartError::OtherDefinition { .. })), "{other:?}");
+        assert_eq!(handle.finished().await.unwrap().completed(), Some(1));
+    }
+}
+
+struct Panics;
+
+impl Observer for Panics {
+    fn on_event(&self, _: &Event<'_>) {
+        panic!("an observer");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_observer_that_panics_ends_neither_keeper_nor_driver() {
+    let store = Memory::new();
+    let saga = one(&Arc::default());
+    let orchestrator = Orchestrator::open(store.clone()).observe(Panics).register(&saga).start();
+    let orchestrator = orchestrator.await.unwrap();
+    store.fault(Operation::Requests, 0, Fault::Fail(StoreError::Unavailable("planned".to_owned())));
+    tokio::time::sleep(seconds(60)).await;
+    assert_eq!(store.planned_faults(), 0);
+    let outcome = tokio::time::timeout(seconds(5), orchestrator.run(&saga, "x", &1)).await.unwrap();
+    assert_eq!(outcome.unwrap().completed(), Some(1));
 }

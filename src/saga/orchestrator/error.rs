@@ -58,6 +58,12 @@ pub enum StartError {
         /// The id.
         id: SagaId,
     },
+    /// The saga was started before and follows another version of the definition: its outcome has other types. See
+    /// [`Orchestrator::run`](super::Orchestrator::run).
+    OtherDefinition {
+        /// The one it follows.
+        stored: DefinitionId,
+    },
     /// Another saga has a lock that this one needs.
     Locked {
         /// The lock.
@@ -85,6 +91,7 @@ impl fmt::Display for StartError {
             StartError::Different { id } => {
                 write!(f, "there is a saga {id} with another definition or input")
             }
+            StartError::OtherDefinition { stored } => other_definition(stored, f),
             StartError::Locked { key, holder } => write!(f, "the lock {key:?} is held by saga {holder}"),
             StartError::Busy(refused) => refused.fmt(f),
             StartError::Closed => f.write_str("the orchestrator is being shut down"),
@@ -119,6 +126,11 @@ impl From<StoreError> for StartError {
     }
 }
 
+fn other_definition(stored: &DefinitionId, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let DefinitionId { name, version, digest } = stored;
+    write!(f, "the saga follows the definition {name:?} version {version} with digest {digest}")
+}
+
 /// Why something could not be asked of a saga.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -129,6 +141,11 @@ pub enum AskError {
     Text(InvalidText),
     /// There is no saga with this id.
     Missing(SagaId),
+    /// The saga follows another definition, or another version of it, than the one it was asked with.
+    OtherDefinition {
+        /// The one it follows.
+        stored: DefinitionId,
+    },
     /// What was sent has no JSON, or what came of the saga is not what was expected.
     Payload(String),
     /// The store.
@@ -141,6 +158,7 @@ impl fmt::Display for AskError {
             AskError::Id(error) => error.fmt(f),
             AskError::Text(error) => error.fmt(f),
             AskError::Missing(id) => write!(f, "there is no saga {id}"),
+            AskError::OtherDefinition { stored } => other_definition(stored, f),
             AskError::Payload(why) => write!(f, "the payload is not possible: {why}"),
             AskError::Store(error) => error.fmt(f),
         }
@@ -169,6 +187,7 @@ impl From<AskError> for StartError {
             AskError::Text(error) => StartError::Text(error),
             AskError::Store(error) => StartError::Store(error),
             AskError::Missing(id) => StartError::Store(StoreError::Io(format!("saga {id} has vanished"))),
+            AskError::OtherDefinition { stored } => StartError::OtherDefinition { stored },
             AskError::Payload(why) => StartError::Store(StoreError::Io(why)),
         }
     }

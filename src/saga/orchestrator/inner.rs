@@ -52,7 +52,7 @@ pub(crate) struct Inner {
     pub(crate) by: Incarnation,
     pub(crate) definitions: HashMap<DefinitionId, Arc<Definition>>,
     pub(crate) settings: Settings,
-    pub(crate) identity: Identity,
+    pub(crate) identity: Listeners,
     pub(super) admission: Bulkhead,
     pub(super) live: Mutex<HashMap<SagaId, Live>>,
     /// Owned, and not driven: to be read anew.
@@ -79,6 +79,16 @@ pub(crate) struct Inner {
 pub(super) struct Live {
     pub(super) mail: mpsc::UnboundedSender<Mail>,
     pub(super) status: watch::Receiver<Status>,
+    pub(super) definition: Arc<Definition>,
+}
+
+/// Who is told what happens. A listener that panics has been told; neither the keeper nor a driver ends with it.
+pub(crate) struct Listeners(pub(super) Identity);
+
+impl Listeners {
+    pub(crate) fn emit(&self, event: &Event<'_>) {
+        self.0.emit_guarded(event);
+    }
 }
 
 /// A saga that is to be read anew.
@@ -161,8 +171,9 @@ impl Inner {
         Some(Status { blocked: Some(blocked), ..Status::default() })
     }
 
-    pub(crate) fn watch(&self, id: &SagaId) -> Option<watch::Receiver<Status>> {
-        lock(&self.live).get(id).map(|live| live.status.clone())
+    /// Its status while it is driven here, and the definition that it follows.
+    pub(crate) fn watch(&self, id: &SagaId) -> Option<(watch::Receiver<Status>, Arc<Definition>)> {
+        lock(&self.live).get(id).map(|live| (live.status.clone(), live.definition.clone()))
     }
 
     fn is_closed(&self) -> bool {
@@ -219,6 +230,7 @@ impl Inner {
     fn seat(
         self: &Arc<Self>,
         id: &SagaId,
+        definition: &Arc<Definition>,
         permit: OwnedPermit,
         trouble: Trouble,
     ) -> Option<(Seat, watch::Sender<Status>, mpsc::UnboundedReceiver<Mail>)> {
@@ -227,7 +239,7 @@ impl Inner {
         let left = Left::Failed;
         match lock(&self.live).entry(id.clone()) {
             Slot::Occupied(_) => return None,
-            Slot::Vacant(slot) => slot.insert(Live { mail, status: seen }),
+            Slot::Vacant(slot) => slot.insert(Live { mail, status: seen, definition: definition.clone() }),
         };
         Some((Seat { inner: self.clone(), id: id.clone(), left, trouble, _permit: permit }, status, letters))
     }
@@ -277,7 +289,7 @@ impl Inner {
         let permit = self.admission.try_acquire().map_err(StartError::Busy)?.into_owned();
         let now = self.now();
         // It is among the live ones before its beginning can be seen in the store, so that nobody here takes it for abandoned.
-        let Some((mut seat, status, mail)) = self.seat(&id, permit, Trouble::default()) else {
+        let Some((mut seat, status, mail)) = self.seat(&id, &definition, permit, Trouble::default()) else {
             return self.same(&definition, &id, &input).await;
         };
         let machine = Machine::new(definition.shape.clone());
@@ -352,18 +364,20 @@ impl Inner {
     /// Drives a saga that was claimed.
     fn adopt(self: &Arc<Self>, stored: Stored, permit: OwnedPermit, asked: Vec<Request>) {
         let id = stored.head.id.clone();
+        let Some(definition) = self.definitions.get(&stored.head.definition).cloned() else {
+            // A store gives nothing that was not asked for.
+            self.block(&stored.head.definition.name, id, "its definition is not registered".to_owned());
+            return;
+        };
         let lost = lock(&self.lost).remove(&id);
         let trouble = lost.map(|lost| lost.trouble).filter(|trouble| trouble.len == stored.head.len);
         let trouble = trouble.unwrap_or(Trouble { len: stored.head.len, ..Trouble::default() });
-        let Some((mut seat, status, mail)) = self.seat(&id, permit, trouble) else {
+        let Some((mut seat, status, mail)) = self.seat(&id, &definition, permit, trouble) else {
             // Its last driver is just leaving, and the keeper looks again then.
             self.look_after(id);
             return;
         };
-        let Head { epoch, len, crc, created, recoveries, ref definition, .. } = stored.head;
-        let Some(definition) = self.definitions.get(definition).cloned() else {
-            return;
-        };
+        let Head { epoch, len, crc, created, recoveries, .. } = stored.head;
         let machine = match fold(&stored, &definition) {
             Ok(machine) => machine,
             Err(why) => {

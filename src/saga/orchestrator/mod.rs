@@ -66,7 +66,8 @@ impl Orchestrator {
 
     /// Starts a saga. When this returns, the saga will end: it is durable.
     ///
-    /// The same `id` with the same input is the same saga, however often it is started.
+    /// The same `id` with the same input is the same saga, however often it is started; also if it was started with another version of
+    /// the definition, and then only its outcome cannot be had through this handle.
     ///
     /// # Errors
     ///

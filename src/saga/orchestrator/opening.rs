@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     Orchestrator, Owner,
-    inner::{Inner, keep},
+    inner::{Inner, Listeners, keep},
     off_thread::OffThread,
     random,
 };
@@ -93,7 +93,7 @@ impl Opening {
         self
     }
 
-    /// Adds a listener for what happens to the sagas.
+    /// Adds a listener for what happens to the sagas. One that panics misses the event, and nothing else comes of it.
     pub fn observe(mut self, observer: impl Observer + 'static) -> Self {
         self.identity.observe(Arc::new(observer));
         self
@@ -181,7 +181,7 @@ impl Opening {
             by,
             definitions: known,
             settings,
-            identity,
+            identity: Listeners(identity),
             admission,
             live: Mutex::default(),
             lost: Mutex::default(),
