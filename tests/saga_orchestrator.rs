@@ -285,3 +285,60 @@ async fn an_observer_that_panics_ends_neither_keeper_nor_driver() {
     let outcome = tokio::time::timeout(seconds(5), orchestrator.run(&saga, "x", &1)).await.unwrap();
     assert_eq!(outcome.unwrap().completed(), Some(1));
 }
+
+#[cfg(feature = "sqlite")]
+mod file {
+    use mainstay::saga::sqlite::Sqlite;
+
+    use super::*;
+
+    /// An empty folder, gone with the value.
+    struct Folder(std::path::PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("mainstay-{name}-{}", std::process::id()));
+            let _ = std::fs::remove_dir_all(&path);
+            std::fs::create_dir_all(&path).unwrap();
+            Folder(path)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[tokio::test]
+    async fn after_a_shutdown_the_file_can_be_opened_at_once() {
+        let folder = Folder::new("shutdown");
+        let path = folder.0.join("sagas.db");
+        let saga = one(&Arc::default());
+        for round in 0..5 {
+            let orchestrator =
+                Orchestrator::open(Sqlite::open(&path).unwrap()).register(&saga).start().await.unwrap();
+            let outcome = orchestrator.run(&saga, &format!("x{round}"), &1).await.unwrap();
+            assert_eq!(outcome.completed(), Some(1));
+            let left = orchestrator.start(&saga, &format!("y{round}"), &1).await.unwrap();
+            let clone = orchestrator.clone();
+            orchestrator.shutdown(Duration::ZERO).await;
+            Sqlite::open(&path).unwrap();
+            assert!(matches!(left.finished().await, Err(AskError::Store(_))));
+            assert!(clone.load("x0").await.is_err());
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_no_second_store() {
+        let folder = Folder::new("link");
+        let (path, link) = (folder.0.join("sagas.db"), folder.0.join("link.db"));
+        std::os::unix::fs::symlink("sagas.db", &link).unwrap();
+        let first = Sqlite::open(&link).unwrap();
+        assert!(matches!(Sqlite::open(&path), Err(StoreError::InUse(_))));
+        drop(first);
+        let _second = Sqlite::open(&path).unwrap();
+        assert!(matches!(Sqlite::open(&link), Err(StoreError::InUse(_))));
+    }
+}

@@ -122,7 +122,7 @@ impl<R: Inputs> Handle<R> {
             if let Some(status) = blocked.filter(|_| until_held) {
                 return self.outcome(status);
             }
-            let stored = inner.journal.load(&self.id).await?;
+            let stored = inner.journal()?.load(&self.id).await?;
             let stored = stored.ok_or_else(|| AskError::Missing(self.id.clone()))?;
             self.follows(&stored.head.definition)?;
             let mut status = Status::of(&stored.head, None);

@@ -11,7 +11,11 @@ use std::{
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use super::{StartError, StartOptions, Status, opening::Settings};
+use super::{
+    StartError, StartOptions, Status,
+    opening::Settings,
+    watched::{Gone, Here, shut_down},
+};
 use crate::{
     Bulkhead,
     bulkhead::OwnedPermit,
@@ -47,7 +51,8 @@ const SHARE: u32 = 20;
 
 /// What an orchestrator's tasks share.
 pub(crate) struct Inner {
-    pub(crate) journal: Arc<dyn Journal>,
+    /// None when it was let go.
+    pub(super) journal: Mutex<Option<Arc<dyn Journal>>>,
     pub(crate) writer: Writer,
     pub(crate) by: Incarnation,
     pub(crate) definitions: HashMap<DefinitionId, Arc<Definition>>,
@@ -72,6 +77,12 @@ pub(crate) struct Inner {
     /// A saga is no longer live.
     pub(crate) moved: Notify,
     pub(super) draining: AtomicBool,
+    /// Held by the keeper and by every driver.
+    pub(super) here: Mutex<Option<Here>>,
+    /// Tells that none of them is there any more.
+    pub(super) gone: tokio::sync::Mutex<Gone>,
+    /// Tells that nobody has the journal any more.
+    pub(super) let_go: tokio::sync::Mutex<Gone>,
     pub(super) closed: watch::Sender<bool>,
     pub(super) swept: watch::Sender<bool>,
 }
@@ -142,6 +153,7 @@ pub(crate) struct Seat {
     left: Left,
     trouble: Trouble,
     _permit: OwnedPermit,
+    _here: Option<Here>,
 }
 
 impl Drop for Seat {
@@ -157,6 +169,11 @@ impl Drop for Seat {
 }
 
 impl Inner {
+    /// The journal, until it is let go.
+    pub(crate) fn journal(&self) -> Result<Arc<dyn Journal>, StoreError> {
+        lock(&self.journal).clone().ok_or_else(shut_down)
+    }
+
     /// The store's time, as far as it was asked.
     pub(crate) fn now(&self) -> Timestamp {
         let (at, seen) = *lock(&self.clock);
@@ -182,6 +199,7 @@ impl Inner {
 
     pub(super) fn close(&self) {
         self.closed.send_replace(true);
+        drop(lock(&self.here).take());
         self.nudge.notify_one();
         // Their drivers find that nobody can write to them.
         let live = std::mem::take(&mut *lock(&self.live));
@@ -241,7 +259,9 @@ impl Inner {
             Slot::Occupied(_) => return None,
             Slot::Vacant(slot) => slot.insert(Live { mail, status: seen, definition: definition.clone() }),
         };
-        Some((Seat { inner: self.clone(), id: id.clone(), left, trouble, _permit: permit }, status, letters))
+        let here = lock(&self.here).clone();
+        let (inner, id) = (self.clone(), id.clone());
+        Some((Seat { inner, id, left, trouble, _permit: permit, _here: here }, status, letters))
     }
 
     /// A saga is to be read anew: at once when the store only has to say whose it is, otherwise after a pause that grows.
@@ -335,7 +355,7 @@ impl Inner {
 
     /// Whether the saga that exists is the one that was to be started.
     async fn same(&self, definition: &Definition, id: &SagaId, input: &Payload) -> Result<(), StartError> {
-        let Some(stored) = self.journal.load(id).await? else {
+        let Some(stored) = self.journal()?.load(id).await? else {
             // It is just being started, by somebody else who is told what becomes of it.
             return Err(StartError::Store(StoreError::Unavailable(
                 "the same saga is just being started".to_owned(),
@@ -449,7 +469,7 @@ impl Inner {
         if claimed.is_empty() {
             return Ok(());
         }
-        let requests = match self.journal.requests(&self.by).await {
+        let requests = match self.requests().await {
             Ok(requests) => requests,
             Err(error) => {
                 claimed.into_iter().for_each(|stored| self.look_after(stored.head.id));
@@ -476,6 +496,10 @@ impl Inner {
         Ok(())
     }
 
+    async fn requests(&self) -> Result<Vec<Request>, StoreError> {
+        self.journal()?.requests(&self.by).await
+    }
+
     fn hand_over(&self, request: Request) {
         let mail = lock(&self.live).get(&request.saga).map(|live| live.mail.clone());
         if let Some(mail) = mail {
@@ -486,9 +510,9 @@ impl Inner {
     async fn round(self: &Arc<Self>) -> Result<(), StoreError> {
         if self.beat_is_due() {
             let asked = time::now();
-            self.journal.heartbeat(&self.by, self.settings.lease).await?;
+            self.journal()?.heartbeat(&self.by, self.settings.lease).await?;
             self.extend_lease(asked);
-            let now = self.journal.now().await?;
+            let now = self.journal()?.now().await?;
             *lock(&self.clock) = (now, time::now());
         }
         if self.draining.load(Relaxed) {
@@ -507,7 +531,7 @@ impl Inner {
                 continue;
             }
             // It stays among the lost ones until it is known what became of it: nobody else looks after what is owned here.
-            let claimed = self.journal.claim(self.claim(Some(id.clone()), 1)).await?;
+            let claimed = self.journal()?.claim(self.claim(Some(id.clone()), 1)).await?;
             if !claimed.is_empty() {
                 self.adopt_all(claimed).await?;
                 continue;
@@ -523,7 +547,7 @@ impl Inner {
             if limit == 0 {
                 break;
             }
-            let claimed = self.journal.claim(self.claim(None, limit)).await;
+            let claimed = self.journal()?.claim(self.claim(None, limit)).await;
             let claimed = claimed.inspect_err(|_| self.unsure.store(true, Relaxed))?;
             let all = claimed.len() < limit;
             self.adopt_all(claimed).await?;
@@ -532,7 +556,7 @@ impl Inner {
             }
             tokio::task::yield_now().await;
         }
-        for request in self.journal.requests(&self.by).await? {
+        for request in self.requests().await? {
             self.hand_over(request);
         }
         self.swept.send_replace(true);
@@ -546,7 +570,7 @@ impl Inner {
         let phases = Phase::ALL.into_iter().filter(|phase| !phase.is_terminal()).collect();
         let mut query = Query { phases, limit: 1_000, ..Query::default() };
         loop {
-            let heads = self.journal.list(query.clone()).await?;
+            let heads = self.journal()?.list(query.clone()).await?;
             let Some(last) = heads.last() else { return Ok(()) };
             query.after = Some(last.id.clone());
             let own = heads.into_iter().filter(|head| head.owner.as_ref() == Some(&self.by));
@@ -574,8 +598,14 @@ async fn drive(inner: Arc<Inner>, mut driver: Driver) {
 /// Keeps the lease and looks after what comes, until the orchestrator is closed.
 pub(super) async fn keep(inner: Arc<Inner>) {
     let mut closed = inner.closed.subscribe();
+    let _here = lock(&inner.here).clone();
     loop {
-        if let Err(error) = inner.round().await {
+        let done = tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => return,
+            done = inner.round() => done,
+        };
+        if let Err(error) = done {
             inner.identity.emit(&Event::SagaStoreFailed { error: &error });
         }
         let pause = inner.settings.poll.min(inner.settings.lease / 3);

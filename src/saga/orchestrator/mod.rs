@@ -23,6 +23,7 @@ mod error;
 mod inner;
 mod off_thread;
 mod opening;
+mod watched;
 
 pub use error::{AskError, InvalidText, StartError};
 pub(crate) use inner::{Inner, Seat, fold};
@@ -186,7 +187,7 @@ impl Orchestrator {
 
     async fn ask(&self, request: Request) -> Result<Requested, AskError> {
         let inner = &self.0.0;
-        let requested = inner.journal.request(request).await?;
+        let requested = inner.journal()?.request(request).await?;
         inner.nudge.notify_one();
         Ok(requested)
     }
@@ -202,7 +203,7 @@ impl Orchestrator {
         if let Some(status) = inner.status(&id) {
             return Ok(Some(status));
         }
-        let stored = inner.journal.load(&id).await?;
+        let stored = inner.journal()?.load(&id).await?;
         Ok(stored.map(|stored| Status::of(&stored.head, None)))
     }
 
@@ -213,7 +214,7 @@ impl Orchestrator {
     /// [`StoreError`].
     pub async fn load(&self, saga: &str) -> Result<Option<Stored>, AskError> {
         let id = SagaId::new(saga)?;
-        Ok(self.0.0.journal.load(&id).await?)
+        Ok(self.0.0.journal()?.load(&id).await?)
     }
 
     /// The sagas in the store, a page at a time in the order of their ids.
@@ -222,7 +223,7 @@ impl Orchestrator {
     ///
     /// [`StoreError`].
     pub async fn list(&self, query: Query) -> Result<Vec<Head>, StoreError> {
-        self.0.0.journal.list(query).await
+        self.0.0.journal()?.list(query).await
     }
 
     /// The sagas that nobody can work on here, each with the reason: damaged, not fitting the code, or of a definition that is not
@@ -238,7 +239,7 @@ impl Orchestrator {
         let phases = Phase::ALL.into_iter().filter(|phase| !phase.is_terminal()).collect();
         let mut query = Query { phases, limit: 1_000, ..Query::default() };
         loop {
-            let heads = inner.journal.list(query.clone()).await?;
+            let heads = inner.journal()?.list(query.clone()).await?;
             let Some(last) = heads.last() else { break };
             query.after = Some(last.id.clone());
             for head in heads {
@@ -263,7 +264,7 @@ impl Orchestrator {
     pub async fn forget(&self, age: Duration, limit: usize) -> Result<usize, StoreError> {
         let now = self.0.0.now();
         let before = Timestamp(now.0.saturating_sub(Timestamp(0).after(age).0));
-        self.0.0.journal.forget(before, limit).await
+        self.0.0.journal()?.forget(before, limit).await
     }
 
     /// How many sagas it works on now.
@@ -285,6 +286,9 @@ impl Orchestrator {
 
     /// Ends it in order: nothing new is begun, attempts that run may finish within `grace`, its sagas are let go and can be taken up at
     /// once by others. What is not over then is dropped, as in a crash.
+    ///
+    /// When this returns, nothing of it has the store any more, which can be opened anew, unless the store does not answer for as
+    /// long as a lease. Clones and handles that are left can ask nothing any more.
     pub async fn shutdown(self, grace: Duration) {
         let inner = &self.0.0;
         inner.draining.store(true, Relaxed);
@@ -302,9 +306,18 @@ impl Orchestrator {
         };
         let _ = tokio::time::timeout(grace, emptied).await;
         inner.close();
-        if let Err(error) = inner.journal.leave(&inner.by).await {
-            inner.identity.emit(&Event::SagaStoreFailed { error: &error });
+        // A store that does not answer is waited for no longer than until others may have the sagas.
+        let most = inner.settings.lease;
+        let _ = tokio::time::timeout(most, async { inner.gone.lock().await.recv().await }).await;
+        inner.writer.close();
+        let journal = lock(&inner.journal).take();
+        if let Some(journal) = journal {
+            let left = tokio::time::timeout(most, journal.leave(&inner.by)).await;
+            if let Ok(Err(error)) = left {
+                inner.identity.emit(&Event::SagaStoreFailed { error: &error });
+            }
         }
+        let _ = tokio::time::timeout(most, async { inner.let_go.lock().await.recv().await }).await;
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {

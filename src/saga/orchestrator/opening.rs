@@ -17,6 +17,7 @@ use super::{
     inner::{Inner, Listeners, keep},
     off_thread::OffThread,
     random,
+    watched::{Gone, Watched},
 };
 use crate::{
     Bulkhead,
@@ -58,6 +59,7 @@ pub(crate) struct Settings {
 #[must_use = "an orchestrator does nothing until it is started"]
 pub struct Opening {
     journal: Arc<dyn Journal>,
+    let_go: Gone,
     definitions: Vec<Arc<Definition>>,
     settings: Settings,
     identity: Identity,
@@ -71,8 +73,10 @@ impl fmt::Debug for Opening {
 
 impl Opening {
     pub(super) fn new(journal: impl Journal) -> Self {
+        let (journal, let_go) = Watched::new(journal);
         Opening {
             journal: Arc::new(journal),
+            let_go,
             definitions: Vec::new(),
             settings: Settings {
                 lease: Duration::from_secs(10),
@@ -153,7 +157,7 @@ impl Opening {
     ///
     /// Outside a tokio runtime with time enabled.
     pub async fn start(self) -> Result<Orchestrator, OpenError> {
-        let Opening { journal, definitions, settings, identity } = self;
+        let Opening { journal, let_go, definitions, settings, identity } = self;
         not_zero(settings.lease, "saga.lease")?;
         not_zero(settings.poll, "saga.poll")?;
         not_zero(settings.stuck_retry.unwrap_or(Duration::MAX), "saga.stuck_retry")?;
@@ -175,8 +179,9 @@ impl Opening {
         let asked = time::now();
         journal.heartbeat(&by, settings.lease).await?;
         let now = journal.now().await?;
+        let (here, gone) = tokio::sync::mpsc::channel(1);
         let inner = Arc::new(Inner {
-            journal,
+            journal: Mutex::new(Some(journal)),
             writer,
             by,
             definitions: known,
@@ -194,6 +199,9 @@ impl Opening {
             nudge: Notify::new(),
             moved: Notify::new(),
             draining: AtomicBool::new(false),
+            here: Mutex::new(Some(here)),
+            gone: tokio::sync::Mutex::new(gone),
+            let_go: tokio::sync::Mutex::new(let_go),
             closed: watch::Sender::new(false),
             swept: watch::Sender::new(false),
         });
