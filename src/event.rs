@@ -256,6 +256,16 @@ impl Identity {
         }
     }
 
+    /// Tells the listeners, where nobody could do anything about one that panics.
+    #[cfg(feature = "saga")]
+    pub(crate) fn emit_guarded(&self, event: &Event<'_>) {
+        for observer in &self.observers {
+            let told = std::panic::AssertUnwindSafe(|| observer.on_event(event));
+            // The panic's message was printed by the hook.
+            let _ = std::panic::catch_unwind(told);
+        }
+    }
+
     #[inline]
     pub(crate) fn has_listeners(&self) -> bool {
         !self.observers.is_empty()

@@ -73,7 +73,7 @@ impl<T: DeserializeOwned + Send + 'static> Inputs for Output<T> {
 
     fn decode(&self, outputs: &dyn Fn(usize) -> Option<Payload>) -> Result<T, Failure> {
         let Some(payload) = outputs(self.step) else {
-            unreachable!("a step is due when everything before it has an output");
+            return Err(Failure::missing("the output of a step"));
         };
         payload.decode().map_err(|error| Failure::undecodable("the output of a step", &error))
     }

@@ -105,6 +105,7 @@ impl Ledger {
         let at = self.inner.now();
         let mut entries = Vec::with_capacity(records.len());
         for record in records {
+            let record = &record.clone().shortened();
             // The machine has been asked before; were it not legal, a fault of this crate would be on its way to the disk.
             self.machine.apply(record).map_err(|illegal| Stop::Blocked(illegal.to_string()))?;
             let by = &self.inner.by;

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
     definition::{Definition, Inputs, Saga},
-    journal::{Phase, Requested},
+    journal::{DefinitionId, Phase, Requested},
     orchestrator::{AskError, Finished, Orchestrator, Status, fold},
     record::{Cause, SagaId},
 };
@@ -110,7 +110,8 @@ impl<R: Inputs> Handle<R> {
     async fn wait(&self, until_held: bool) -> Result<Outcome<R::Values>, AskError> {
         let inner = self.orchestrator.inner();
         loop {
-            if let Some(mut watch) = inner.watch(&self.id) {
+            if let Some((mut watch, definition)) = inner.watch(&self.id) {
+                self.follows(&definition.shape.id)?;
                 let stop = |status: &Status| status.finished.is_some() || until_held && is_held(status);
                 // An error says that its driver has left; where it stands then is in the store.
                 if let Ok(status) = watch.wait_for(stop).await {
@@ -121,8 +122,9 @@ impl<R: Inputs> Handle<R> {
             if let Some(status) = blocked.filter(|_| until_held) {
                 return self.outcome(status);
             }
-            let stored = inner.journal.load(&self.id).await?;
+            let stored = inner.journal()?.load(&self.id).await?;
             let stored = stored.ok_or_else(|| AskError::Missing(self.id.clone()))?;
+            self.follows(&stored.head.definition)?;
             let mut status = Status::of(&stored.head, None);
             if stored.head.phase.is_terminal() {
                 match fold(&stored, &self.definition) {
@@ -140,6 +142,14 @@ impl<R: Inputs> Handle<R> {
                 () = tokio::time::sleep(inner.settings.poll.max(Duration::from_millis(10))) => {}
             }
         }
+    }
+
+    /// Whether the saga is of the definition whose values this handle knows.
+    fn follows(&self, stored: &DefinitionId) -> Result<(), AskError> {
+        if *stored == self.definition.shape.id {
+            return Ok(());
+        }
+        Err(AskError::OtherDefinition { stored: stored.clone() })
     }
 
     fn outcome(&self, status: Status) -> Result<Outcome<R::Values>, AskError> {

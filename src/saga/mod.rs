@@ -35,7 +35,9 @@ pub use definition::{Adding, Builder, Decided, Inputs, Output, Saga, Undecided};
 pub use handle::{Handle, Outcome};
 pub use journal::{Phase, StoreError};
 pub use key::{Direction, InvalidKey, Key};
-pub use orchestrator::{AskError, OpenError, Opening, Orchestrator, StartError, StartOptions, Status};
+pub use orchestrator::{
+    AskError, InvalidText, OpenError, Opening, Orchestrator, StartError, StartOptions, Status,
+};
 pub use record::{Cause, Entry, Incarnation, InvalidId, Order, Payload, Record, SagaId, Timestamp};
 pub use shape::{Class, DefinitionError, Unknown};
 pub use step::{Failure, Step, Verified};

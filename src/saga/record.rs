@@ -347,7 +347,53 @@ pub enum Order {
     },
 }
 
+/// The longest text of an error, a cause or a reason in a record, in bytes.
+const TEXT: usize = 4 * 1024;
+
+/// Cuts what is too long, and what no column of text takes.
+fn shorten(text: &mut String) {
+    if text.len() > TEXT {
+        let cut = (0..=TEXT).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(cut);
+        text.push('…');
+    }
+    if text.contains('\0') {
+        *text = text.replace('\0', "\u{fffd}");
+    }
+}
+
+impl Order {
+    /// The same with a reason of bounded length.
+    pub(crate) fn shortened(mut self) -> Self {
+        match &mut self {
+            Order::Cancel { reason }
+            | Order::Reject { reason, .. }
+            | Order::Undone { reason, .. }
+            | Order::Compensate { reason }
+            | Order::Abandon { reason } => shorten(reason),
+            Order::Retry { .. } | Order::Complete { .. } => {}
+        }
+        self
+    }
+}
+
 impl Record {
+    /// The same with texts of bounded length: what a participant says may be of any, and a row may not.
+    pub(crate) fn shortened(mut self) -> Self {
+        match &mut self {
+            Record::Stuck { error, .. } => shorten(error),
+            Record::Parked { reason, .. } => shorten(reason),
+            Record::Aborted { cause, .. } => match cause {
+                Cause::Rejected { error, .. } | Cause::Unknown { error, .. } => shorten(error),
+                Cause::Cancelled { reason } => shorten(reason),
+                Cause::Deadline => {}
+            },
+            Record::Ordered { order, .. } => *order = order.clone().shortened(),
+            _ => {}
+        }
+        self
+    }
+
     /// The kind as a short stable word.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -117,6 +117,10 @@ impl Failure {
         Failure { kind: FailureKind::Undecodable, message: format!("{what} cannot be read: {error}") }
     }
 
+    pub(crate) fn missing(what: &str) -> Self {
+        Failure { kind: FailureKind::Undecodable, message: format!("{what} is missing") }
+    }
+
     pub(crate) fn kind(&self) -> FailureKind {
         self.kind
     }

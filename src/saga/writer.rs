@@ -25,9 +25,9 @@ struct Job {
     answer: oneshot::Sender<Answer>,
 }
 
-/// The sending end; cloning shares the queue. The queue ends with the last of them.
+/// The sending end; cloning shares the queue. The queue ends with the last of them, or when it is closed.
 #[derive(Clone)]
-pub(crate) struct Writer(mpsc::UnboundedSender<Job>);
+pub(crate) struct Writer(mpsc::UnboundedSender<Option<Job>>);
 
 impl Writer {
     /// Starts to write to `journal`, on a thread of its own if the journal blocks the one that polls it.
@@ -49,8 +49,13 @@ impl Writer {
     pub(crate) fn append(&self, append: Append) -> Written {
         let (answer, written) = oneshot::channel();
         // Without a writer there is nobody to answer, and the caller is told so.
-        let _ = self.0.send(Job { append, answer });
+        let _ = self.0.send(Some(Job { append, answer }));
         Written(written)
+    }
+
+    /// Ends the queue behind what is in it; the journal is let go then.
+    pub(crate) fn close(&self) {
+        let _ = self.0.send(None);
     }
 }
 
@@ -67,24 +72,50 @@ impl Written {
     }
 }
 
-async fn write(journal: Arc<dyn Journal>, mut jobs: mpsc::UnboundedReceiver<Job>) {
+/// Whether no append can be the cause.
+fn is_of_all(error: &StoreError) -> bool {
+    use StoreError::{Full, InUse, Poisoned, Unavailable};
+    matches!(error, Unavailable(_) | InUse(_) | Full(_) | Poisoned)
+}
+
+async fn write(journal: Arc<dyn Journal>, mut jobs: mpsc::UnboundedReceiver<Option<Job>>) {
     let mut next = Vec::new();
     loop {
         if jobs.recv_many(&mut next, BATCH).await == 0 {
             return;
         }
-        let (appends, answers): (Vec<_>, Vec<_>) = next.drain(..).map(|job| (job.append, job.answer)).unzip();
+        let queued = next.len();
+        let (appends, answers): (Vec<_>, Vec<_>) =
+            next.drain(..).map_while(|job| job.map(|Job { append, answer }| (append, answer))).unzip();
+        let closed = appends.len() < queued;
+        if closed && appends.is_empty() {
+            return;
+        }
+        // A batch of one is not tried twice.
+        let again = if appends.len() > 1 { appends.clone() } else { Vec::new() };
         match journal.append(appends).await {
             Ok(results) => {
                 for (answer, result) in answers.into_iter().zip(results) {
                     let _ = answer.send(result.map_err(WriteError::Refused));
                 }
             }
-            Err(error) => {
+            Err(error) if again.is_empty() || is_of_all(&error) => {
                 for answer in answers {
                     let _ = answer.send(Err(WriteError::Store(error.clone())));
                 }
             }
+            // One of them may be the cause. What was written nevertheless is refused as a repetition, and read anew by its owner.
+            Err(_) => {
+                for (append, answer) in again.into_iter().zip(answers) {
+                    let _ = answer.send(match journal.append(vec![append]).await {
+                        Ok(mut results) => results.pop().unwrap_or(Ok(())).map_err(WriteError::Refused),
+                        Err(error) => Err(WriteError::Store(error)),
+                    });
+                }
+            }
+        }
+        if closed {
+            return;
         }
     }
 }

@@ -10,12 +10,45 @@ use crate::{
     },
 };
 
+/// A text that cannot be a lock, a tag, a message's id or a name; or too many of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidText(String);
+
+impl InvalidText {
+    /// The longest of these texts in bytes.
+    pub const MAX: usize = 200;
+
+    pub(super) fn check(what: &str, text: &str, longest: usize) -> Result<(), Self> {
+        if text.len() <= longest && !text.chars().any(char::is_control) {
+            return Ok(());
+        }
+        let begin: String = text.chars().take(40).collect();
+        Err(InvalidText(format!(
+            "{what} {begin:?} is not possible: allowed are {longest} bytes without control characters"
+        )))
+    }
+
+    pub(super) fn too_many(what: &str, most: usize) -> Self {
+        InvalidText(format!("there are too many {what}: allowed are {most}"))
+    }
+}
+
+impl fmt::Display for InvalidText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for InvalidText {}
+
 /// Why a saga was not started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StartError {
     /// The id is impossible.
     Id(InvalidId),
+    /// A lock or the tag is impossible, or there are too many locks.
+    Text(InvalidText),
     /// The input is too large, or has no JSON.
     Input(String),
     /// The definition is not registered with this orchestrator.
@@ -24,6 +57,12 @@ pub enum StartError {
     Different {
         /// The id.
         id: SagaId,
+    },
+    /// The saga was started before and follows another version of the definition: its outcome has other types. See
+    /// [`Orchestrator::run`](super::Orchestrator::run).
+    OtherDefinition {
+        /// The one it follows.
+        stored: DefinitionId,
     },
     /// Another saga has a lock that this one needs.
     Locked {
@@ -44,6 +83,7 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StartError::Id(error) => error.fmt(f),
+            StartError::Text(error) => error.fmt(f),
             StartError::Input(why) => write!(f, "the input is not possible: {why}"),
             StartError::Unregistered(DefinitionId { name, version, .. }) => {
                 write!(f, "the definition {name:?} version {version} is not registered as it is")
@@ -51,6 +91,7 @@ impl fmt::Display for StartError {
             StartError::Different { id } => {
                 write!(f, "there is a saga {id} with another definition or input")
             }
+            StartError::OtherDefinition { stored } => other_definition(stored, f),
             StartError::Locked { key, holder } => write!(f, "the lock {key:?} is held by saga {holder}"),
             StartError::Busy(refused) => refused.fmt(f),
             StartError::Closed => f.write_str("the orchestrator is being shut down"),
@@ -67,10 +108,27 @@ impl From<InvalidId> for StartError {
     }
 }
 
+impl From<InvalidText> for StartError {
+    fn from(error: InvalidText) -> Self {
+        StartError::Text(error)
+    }
+}
+
+impl From<InvalidText> for AskError {
+    fn from(error: InvalidText) -> Self {
+        AskError::Text(error)
+    }
+}
+
 impl From<StoreError> for StartError {
     fn from(error: StoreError) -> Self {
         StartError::Store(error)
     }
+}
+
+fn other_definition(stored: &DefinitionId, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let DefinitionId { name, version, digest } = stored;
+    write!(f, "the saga follows the definition {name:?} version {version} with digest {digest}")
 }
 
 /// Why something could not be asked of a saga.
@@ -79,8 +137,15 @@ impl From<StoreError> for StartError {
 pub enum AskError {
     /// The id is impossible.
     Id(InvalidId),
+    /// A message's id, the name of a step or of whoever asks is impossible.
+    Text(InvalidText),
     /// There is no saga with this id.
     Missing(SagaId),
+    /// The saga follows another definition, or another version of it, than the one it was asked with.
+    OtherDefinition {
+        /// The one it follows.
+        stored: DefinitionId,
+    },
     /// What was sent has no JSON, or what came of the saga is not what was expected.
     Payload(String),
     /// The store.
@@ -91,7 +156,9 @@ impl fmt::Display for AskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             AskError::Id(error) => error.fmt(f),
+            AskError::Text(error) => error.fmt(f),
             AskError::Missing(id) => write!(f, "there is no saga {id}"),
+            AskError::OtherDefinition { stored } => other_definition(stored, f),
             AskError::Payload(why) => write!(f, "the payload is not possible: {why}"),
             AskError::Store(error) => error.fmt(f),
         }
@@ -117,8 +184,10 @@ impl From<AskError> for StartError {
     fn from(error: AskError) -> Self {
         match error {
             AskError::Id(error) => StartError::Id(error),
+            AskError::Text(error) => StartError::Text(error),
             AskError::Store(error) => StartError::Store(error),
             AskError::Missing(id) => StartError::Store(StoreError::Io(format!("saga {id} has vanished"))),
+            AskError::OtherDefinition { stored } => StartError::OtherDefinition { stored },
             AskError::Payload(why) => StartError::Store(StoreError::Io(why)),
         }
     }

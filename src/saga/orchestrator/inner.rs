@@ -6,12 +6,16 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use super::{StartError, StartOptions, Status, opening::Settings};
+use super::{
+    StartError, StartOptions, Status,
+    opening::Settings,
+    watched::{Gone, Here, shut_down},
+};
 use crate::{
     Bulkhead,
     bulkhead::OwnedPermit,
@@ -33,18 +37,31 @@ use crate::{
 /// How many sagas are taken up at once.
 const CLAIM: usize = 256;
 
+/// The longest pause before a saga that was lost is read anew.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How often a saga is asked for whose begin had no answer and is not in the store: it may come there late.
+const LATE: u32 = 8;
+
+/// After so many leases it looks in the store for what it owns and nobody drives.
+const LOOK: u32 = 6;
+
+/// A look through the whole store is made so seldom that it takes at most one part in this many of the time.
+const SHARE: u32 = 20;
+
 /// What an orchestrator's tasks share.
 pub(crate) struct Inner {
-    pub(crate) journal: Arc<dyn Journal>,
+    /// None when it was let go.
+    pub(super) journal: Mutex<Option<Arc<dyn Journal>>>,
     pub(crate) writer: Writer,
     pub(crate) by: Incarnation,
     pub(crate) definitions: HashMap<DefinitionId, Arc<Definition>>,
     pub(crate) settings: Settings,
-    pub(crate) identity: Identity,
+    pub(crate) identity: Listeners,
     pub(super) admission: Bulkhead,
     pub(super) live: Mutex<HashMap<SagaId, Live>>,
     /// Owned, and not driven: to be read anew.
-    pub(super) lost: Mutex<Vec<SagaId>>,
+    pub(super) lost: Mutex<HashMap<SagaId, Lost>>,
     pub(super) blocked: Mutex<HashMap<SagaId, String>>,
     /// The store's time at an instant of this process.
     pub(super) clock: Mutex<(Timestamp, Instant)>,
@@ -53,11 +70,19 @@ pub(crate) struct Inner {
     pub(super) lapses: AtomicU64,
     /// A claim had no answer: there may be sagas that are owned and not known.
     pub(super) unsure: AtomicBool,
+    /// When it looks for such sagas even so.
+    pub(super) look_at: Mutex<Instant>,
     /// Something was left in the store.
     pub(super) nudge: Notify,
     /// A saga is no longer live.
     pub(crate) moved: Notify,
     pub(super) draining: AtomicBool,
+    /// Held by the keeper and by every driver.
+    pub(super) here: Mutex<Option<Here>>,
+    /// Tells that none of them is there any more.
+    pub(super) gone: tokio::sync::Mutex<Gone>,
+    /// Tells that nobody has the journal any more.
+    pub(super) let_go: tokio::sync::Mutex<Gone>,
     pub(super) closed: watch::Sender<bool>,
     pub(super) swept: watch::Sender<bool>,
 }
@@ -65,22 +90,78 @@ pub(crate) struct Inner {
 pub(super) struct Live {
     pub(super) mail: mpsc::UnboundedSender<Mail>,
     pub(super) status: watch::Receiver<Status>,
+    pub(super) definition: Arc<Definition>,
+}
+
+/// Who is told what happens. A listener that panics has been told; neither the keeper nor a driver ends with it.
+pub(crate) struct Listeners(pub(super) Identity);
+
+impl Listeners {
+    pub(crate) fn emit(&self, event: &Event<'_>) {
+        self.0.emit_guarded(event);
+    }
+}
+
+/// A saga that is to be read anew.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lost {
+    not_before: Instant,
+    trouble: Trouble,
+}
+
+/// How often a saga was lost without anything having been recorded in between.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Trouble {
+    /// How many entries it had.
+    len: u64,
+    /// How often it was lost.
+    times: u32,
+    /// How often it may have been the cause itself.
+    blamed: u32,
+}
+
+/// How a driver has left its saga.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// It is over or somebody else's: nobody has to look after it here.
+    Done,
+    /// The store knows whose it is.
+    Fenced,
+    /// The store as a whole has failed.
+    Store,
+    /// An append of this saga has failed, or its driver has panicked.
+    Failed,
+}
+
+impl Left {
+    fn store(error: &StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_)
+            | StoreError::InUse(_)
+            | StoreError::Full(_)
+            | StoreError::Absent(_)
+            | StoreError::Poisoned => Left::Store,
+            _ => Left::Failed,
+        }
+    }
 }
 
 /// A saga's place among those that are driven. It is free again when this is dropped, whatever became of the driver.
 pub(crate) struct Seat {
     inner: Arc<Inner>,
     id: SagaId,
-    /// Whether the saga is over or somebody else's, so that nobody has to look after it here.
-    pub(crate) done: bool,
+    left: Left,
+    trouble: Trouble,
     _permit: OwnedPermit,
+    _here: Option<Here>,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
         lock(&self.inner.live).remove(&self.id);
-        if !self.done {
-            lock(&self.inner.lost).push(self.id.clone());
+        if self.left != Left::Done {
+            self.inner.lose(self.id.clone(), self.trouble, self.left);
+        } else if lock(&self.inner.lost).contains_key(&self.id) {
             self.inner.nudge.notify_one();
         }
         self.inner.moved.notify_waiters();
@@ -88,6 +169,11 @@ impl Drop for Seat {
 }
 
 impl Inner {
+    /// The journal, until it is let go.
+    pub(crate) fn journal(&self) -> Result<Arc<dyn Journal>, StoreError> {
+        lock(&self.journal).clone().ok_or_else(shut_down)
+    }
+
     /// The store's time, as far as it was asked.
     pub(crate) fn now(&self) -> Timestamp {
         let (at, seen) = *lock(&self.clock);
@@ -102,8 +188,9 @@ impl Inner {
         Some(Status { blocked: Some(blocked), ..Status::default() })
     }
 
-    pub(crate) fn watch(&self, id: &SagaId) -> Option<watch::Receiver<Status>> {
-        lock(&self.live).get(id).map(|live| live.status.clone())
+    /// Its status while it is driven here, and the definition that it follows.
+    pub(crate) fn watch(&self, id: &SagaId) -> Option<(watch::Receiver<Status>, Arc<Definition>)> {
+        lock(&self.live).get(id).map(|live| (live.status.clone(), live.definition.clone()))
     }
 
     fn is_closed(&self) -> bool {
@@ -112,6 +199,7 @@ impl Inner {
 
     pub(super) fn close(&self) {
         self.closed.send_replace(true);
+        drop(lock(&self.here).take());
         self.nudge.notify_one();
         // Their drivers find that nobody can write to them.
         let live = std::mem::take(&mut *lock(&self.live));
@@ -160,15 +248,49 @@ impl Inner {
     fn seat(
         self: &Arc<Self>,
         id: &SagaId,
+        definition: &Arc<Definition>,
         permit: OwnedPermit,
+        trouble: Trouble,
     ) -> Option<(Seat, watch::Sender<Status>, mpsc::UnboundedReceiver<Mail>)> {
         let (mail, letters) = mpsc::unbounded_channel();
         let (status, seen) = watch::channel(Status::default());
+        let left = Left::Failed;
         match lock(&self.live).entry(id.clone()) {
             Slot::Occupied(_) => return None,
-            Slot::Vacant(slot) => slot.insert(Live { mail, status: seen }),
+            Slot::Vacant(slot) => slot.insert(Live { mail, status: seen, definition: definition.clone() }),
         };
-        Some((Seat { inner: self.clone(), id: id.clone(), done: false, _permit: permit }, status, letters))
+        let here = lock(&self.here).clone();
+        let (inner, id) = (self.clone(), id.clone());
+        Some((Seat { inner, id, left, trouble, _permit: permit, _here: here }, status, letters))
+    }
+
+    /// A saga is to be read anew: at once when the store only has to say whose it is, otherwise after a pause that grows.
+    fn lose(&self, id: SagaId, mut trouble: Trouble, left: Left) {
+        let doublings = trouble.times.saturating_sub(u32::from(left == Left::Fenced));
+        let pause = match (left, trouble.times) {
+            (Left::Fenced, 0) => Duration::ZERO,
+            _ => self.settings.poll.saturating_mul(2_u32.saturating_pow(doublings)),
+        };
+        trouble.times += 1;
+        trouble.blamed += u32::from(left == Left::Failed);
+        let not_before = time::later(time::now(), pause.min(LONGEST_PAUSE.max(self.settings.poll)));
+        lock(&self.lost).insert(id, Lost { not_before, trouble });
+        self.nudge.notify_one();
+    }
+
+    /// Somebody has to look whether a saga is owned here and driven by nobody.
+    fn look_after(&self, id: SagaId) {
+        let lost = Lost { not_before: time::now(), trouble: Trouble::default() };
+        lock(&self.lost).entry(id).or_insert(lost);
+        self.nudge.notify_one();
+    }
+
+    /// Those whose time to be read anew has come.
+    fn due_lost(&self) -> Vec<(SagaId, Trouble)> {
+        let now = time::now();
+        let lost = lock(&self.lost);
+        let due = lost.iter().filter(|(_, lost)| lost.not_before <= now);
+        due.map(|(id, lost)| (id.clone(), lost.trouble)).collect()
     }
 
     pub(super) async fn begin(
@@ -187,7 +309,7 @@ impl Inner {
         let permit = self.admission.try_acquire().map_err(StartError::Busy)?.into_owned();
         let now = self.now();
         // It is among the live ones before its beginning can be seen in the store, so that nobody here takes it for abandoned.
-        let Some((mut seat, status, mail)) = self.seat(&id, permit) else {
+        let Some((mut seat, status, mail)) = self.seat(&id, &definition, permit, Trouble::default()) else {
             return self.same(&definition, &id, &input).await;
         };
         let machine = Machine::new(definition.shape.clone());
@@ -202,11 +324,15 @@ impl Inner {
             let answer = ledger.begin(begin, record).await;
             match &answer {
                 Ok(()) => {
+                    seat.trouble.len = 1;
                     let _ = told.send(answer);
                     drive(inner, Driver::new(ledger, driven, mail, seat, false)).await;
                 }
                 Err(error) => {
-                    seat.done = matches!(error, WriteError::Refused(_));
+                    seat.left = match error {
+                        WriteError::Refused(_) => Left::Done,
+                        WriteError::Store(_) => Left::Store,
+                    };
                     drop((seat, ledger, mail));
                     let _ = told.send(answer);
                 }
@@ -229,7 +355,7 @@ impl Inner {
 
     /// Whether the saga that exists is the one that was to be started.
     async fn same(&self, definition: &Definition, id: &SagaId, input: &Payload) -> Result<(), StartError> {
-        let Some(stored) = self.journal.load(id).await? else {
+        let Some(stored) = self.journal()?.load(id).await? else {
             // It is just being started, by somebody else who is told what becomes of it.
             return Err(StartError::Store(StoreError::Unavailable(
                 "the same saga is just being started".to_owned(),
@@ -244,6 +370,11 @@ impl Inner {
             Some(Record::Begun { input: first, .. })
                 if stored.head.definition.name == definition.shape.id.name && equal(&first, input) =>
             {
+                // Its begin may have had no answer and have come to the store after it was looked for there.
+                let owned = stored.head.owner.as_ref() == Some(&self.by);
+                if owned && !lock(&self.live).contains_key(id) && !lock(&self.blocked).contains_key(id) {
+                    self.look_after(id.clone());
+                }
                 Ok(())
             }
             _ => Err(StartError::Different { id: id.clone() }),
@@ -253,20 +384,24 @@ impl Inner {
     /// Drives a saga that was claimed.
     fn adopt(self: &Arc<Self>, stored: Stored, permit: OwnedPermit, asked: Vec<Request>) {
         let id = stored.head.id.clone();
-        let Some((mut seat, status, mail)) = self.seat(&id, permit) else {
-            // Its last driver is just leaving.
-            lock(&self.lost).push(id);
-            self.nudge.notify_one();
+        let Some(definition) = self.definitions.get(&stored.head.definition).cloned() else {
+            // A store gives nothing that was not asked for.
+            self.block(&stored.head.definition.name, id, "its definition is not registered".to_owned());
             return;
         };
-        let Head { epoch, len, crc, created, recoveries, ref definition, .. } = stored.head;
-        let Some(definition) = self.definitions.get(definition).cloned() else {
+        let lost = lock(&self.lost).remove(&id);
+        let trouble = lost.map(|lost| lost.trouble).filter(|trouble| trouble.len == stored.head.len);
+        let trouble = trouble.unwrap_or(Trouble { len: stored.head.len, ..Trouble::default() });
+        let Some((mut seat, status, mail)) = self.seat(&id, &definition, permit, trouble) else {
+            // Its last driver is just leaving, and the keeper looks again then.
+            self.look_after(id);
             return;
         };
+        let Head { epoch, len, crc, created, recoveries, .. } = stored.head;
         let machine = match fold(&stored, &definition) {
             Ok(machine) => machine,
             Err(why) => {
-                seat.done = true;
+                seat.left = Left::Done;
                 self.block(&definition.shape.id.name, id, why);
                 return;
             }
@@ -277,10 +412,15 @@ impl Inner {
         let inner = self.clone();
         let most = self.settings.max_recoveries;
         tokio::spawn(async move {
-            if recoveries > most && !ledger.machine.is_held() {
-                let reason = format!(
-                    "{recoveries} orchestrators have died at it without recording anything; it may be the cause"
-                );
+            if recoveries.saturating_add(trouble.blamed) > most && !ledger.machine.is_held() {
+                let reason = match trouble.blamed {
+                    0 => format!(
+                        "{recoveries} orchestrators have died at it without recording anything; it may be the cause"
+                    ),
+                    times => format!(
+                        "{times} times nothing could be recorded of it, {recoveries} orchestrators have died at it; it may be the cause"
+                    ),
+                };
                 if let Err(stop) = ledger.park(reason).await {
                     inner.stopped(&definition.shape.id.name, &ledger.id.clone(), &mut seat, stop);
                     return;
@@ -298,14 +438,17 @@ impl Inner {
 
     fn stopped(&self, definition: &str, id: &SagaId, seat: &mut Seat, stop: Stop) {
         match stop {
-            Stop::Released | Stop::Closed => seat.done = true,
+            Stop::Released | Stop::Closed => seat.left = Left::Done,
             // An append of its own that was not made leaves a gap, and the saga its own: it is asked for once more.
-            Stop::Fenced => {}
+            Stop::Fenced => seat.left = Left::Fenced,
             Stop::Blocked(why) => {
-                seat.done = true;
+                seat.left = Left::Done;
                 self.block(definition, id.clone(), why);
             }
-            Stop::Lost(error) => self.identity.emit(&Event::SagaStoreFailed { error: &error }),
+            Stop::Lost(error) => {
+                seat.left = Left::store(&error);
+                self.identity.emit(&Event::SagaStoreFailed { error: &error });
+            }
         }
     }
 
@@ -326,10 +469,10 @@ impl Inner {
         if claimed.is_empty() {
             return Ok(());
         }
-        let requests = match self.journal.requests(&self.by).await {
+        let requests = match self.requests().await {
             Ok(requests) => requests,
             Err(error) => {
-                lock(&self.lost).extend(claimed.into_iter().map(|stored| stored.head.id));
+                claimed.into_iter().for_each(|stored| self.look_after(stored.head.id));
                 return Err(error);
             }
         };
@@ -343,10 +486,18 @@ impl Inner {
                     let asked = asked.remove(&stored.head.id).unwrap_or_default();
                     self.adopt(stored, permit.into_owned(), asked);
                 }
-                Err(_) => lock(&self.lost).push(stored.head.id),
+                Err(_) => {
+                    // As soon as there is room.
+                    let lost = Lost { not_before: time::now(), trouble: Trouble::default() };
+                    lock(&self.lost).entry(stored.head.id).or_insert(lost);
+                }
             }
         }
         Ok(())
+    }
+
+    async fn requests(&self) -> Result<Vec<Request>, StoreError> {
+        self.journal()?.requests(&self.by).await
     }
 
     fn hand_over(&self, request: Request) {
@@ -359,36 +510,36 @@ impl Inner {
     async fn round(self: &Arc<Self>) -> Result<(), StoreError> {
         if self.beat_is_due() {
             let asked = time::now();
-            self.journal.heartbeat(&self.by, self.settings.lease).await?;
+            self.journal()?.heartbeat(&self.by, self.settings.lease).await?;
             self.extend_lease(asked);
-            let now = self.journal.now().await?;
+            let now = self.journal()?.now().await?;
             *lock(&self.clock) = (now, time::now());
         }
         if self.draining.load(Relaxed) {
             return Ok(());
         }
-        if self.unsure.swap(false, Relaxed) {
+        let look = time::now() >= *lock(&self.look_at);
+        if self.unsure.swap(false, Relaxed) || look {
+            let began = time::now();
             self.look_for_own().await.inspect_err(|_| self.unsure.store(true, Relaxed))?;
+            let took = time::now().saturating_duration_since(began);
+            let pause = self.settings.lease.saturating_mul(LOOK).max(took.saturating_mul(SHARE));
+            *lock(&self.look_at) = time::later(time::now(), pause);
         }
-        let mut lost = std::mem::take(&mut *lock(&self.lost));
-        while let Some(id) = lost.pop() {
+        for (id, trouble) in self.due_lost() {
             if lock(&self.live).contains_key(&id) || self.admission.in_use() >= self.settings.max_live {
-                lock(&self.lost).push(id);
                 continue;
             }
-            let error = match self.journal.claim(self.claim(Some(id.clone()), 1)).await {
-                Ok(claimed) => match self.adopt_all(claimed).await {
-                    Ok(()) => continue,
-                    Err(error) => error,
-                },
-                Err(error) => {
-                    lost.push(id);
-                    error
-                }
-            };
-            // None of them may be forgotten: nobody else looks after what is owned here.
-            lock(&self.lost).append(&mut lost);
-            return Err(error);
+            // It stays among the lost ones until it is known what became of it: nobody else looks after what is owned here.
+            let claimed = self.journal()?.claim(self.claim(Some(id.clone()), 1)).await?;
+            if !claimed.is_empty() {
+                self.adopt_all(claimed).await?;
+                continue;
+            }
+            lock(&self.lost).remove(&id);
+            if trouble.len == 0 && (1..LATE).contains(&trouble.times) {
+                self.lose(id, trouble, Left::Store);
+            }
         }
         loop {
             let free = self.settings.max_live.saturating_sub(self.admission.in_use());
@@ -396,7 +547,7 @@ impl Inner {
             if limit == 0 {
                 break;
             }
-            let claimed = self.journal.claim(self.claim(None, limit)).await;
+            let claimed = self.journal()?.claim(self.claim(None, limit)).await;
             let claimed = claimed.inspect_err(|_| self.unsure.store(true, Relaxed))?;
             let all = claimed.len() < limit;
             self.adopt_all(claimed).await?;
@@ -405,7 +556,7 @@ impl Inner {
             }
             tokio::task::yield_now().await;
         }
-        for request in self.journal.requests(&self.by).await? {
+        for request in self.requests().await? {
             self.hand_over(request);
         }
         self.swept.send_replace(true);
@@ -419,14 +570,16 @@ impl Inner {
         let phases = Phase::ALL.into_iter().filter(|phase| !phase.is_terminal()).collect();
         let mut query = Query { phases, limit: 1_000, ..Query::default() };
         loop {
-            let heads = self.journal.list(query.clone()).await?;
+            let heads = self.journal()?.list(query.clone()).await?;
             let Some(last) = heads.last() else { return Ok(()) };
             query.after = Some(last.id.clone());
             let own = heads.into_iter().filter(|head| head.owner.as_ref() == Some(&self.by));
-            let mut lost = lock(&self.lost);
-            for head in own.filter(|head| !lock(&self.live).contains_key(&head.id)) {
-                if !lost.contains(&head.id) {
-                    lost.push(head.id);
+            for head in own {
+                let known = lock(&self.live).contains_key(&head.id)
+                    || lock(&self.blocked).contains_key(&head.id)
+                    || lock(&self.lost).contains_key(&head.id);
+                if !known {
+                    self.look_after(head.id);
                 }
             }
         }
@@ -437,7 +590,7 @@ async fn drive(inner: Arc<Inner>, mut driver: Driver) {
     let name = driver.ledger.machine.shape().id.name.clone();
     let id = driver.ledger.id.clone();
     match driver.run().await {
-        Ok(()) => driver.seat.done = true,
+        Ok(()) => driver.seat.left = Left::Done,
         Err(stop) => inner.stopped(&name, &id, &mut driver.seat, stop),
     }
 }
@@ -445,8 +598,14 @@ async fn drive(inner: Arc<Inner>, mut driver: Driver) {
 /// Keeps the lease and looks after what comes, until the orchestrator is closed.
 pub(super) async fn keep(inner: Arc<Inner>) {
     let mut closed = inner.closed.subscribe();
+    let _here = lock(&inner.here).clone();
     loop {
-        if let Err(error) = inner.round().await {
+        let done = tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => return,
+            done = inner.round() => done,
+        };
+        if let Err(error) = done {
             inner.identity.emit(&Event::SagaStoreFailed { error: &error });
         }
         let pause = inner.settings.poll.min(inner.settings.lease / 3);

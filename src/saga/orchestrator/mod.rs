@@ -23,10 +23,17 @@ mod error;
 mod inner;
 mod off_thread;
 mod opening;
+mod watched;
 
-pub use error::{AskError, StartError};
+pub use error::{AskError, InvalidText, StartError};
 pub(crate) use inner::{Inner, Seat, fold};
 pub use opening::{OpenError, Opening};
+
+/// The most locks of one saga.
+const MOST_LOCKS: usize = 64;
+
+/// The longest path of a step that anything is asked of, in bytes.
+const LONGEST_PATH: usize = 1_024;
 
 /// Runs sagas; see the [module](super).
 ///
@@ -60,7 +67,8 @@ impl Orchestrator {
 
     /// Starts a saga. When this returns, the saga will end: it is durable.
     ///
-    /// The same `id` with the same input is the same saga, however often it is started.
+    /// The same `id` with the same input is the same saga, however often it is started; also if it was started with another version of
+    /// the definition, and then only its outcome cannot be had through this handle.
     ///
     /// # Errors
     ///
@@ -92,6 +100,7 @@ impl Orchestrator {
     ) -> Result<Handle<R>, StartError> {
         let inner = &self.0.0;
         let id = SagaId::new(id)?;
+        options.check()?;
         let input = Payload::encode(input).map_err(|error| StartError::Input(error.to_string()))?;
         let (bytes, most) = (input.as_str().len(), inner.settings.max_input);
         if bytes > most {
@@ -131,7 +140,7 @@ impl Orchestrator {
 
     /// Leaves a message for the step `step` of a saga, which waits for it or will; see [`Builder::signal`](super::Builder::signal).
     ///
-    /// Of two messages with the same `message` id at the same saga the second changes nothing. It is durable when this returns. A message
+    /// The message id has at most [`InvalidText::MAX`] bytes and no control characters. Of two messages with the same `message` id at the same saga the second changes nothing. It is durable when this returns. A message
     /// that nobody waits for any more is dropped.
     ///
     /// # Errors
@@ -145,6 +154,8 @@ impl Orchestrator {
         payload: &T,
     ) -> Result<Requested, AskError> {
         let payload = Payload::encode(payload).map_err(|error| AskError::Payload(error.to_string()))?;
+        InvalidText::check("the message id", message, InvalidText::MAX)?;
+        InvalidText::check("the step", step, LONGEST_PATH)?;
         self.ask(Request::signal(SagaId::new(saga)?, "signal", step, message, payload)).await
     }
 
@@ -157,18 +168,26 @@ impl Orchestrator {
         self.order(saga, "cancel", Order::Cancel { reason: reason.to_owned() }).await
     }
 
-    /// Leaves a person's decision with a saga. It becomes a record of the saga if it can be followed where the saga then stands.
+    /// Leaves a person's decision with a saga. A reason of more than 4 KiB is cut. It becomes a record of the saga if it can be followed where the saga then stands.
     ///
     /// # Errors
     ///
     /// [`AskError`].
     pub async fn order(&self, saga: &str, by: &str, order: Order) -> Result<Requested, AskError> {
-        self.ask(Request::order(SagaId::new(saga)?, by, order)).await
+        InvalidText::check("the name of who decides", by, InvalidText::MAX)?;
+        match &order {
+            Order::Retry { step: Some(step) }
+            | Order::Complete { step, .. }
+            | Order::Reject { step, .. }
+            | Order::Undone { step, .. } => InvalidText::check("the step", step, LONGEST_PATH)?,
+            _ => {}
+        }
+        self.ask(Request::order(SagaId::new(saga)?, by, order.shortened())).await
     }
 
     async fn ask(&self, request: Request) -> Result<Requested, AskError> {
         let inner = &self.0.0;
-        let requested = inner.journal.request(request).await?;
+        let requested = inner.journal()?.request(request).await?;
         inner.nudge.notify_one();
         Ok(requested)
     }
@@ -184,7 +203,7 @@ impl Orchestrator {
         if let Some(status) = inner.status(&id) {
             return Ok(Some(status));
         }
-        let stored = inner.journal.load(&id).await?;
+        let stored = inner.journal()?.load(&id).await?;
         Ok(stored.map(|stored| Status::of(&stored.head, None)))
     }
 
@@ -195,7 +214,7 @@ impl Orchestrator {
     /// [`StoreError`].
     pub async fn load(&self, saga: &str) -> Result<Option<Stored>, AskError> {
         let id = SagaId::new(saga)?;
-        Ok(self.0.0.journal.load(&id).await?)
+        Ok(self.0.0.journal()?.load(&id).await?)
     }
 
     /// The sagas in the store, a page at a time in the order of their ids.
@@ -204,7 +223,7 @@ impl Orchestrator {
     ///
     /// [`StoreError`].
     pub async fn list(&self, query: Query) -> Result<Vec<Head>, StoreError> {
-        self.0.0.journal.list(query).await
+        self.0.0.journal()?.list(query).await
     }
 
     /// The sagas that nobody can work on here, each with the reason: damaged, not fitting the code, or of a definition that is not
@@ -220,7 +239,7 @@ impl Orchestrator {
         let phases = Phase::ALL.into_iter().filter(|phase| !phase.is_terminal()).collect();
         let mut query = Query { phases, limit: 1_000, ..Query::default() };
         loop {
-            let heads = inner.journal.list(query.clone()).await?;
+            let heads = inner.journal()?.list(query.clone()).await?;
             let Some(last) = heads.last() else { break };
             query.after = Some(last.id.clone());
             for head in heads {
@@ -245,7 +264,7 @@ impl Orchestrator {
     pub async fn forget(&self, age: Duration, limit: usize) -> Result<usize, StoreError> {
         let now = self.0.0.now();
         let before = Timestamp(now.0.saturating_sub(Timestamp(0).after(age).0));
-        self.0.0.journal.forget(before, limit).await
+        self.0.0.journal()?.forget(before, limit).await
     }
 
     /// How many sagas it works on now.
@@ -267,6 +286,9 @@ impl Orchestrator {
 
     /// Ends it in order: nothing new is begun, attempts that run may finish within `grace`, its sagas are let go and can be taken up at
     /// once by others. What is not over then is dropped, as in a crash.
+    ///
+    /// When this returns, nothing of it has the store any more, which can be opened anew, unless the store does not answer for as
+    /// long as a lease. Clones and handles that are left can ask nothing any more.
     pub async fn shutdown(self, grace: Duration) {
         let inner = &self.0.0;
         inner.draining.store(true, Relaxed);
@@ -284,9 +306,18 @@ impl Orchestrator {
         };
         let _ = tokio::time::timeout(grace, emptied).await;
         inner.close();
-        if let Err(error) = inner.journal.leave(&inner.by).await {
-            inner.identity.emit(&Event::SagaStoreFailed { error: &error });
+        // A store that does not answer is waited for no longer than until others may have the sagas.
+        let most = inner.settings.lease;
+        let _ = tokio::time::timeout(most, async { inner.gone.lock().await.recv().await }).await;
+        inner.writer.close();
+        let journal = lock(&inner.journal).take();
+        if let Some(journal) = journal {
+            let left = tokio::time::timeout(most, journal.leave(&inner.by)).await;
+            if let Ok(Err(error)) = left {
+                inner.identity.emit(&Event::SagaStoreFailed { error: &error });
+            }
         }
+        let _ = tokio::time::timeout(most, async { inner.let_go.lock().await.recv().await }).await;
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {
@@ -309,17 +340,25 @@ impl StartOptions {
         self
     }
 
-    /// Free text to find it by.
+    /// Free text to find it by, of at most [`InvalidText::MAX`] bytes without control characters.
     pub fn tag(mut self, tag: impl Into<String>) -> Self {
         self.tag = tag.into();
         self
     }
 
     /// A *semantic lock*: no other saga that asks for this key begins until this one is over. All of a saga's locks are taken
-    /// with its first record, or none.
+    /// with its first record, or none. At most 64, each of at most [`InvalidText::MAX`] bytes without control characters.
     pub fn lock(mut self, key: impl Into<String>) -> Self {
         self.locks.push(key.into());
         self
+    }
+
+    fn check(&self) -> Result<(), InvalidText> {
+        InvalidText::check("the tag", &self.tag, InvalidText::MAX)?;
+        if self.locks.len() > MOST_LOCKS {
+            return Err(InvalidText::too_many("locks", MOST_LOCKS));
+        }
+        self.locks.iter().try_for_each(|key| InvalidText::check("the lock", key, InvalidText::MAX))
     }
 }
 

@@ -14,9 +14,10 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     Orchestrator, Owner,
-    inner::{Inner, keep},
+    inner::{Inner, Listeners, keep},
     off_thread::OffThread,
     random,
+    watched::{Gone, Watched},
 };
 use crate::{
     Bulkhead,
@@ -58,6 +59,7 @@ pub(crate) struct Settings {
 #[must_use = "an orchestrator does nothing until it is started"]
 pub struct Opening {
     journal: Arc<dyn Journal>,
+    let_go: Gone,
     definitions: Vec<Arc<Definition>>,
     settings: Settings,
     identity: Identity,
@@ -71,8 +73,10 @@ impl fmt::Debug for Opening {
 
 impl Opening {
     pub(super) fn new(journal: impl Journal) -> Self {
+        let (journal, let_go) = Watched::new(journal);
         Opening {
             journal: Arc::new(journal),
+            let_go,
             definitions: Vec::new(),
             settings: Settings {
                 lease: Duration::from_secs(10),
@@ -93,7 +97,7 @@ impl Opening {
         self
     }
 
-    /// Adds a listener for what happens to the sagas.
+    /// Adds a listener for what happens to the sagas. One that panics misses the event, and nothing else comes of it.
     pub fn observe(mut self, observer: impl Observer + 'static) -> Self {
         self.identity.observe(Arc::new(observer));
         self
@@ -153,7 +157,7 @@ impl Opening {
     ///
     /// Outside a tokio runtime with time enabled.
     pub async fn start(self) -> Result<Orchestrator, OpenError> {
-        let Opening { journal, definitions, settings, identity } = self;
+        let Opening { journal, let_go, definitions, settings, identity } = self;
         not_zero(settings.lease, "saga.lease")?;
         not_zero(settings.poll, "saga.poll")?;
         not_zero(settings.stuck_retry.unwrap_or(Duration::MAX), "saga.stuck_retry")?;
@@ -175,13 +179,14 @@ impl Opening {
         let asked = time::now();
         journal.heartbeat(&by, settings.lease).await?;
         let now = journal.now().await?;
+        let (here, gone) = tokio::sync::mpsc::channel(1);
         let inner = Arc::new(Inner {
-            journal,
+            journal: Mutex::new(Some(journal)),
             writer,
             by,
             definitions: known,
             settings,
-            identity,
+            identity: Listeners(identity),
             admission,
             live: Mutex::default(),
             lost: Mutex::default(),
@@ -190,9 +195,13 @@ impl Opening {
             leased_until: Mutex::new(asked),
             lapses: AtomicU64::new(0),
             unsure: AtomicBool::new(false),
+            look_at: Mutex::new(asked),
             nudge: Notify::new(),
             moved: Notify::new(),
             draining: AtomicBool::new(false),
+            here: Mutex::new(Some(here)),
+            gone: tokio::sync::Mutex::new(gone),
+            let_go: tokio::sync::Mutex::new(let_go),
             closed: watch::Sender::new(false),
             swept: watch::Sender::new(false),
         });

@@ -170,7 +170,7 @@ impl Settings {
     /// * [`Format`](StoreError::Format): it is no store of sagas, or one of a later version; or SQLite itself is older than 3.51.3.
     /// * [`Unavailable`](StoreError::Unavailable): it may not be written, or another process blocks it.
     /// * [`Full`](StoreError::Full), [`Io`](StoreError::Io): the device.
-    pub fn open(self) -> Result<Sqlite, StoreError> {
+    pub fn open(mut self) -> Result<Sqlite, StoreError> {
         if rusqlite::version_number() < OLDEST {
             let found = format!("SQLite {}", rusqlite::version());
             return Err(StoreError::Format { found, known: "SQLite 3.51.3 or later".into() });
@@ -180,6 +180,9 @@ impl Settings {
         if folder.is_some_and(|folder| !folder.is_dir()) || (self.existing && !self.path.is_file()) {
             return Err(StoreError::Absent(place()));
         }
+        // One database has one owner, by whatever name it is opened.
+        self.path = resolved(self.path);
+        let place = || self.path.display().to_string();
         let guard = self.lock()?;
         let writer = self.connect()?;
         prepare(&writer, self.existing).map_err(|error| error.into_store(&place()))?;
@@ -239,6 +242,25 @@ impl Settings {
             _ => failure(&error, &path.display().to_string()),
         })
     }
+}
+
+/// The path without links, also of a file that is still to be made.
+fn resolved(mut path: PathBuf) -> PathBuf {
+    // As many links as an operating system follows.
+    for _ in 0..40 {
+        if let Ok(real) = path.canonicalize() {
+            return real;
+        }
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        match path.read_link() {
+            Ok(target) => path = folder.join(target),
+            Err(_) => {
+                let (Ok(folder), Some(name)) = (folder.canonicalize(), path.file_name()) else { break };
+                return folder.join(name);
+            }
+        }
+    }
+    path
 }
 
 /// `sagas.db` has `sagas.db-owner` beside it.

@@ -1,0 +1,81 @@
+//! A journal of which is known when nobody has it any more.
+
+use std::{convert::Infallible, time::Duration};
+
+use tokio::sync::mpsc;
+
+use crate::saga::{
+    journal::{
+        Append, Claim, Head, Journal, Pending, Query, Refusal, Request, Requested, StoreError, Stored,
+    },
+    record::{Incarnation, SagaId, Timestamp},
+};
+
+/// Ends when everything that holds the other end is gone.
+pub(crate) type Gone = mpsc::Receiver<Infallible>;
+/// Held by what is waited for.
+pub(crate) type Here = mpsc::Sender<Infallible>;
+
+/// The journal, and behind it in the order of dropping what tells that it is gone.
+pub(super) struct Watched<J> {
+    journal: J,
+    _here: Here,
+}
+
+impl<J: Journal> Watched<J> {
+    pub(super) fn new(journal: J) -> (Self, Gone) {
+        let (here, gone) = mpsc::channel(1);
+        (Watched { journal, _here: here }, gone)
+    }
+}
+
+impl<J: Journal> Journal for Watched<J> {
+    fn now(&self) -> Pending<'_, Timestamp> {
+        self.journal.now()
+    }
+
+    fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
+        self.journal.append(batch)
+    }
+
+    fn blocks(&self) -> bool {
+        self.journal.blocks()
+    }
+
+    fn heartbeat(&self, by: &Incarnation, lease: Duration) -> Pending<'_, ()> {
+        self.journal.heartbeat(by, lease)
+    }
+
+    fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
+        self.journal.leave(by)
+    }
+
+    fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
+        self.journal.claim(claim)
+    }
+
+    fn load(&self, saga: &SagaId) -> Pending<'_, Option<Stored>> {
+        self.journal.load(saga)
+    }
+
+    fn list(&self, query: Query) -> Pending<'_, Vec<Head>> {
+        self.journal.list(query)
+    }
+
+    fn request(&self, request: Request) -> Pending<'_, Requested> {
+        self.journal.request(request)
+    }
+
+    fn requests(&self, by: &Incarnation) -> Pending<'_, Vec<Request>> {
+        self.journal.requests(by)
+    }
+
+    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+        self.journal.forget(before, limit)
+    }
+}
+
+/// What an orchestrator that has been shut down says.
+pub(super) fn shut_down() -> StoreError {
+    StoreError::Unavailable("the orchestrator was shut down".to_owned())
+}

@@ -1,0 +1,344 @@
+//! What the orchestrator owes to those who start sagas, wait for them and keep their store.
+#![cfg(feature = "saga")]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use mainstay::{
+    Event, Observer,
+    saga::{
+        AskError, Cause, Failure, Incarnation, Orchestrator, Order, Outcome, Output, Phase, Saga, SagaId,
+        StartError, StartOptions, StoreError, Timestamp,
+        journal::{Append, Claim, Head, Journal, Pending, Query, Refusal, Request, Requested, Stored},
+        memory::{Fault, Memory, Operation},
+    },
+};
+
+/// A store whose appends go wrong as `plan` says.
+#[derive(Clone)]
+struct Faulty {
+    store: Memory,
+    plan: Arc<dyn Fn(&Memory, &[Append]) -> Option<StoreError> + Send + Sync>,
+}
+
+impl Faulty {
+    fn new(
+        store: &Memory,
+        plan: impl Fn(&Memory, &[Append]) -> Option<StoreError> + Send + Sync + 'static,
+    ) -> Self {
+        Faulty { store: store.clone(), plan: Arc::new(plan) }
+    }
+}
+
+impl Journal for Faulty {
+    fn now(&self) -> Pending<'_, Timestamp> {
+        self.store.now()
+    }
+
+    fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
+        match (self.plan)(&self.store, &batch) {
+            Some(error) => Box::pin(async { Err(error) }),
+            None => self.store.append(batch),
+        }
+    }
+
+    fn blocks(&self) -> bool {
+        false
+    }
+
+    fn heartbeat(&self, by: &Incarnation, lease: Duration) -> Pending<'_, ()> {
+        self.store.heartbeat(by, lease)
+    }
+
+    fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
+        self.store.leave(by)
+    }
+
+    fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
+        self.store.claim(claim)
+    }
+
+    fn load(&self, saga: &SagaId) -> Pending<'_, Option<Stored>> {
+        self.store.load(saga)
+    }
+
+    fn list(&self, query: Query) -> Pending<'_, Vec<Head>> {
+        self.store.list(query)
+    }
+
+    fn request(&self, request: Request) -> Pending<'_, Requested> {
+        self.store.request(request)
+    }
+
+    fn requests(&self, by: &Incarnation) -> Pending<'_, Vec<Request>> {
+        self.store.requests(by)
+    }
+
+    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+        self.store.forget(before, limit)
+    }
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn phase(store: &Memory, id: &str) -> Phase {
+    store.stored(&SagaId::new(id).unwrap()).unwrap().head.phase
+}
+
+/// One step, counted.
+fn one(calls: &Arc<AtomicU32>) -> Saga<u32, Output<u32>> {
+    let calls = calls.clone();
+    let mut saga = Saga::define::<u32>("one", 1);
+    let step = saga.step("step", (), move |_, ()| {
+        calls.fetch_add(1, SeqCst);
+        async {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            Ok(1_u32)
+        }
+    });
+    let step = step.without_compensation("it only counts");
+    saga.build(step).unwrap()
+}
+
+/// The first append has no answer, and comes to the store `after` later.
+fn late(store: &Memory, after: Duration) -> Faulty {
+    let first = AtomicU32::new(0);
+    Faulty::new(store, move |store, batch| {
+        (first.fetch_add(1, SeqCst) == 0).then(|| {
+            let (store, batch) = (store.clone(), batch.to_vec());
+            tokio::spawn(async move {
+                tokio::time::sleep(after).await;
+                store.append(batch).await
+            });
+            StoreError::Unavailable("no answer in time".to_owned())
+        })
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_begin_that_comes_late_is_driven_when_it_is_started_again() {
+    let store = Memory::new();
+    let saga = one(&Arc::default());
+    let orchestrator =
+        Orchestrator::open(late(&store, seconds(700))).lease(seconds(600)).register(&saga).start();
+    let orchestrator = orchestrator.await.unwrap();
+    orchestrator.start(&saga, "x", &1).await.unwrap_err();
+    tokio::time::sleep(seconds(800)).await;
+    assert_eq!(phase(&store, "x"), Phase::Running);
+    let handle = orchestrator.start(&saga, "x", &1).await.unwrap();
+    let outcome = tokio::time::timeout(seconds(5), handle.finished()).await.unwrap().unwrap();
+    assert_eq!(outcome.completed(), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_begin_that_comes_late_is_driven_even_if_nobody_starts_it_again() {
+    for after in [1, 20, 700] {
+        let store = Memory::new();
+        let saga = one(&Arc::default());
+        let orchestrator = Orchestrator::open(late(&store, seconds(after))).register(&saga).start();
+        let orchestrator = orchestrator.await.unwrap();
+        orchestrator.start(&saga, "x", &1).await.unwrap_err();
+        tokio::time::sleep(seconds(after + 90)).await;
+        assert_eq!(phase(&store, "x"), Phase::Completed, "after {after} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_whose_appends_fail_is_tried_seldom_and_then_parked() {
+    let store = Memory::new();
+    let calls = Arc::default();
+    let saga = one(&calls);
+    let refused = |append: &Append| append.entries.iter().any(|entry| entry.kind == "completed");
+    let journal = Faulty::new(&store, move |_, batch| {
+        batch.iter().any(refused).then(|| StoreError::Io("row too large".to_owned()))
+    });
+    let orchestrator = Orchestrator::open(journal).register(&saga).start().await.unwrap();
+    orchestrator.start(&saga, "x", &1).await.unwrap();
+    store.reset_counts();
+    tokio::time::sleep(seconds(10)).await;
+    assert!(calls.load(SeqCst) <= 7, "{} calls in 10 s", calls.load(SeqCst));
+    tokio::time::sleep(seconds(60)).await;
+    assert_eq!(phase(&store, "x"), Phase::Parked);
+    assert_eq!(calls.load(SeqCst), 6);
+    assert!(store.counts().operation(Operation::Claim) < 600);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_parks_nothing() {
+    let store = Memory::new();
+    let calls: Arc<AtomicU32> = Arc::default();
+    let saga = one(&calls);
+    let down = tokio::time::Instant::now() + seconds(300);
+    let journal = Faulty::new(&store, move |_, batch| {
+        let out = tokio::time::Instant::now() < down && batch.iter().all(|append| append.begin.is_none());
+        out.then(|| StoreError::Unavailable("planned".to_owned()))
+    });
+    let orchestrator = Orchestrator::open(journal).register(&saga).start().await.unwrap();
+    let handle = orchestrator.start(&saga, "x", &1).await.unwrap();
+    tokio::time::sleep(seconds(335)).await;
+    assert_eq!(handle.finished().await.unwrap().completed(), Some(1));
+    assert!(calls.load(SeqCst) < 30, "{} calls", calls.load(SeqCst));
+}
+
+#[tokio::test(start_paused = true)]
+async fn texts_that_no_store_takes_are_refused_or_cut() {
+    let store = Memory::new();
+    let mut saga = Saga::define::<u32>("texts", 1);
+    let step =
+        saga.step("step", (), |_, ()| async { Err::<u32, _>(Failure::rejected("ö\0".repeat(1 << 20))) });
+    let step = step.without_compensation("nothing is done");
+    let saga = saga.build(step).unwrap();
+    let orchestrator = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
+    let long = "k".repeat(201);
+    let many = (0..65).fold(StartOptions::default(), |options, lock| options.lock(lock.to_string()));
+    for options in [
+        StartOptions::default().lock(&long),
+        StartOptions::default().lock("a\0b"),
+        StartOptions::default().tag(&long),
+        many,
+    ] {
+        let refused = orchestrator.start_with(&saga, "x", &1, options).await.unwrap_err();
+        assert!(matches!(refused, StartError::Text(_)), "{refused:?}");
+    }
+    for refused in [
+        orchestrator.signal("x", "step", &long, &1).await,
+        orchestrator.signal("x", "step", "a\u{1f}b", &1).await,
+        orchestrator.signal("x", &"s".repeat(2_000), "m", &1).await,
+        orchestrator.order("x", &long, Order::Retry { step: None }).await,
+    ] {
+        assert!(matches!(refused, Err(AskError::Text(_))), "{refused:?}");
+    }
+    let outcome = orchestrator.run(&saga, "x", &1).await.unwrap();
+    assert!(matches!(outcome, Outcome::Compensated(Cause::Rejected { error, .. }) if error.len() < 8_000));
+    let stored = store.stored(&SagaId::new("x").unwrap()).unwrap();
+    assert!(stored.head.note.len() < 8_000 && !stored.head.note.contains('\0'));
+    assert!(stored.entries.iter().all(|entry| entry.data.len() < 16_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_bad_append_does_not_fail_those_beside_it() {
+    let store = Memory::new();
+    let saga = one(&Arc::default());
+    let journal = Faulty::new(&store, |_, batch| {
+        let bad = batch.iter().any(|append| append.saga.as_str() == "bad");
+        bad.then(|| StoreError::Io("row too large".to_owned()))
+    });
+    let orchestrator = Orchestrator::open(journal).register(&saga).start().await.unwrap();
+    let ids = ["a", "bad", "b"];
+    let started = ids.map(|id| {
+        let (orchestrator, saga) = (orchestrator.clone(), saga.clone());
+        tokio::spawn(async move { orchestrator.start(&saga, id, &1).await })
+    });
+    for (id, started) in ids.into_iter().zip(started) {
+        assert_eq!(started.await.unwrap().is_ok(), id != "bad", "{id}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_of_another_version_is_not_decoded() {
+    let first = one(&Arc::default());
+    let mut second = Saga::define::<u32>("one", 2);
+    let step = second.step("step", (), |_, ()| async { Ok(1_u32) }).without_compensation("nothing is done");
+    let more = second.step("more", step, |_, _| async { Ok("2".to_owned()) });
+    let more = more.without_compensation("nothing is done");
+    let second = second.build(more).unwrap();
+    let orchestrator = Orchestrator::open(Memory::new()).register(&first).register(&second).start();
+    let orchestrator = orchestrator.await.unwrap();
+    // While it is driven, and when it is over.
+    let handle = orchestrator.start(&first, "x", &1).await.unwrap();
+    for _ in 0..2 {
+        let other = orchestrator.handle(&second, "x").unwrap().finished().await;
+        assert!(
+            matches!(&other, Err(AskError::OtherDefinition { stored }) if stored.version == 1),
+            "{other:?}"
+        );
+        let other = orchestrator.run(&second, "x", &1).await;
+        assert!(matches!(other, Err(StartError::OtherDefinition { .. })), "{other:?}");
+        assert_eq!(handle.finished().await.unwrap().completed(), Some(1));
+    }
+}
+
+struct Panics;
+
+impl Observer for Panics {
+    fn on_event(&self, _: &Event<'_>) {
+        panic!("an observer");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_observer_that_panics_ends_neither_keeper_nor_driver() {
+    let store = Memory::new();
+    let saga = one(&Arc::default());
+    let orchestrator = Orchestrator::open(store.clone()).observe(Panics).register(&saga).start();
+    let orchestrator = orchestrator.await.unwrap();
+    store.fault(Operation::Requests, 0, Fault::Fail(StoreError::Unavailable("planned".to_owned())));
+    tokio::time::sleep(seconds(60)).await;
+    assert_eq!(store.planned_faults(), 0);
+    let outcome = tokio::time::timeout(seconds(5), orchestrator.run(&saga, "x", &1)).await.unwrap();
+    assert_eq!(outcome.unwrap().completed(), Some(1));
+}
+
+#[cfg(feature = "sqlite")]
+mod file {
+    use mainstay::saga::sqlite::Sqlite;
+
+    use super::*;
+
+    /// An empty folder, gone with the value.
+    struct Folder(std::path::PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("mainstay-{name}-{}", std::process::id()));
+            let _ = std::fs::remove_dir_all(&path);
+            std::fs::create_dir_all(&path).unwrap();
+            Folder(path)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[tokio::test]
+    async fn after_a_shutdown_the_file_can_be_opened_at_once() {
+        let folder = Folder::new("shutdown");
+        let path = folder.0.join("sagas.db");
+        let saga = one(&Arc::default());
+        for round in 0..5 {
+            let orchestrator =
+                Orchestrator::open(Sqlite::open(&path).unwrap()).register(&saga).start().await.unwrap();
+            let outcome = orchestrator.run(&saga, &format!("x{round}"), &1).await.unwrap();
+            assert_eq!(outcome.completed(), Some(1));
+            let left = orchestrator.start(&saga, &format!("y{round}"), &1).await.unwrap();
+            let clone = orchestrator.clone();
+            orchestrator.shutdown(Duration::ZERO).await;
+            Sqlite::open(&path).unwrap();
+            assert!(matches!(left.finished().await, Err(AskError::Store(_))));
+            assert!(clone.load("x0").await.is_err());
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_no_second_store() {
+        let folder = Folder::new("link");
+        let (path, link) = (folder.0.join("sagas.db"), folder.0.join("link.db"));
+        std::os::unix::fs::symlink("sagas.db", &link).unwrap();
+        let first = Sqlite::open(&link).unwrap();
+        assert!(matches!(Sqlite::open(&path), Err(StoreError::InUse(_))));
+        drop(first);
+        let _second = Sqlite::open(&path).unwrap();
+        assert!(matches!(Sqlite::open(&link), Err(StoreError::InUse(_))));
+    }
+}
