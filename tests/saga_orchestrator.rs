@@ -19,11 +19,14 @@ use mainstay::{
     },
 };
 
+/// Whether an append fails, and how.
+type Plan = dyn Fn(&Memory, &[Append]) -> Option<StoreError> + Send + Sync;
+
 /// A store whose appends go wrong as `plan` says.
 #[derive(Clone)]
 struct Faulty {
     store: Memory,
-    plan: Arc<dyn Fn(&Memory, &[Append]) -> Option<StoreError> + Send + Sync>,
+    plan: Arc<Plan>,
 }
 
 impl Faulty {
