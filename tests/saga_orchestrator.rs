@@ -342,3 +342,58 @@ mod file {
         assert!(matches!(Sqlite::open(&link), Err(StoreError::InUse(_))));
     }
 }
+
+/// One step that waits for a message.
+fn asking() -> Saga<u32, Output<Option<u32>>> {
+    let mut saga = Saga::define::<u32>("asking", 1);
+    let answer = saga.signal::<u32, _>("answer", (), None);
+    saga.build(answer).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_ask_the_store_seldom() {
+    let store = Memory::new();
+    let (waits, quick) = (asking(), one(&Arc::default()));
+    let orchestrator = Orchestrator::open(store.clone()).register(&waits).register(&quick).start();
+    let orchestrator = orchestrator.await.unwrap();
+    let mut waiters = Vec::new();
+    for saga in 0..250 {
+        let handle = Arc::new(orchestrator.start(&waits, &format!("w{saga}"), &1).await.unwrap());
+        for _ in 0..2 {
+            let handle = handle.clone();
+            waiters.push(tokio::spawn(async move { handle.finished().await.unwrap().completed() }));
+        }
+    }
+    tokio::time::sleep(seconds(30)).await;
+    store.reset_counts();
+    tokio::time::sleep(seconds(100)).await;
+    let loads = store.counts().operation(Operation::Load);
+    assert!(loads <= 10 * 250 + 250, "{loads} loads in 100 s");
+    store.reset_counts();
+    for saga in 0..100 {
+        orchestrator.run(&quick, &format!("q{saga}"), &1).await.unwrap();
+    }
+    let loads = store.counts().operation(Operation::Load);
+    assert!(loads <= 500, "{loads} loads while others ran");
+    for saga in 0..250 {
+        orchestrator.signal(&format!("w{saga}"), "answer", "m", &saga).await.unwrap();
+    }
+    // Nobody waits for the next look when the end is seen here.
+    let told = tokio::time::Instant::now();
+    for (at, waiter) in waiters.into_iter().enumerate() {
+        assert_eq!(waiter.await.unwrap(), Some(Some(at as u32 / 2)));
+    }
+    assert!(told.elapsed() < seconds(1), "{:?}", told.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_elsewhere_is_seen_in_the_store() {
+    let store = Memory::new();
+    let saga = one(&Arc::default());
+    let other = Orchestrator::open(store.connect()).start().await.unwrap();
+    let orchestrator = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
+    orchestrator.start(&saga, "x", &1).await.unwrap();
+    let handle = other.handle(&saga, "x").unwrap();
+    let outcome = tokio::time::timeout(seconds(1), handle.finished()).await.unwrap();
+    assert_eq!(outcome.unwrap().completed(), Some(1));
+}

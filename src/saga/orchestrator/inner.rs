@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use super::{
     StartError, StartOptions, Status,
     opening::Settings,
+    waiters::Waiters,
     watched::{Gone, Here, shut_down},
 };
 use crate::{
@@ -75,7 +76,8 @@ pub(crate) struct Inner {
     /// Something was left in the store.
     pub(super) nudge: Notify,
     /// A saga is no longer live.
-    pub(crate) moved: Notify,
+    pub(super) moved: Notify,
+    pub(crate) waiters: Waiters,
     pub(super) draining: AtomicBool,
     /// Held by the keeper and by every driver.
     pub(super) here: Mutex<Option<Here>>,
@@ -165,6 +167,7 @@ impl Drop for Seat {
             self.inner.nudge.notify_one();
         }
         self.inner.moved.notify_waiters();
+        self.inner.waiters.tell(&self.id);
     }
 }
 
@@ -203,6 +206,9 @@ impl Inner {
         self.nudge.notify_one();
         // Their drivers find that nobody can write to them.
         let live = std::mem::take(&mut *lock(&self.live));
+        for id in live.keys() {
+            self.waiters.tell(id);
+        }
         drop(live);
     }
 
@@ -259,6 +265,7 @@ impl Inner {
             Slot::Occupied(_) => return None,
             Slot::Vacant(slot) => slot.insert(Live { mail, status: seen, definition: definition.clone() }),
         };
+        self.waiters.tell(id);
         let here = lock(&self.here).clone();
         let (inner, id) = (self.clone(), id.clone());
         Some((Seat { inner, id, left, trouble, _permit: permit, _here: here }, status, letters))
@@ -433,7 +440,8 @@ impl Inner {
 
     fn block(&self, definition: &str, id: SagaId, why: String) {
         self.identity.emit(&Event::SagaBlocked { definition, saga: id.as_str(), why: &why });
-        lock(&self.blocked).insert(id, why);
+        lock(&self.blocked).insert(id.clone(), why);
+        self.waiters.tell(&id);
     }
 
     fn stopped(&self, definition: &str, id: &SagaId, seat: &mut Seat, stop: Stop) {

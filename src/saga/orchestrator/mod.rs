@@ -23,11 +23,13 @@ mod error;
 mod inner;
 mod off_thread;
 mod opening;
+mod waiters;
 mod watched;
 
 pub use error::{AskError, InvalidText, StartError};
 pub(crate) use inner::{Inner, Seat, fold};
 pub use opening::{OpenError, Opening};
+pub(crate) use waiters::Waiter;
 
 /// The most locks of one saga.
 const MOST_LOCKS: usize = 64;
