@@ -345,3 +345,138 @@ mod file {
         assert!(matches!(Sqlite::open(&link), Err(StoreError::InUse(_))));
     }
 }
+
+/// One step that waits for a message.
+fn asking() -> Saga<u32, Output<Option<u32>>> {
+    let mut saga = Saga::define::<u32>("asking", 1);
+    let answer = saga.signal::<u32, _>("answer", (), None);
+    saga.build(answer).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_ask_the_store_seldom() {
+    let store = Memory::new();
+    let (waits, quick) = (asking(), one(&Arc::default()));
+    let orchestrator = Orchestrator::open(store.clone()).register(&waits).register(&quick).start();
+    let orchestrator = orchestrator.await.unwrap();
+    let mut waiters = Vec::new();
+    for saga in 0..250 {
+        let handle = Arc::new(orchestrator.start(&waits, &format!("w{saga}"), &1).await.unwrap());
+        for _ in 0..2 {
+            let handle = handle.clone();
+            waiters.push(tokio::spawn(async move { handle.finished().await.unwrap().completed() }));
+        }
+    }
+    tokio::time::sleep(seconds(30)).await;
+    store.reset_counts();
+    tokio::time::sleep(seconds(100)).await;
+    let loads = store.counts().operation(Operation::Load);
+    assert!(loads <= 10 * 250 + 250, "{loads} loads in 100 s");
+    store.reset_counts();
+    for saga in 0..100 {
+        orchestrator.run(&quick, &format!("q{saga}"), &1).await.unwrap();
+    }
+    let loads = store.counts().operation(Operation::Load);
+    assert!(loads <= 500, "{loads} loads while others ran");
+    for saga in 0..250 {
+        orchestrator.signal(&format!("w{saga}"), "answer", "m", &saga).await.unwrap();
+    }
+    // Nobody waits for the next look when the end is seen here.
+    let told = tokio::time::Instant::now();
+    for (at, waiter) in waiters.into_iter().enumerate() {
+        assert_eq!(waiter.await.unwrap(), Some(Some(at as u32 / 2)));
+    }
+    assert!(told.elapsed() < seconds(1), "{:?}", told.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_elsewhere_is_seen_in_the_store() {
+    let store = Memory::new();
+    let saga = one(&Arc::default());
+    let other = Orchestrator::open(store.connect()).start().await.unwrap();
+    let orchestrator = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
+    orchestrator.start(&saga, "x", &1).await.unwrap();
+    let handle = other.handle(&saga, "x").unwrap();
+    let outcome = tokio::time::timeout(seconds(1), handle.finished()).await.unwrap();
+    assert_eq!(outcome.unwrap().completed(), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_from_outside_is_checked() {
+    let mut saga = Saga::define::<u32>("two", 1);
+    let first = saga.signal::<u32, _>("a", (), None);
+    let second = saga.signal::<u32, _>("a:b", (), None);
+    let saga = saga.build((first, second)).unwrap();
+    let orchestrator = Orchestrator::open(Memory::new()).max_output(100).register(&saga).start();
+    let orchestrator = orchestrator.await.unwrap();
+    let handle = orchestrator.start(&saga, "x", &1).await.unwrap();
+    let long = "l".repeat(200);
+    let output = mainstay::saga::Payload::encode(&long).unwrap();
+    for refused in [
+        orchestrator.signal("x", "a", "m", &long).await,
+        orchestrator.order("x", "me", Order::Complete { step: "a".to_owned(), output }).await,
+    ] {
+        assert!(matches!(refused, Err(AskError::Payload(_))), "{refused:?}");
+    }
+    // Two messages, whatever their names are joined by.
+    assert_eq!(orchestrator.signal("x", "a", "b:c", &1).await.unwrap(), Requested::Left);
+    assert_eq!(orchestrator.signal("x", "a:b", "c", &2).await.unwrap(), Requested::Left);
+    assert_eq!(handle.finished().await.unwrap().completed(), Some((Some(1), Some(2))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_that_has_begun_is_found_when_there_is_no_room() {
+    let saga = one(&Arc::default());
+    let orchestrator = Orchestrator::open(Memory::new()).max_live(1).register(&saga).start();
+    let orchestrator = orchestrator.await.unwrap();
+    orchestrator.start(&saga, "x", &1).await.unwrap();
+    orchestrator.start(&saga, "x", &1).await.unwrap();
+    let busy = orchestrator.start(&saga, "y", &1).await;
+    assert!(matches!(busy, Err(StartError::Busy(_))), "{busy:?}");
+    let other = orchestrator.start(&saga, "x", &2).await;
+    assert!(matches!(other, Err(StartError::Different { .. })), "{other:?}");
+}
+
+/// What is written as a number and read as a text.
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(into = "u32", try_from = "String")]
+struct Unreadable;
+
+impl From<Unreadable> for u32 {
+    fn from(_: Unreadable) -> u32 {
+        1
+    }
+}
+
+impl From<String> for Unreadable {
+    fn from(_: String) -> Self {
+        Unreadable
+    }
+}
+
+impl Clone for Unreadable {
+    fn clone(&self) -> Self {
+        Unreadable
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blocked_saga_says_where_it_stands_and_can_be_given_up() {
+    let mut saga = Saga::define::<u32>("blocked", 1);
+    let first =
+        saga.step("first", (), |_, ()| async { Ok(Unreadable) }).without_compensation("nothing is done");
+    let second =
+        saga.step("second", first, |_, _| async { Ok(1_u32) }).without_compensation("nothing is done");
+    let saga = saga.build(second).unwrap();
+    let orchestrator = Orchestrator::open(Memory::new()).register(&saga).start().await.unwrap();
+    let handle = orchestrator.start(&saga, "x", &1).await.unwrap();
+    let held = handle.settled().await.unwrap();
+    assert!(matches!(held, Outcome::Held { phase: Some(Phase::Running), .. }), "{held:?}");
+    let status = handle.status().await.unwrap();
+    assert!(status.phase == Some(Phase::Running) && status.blocked.is_some(), "{status:?}");
+    assert_eq!(orchestrator.blocked().await.unwrap().len(), 1);
+    orchestrator.order("x", "me", Order::Abandon { reason: "hopeless".to_owned() }).await.unwrap();
+    let ended = tokio::time::timeout(seconds(5), handle.finished()).await.unwrap().unwrap();
+    assert!(matches!(ended, Outcome::Abandoned(_)), "{ended:?}");
+    assert!(orchestrator.blocked().await.unwrap().is_empty());
+}

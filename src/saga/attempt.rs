@@ -31,6 +31,9 @@ pub(crate) type Act = Arc<dyn Fn(&Told) -> Pending<Result<Payload, Failure>> + S
 pub(crate) type Undo = Arc<dyn Fn(&Told) -> Pending<Result<(), Failure>> + Send + Sync>;
 pub(crate) type Verify = Arc<dyn Fn(&Told) -> Pending<Result<Verified<Payload>, Failure>> + Send + Sync>;
 
+/// Whether a payload is the JSON of a certain type.
+pub(crate) type Check = fn(&Payload) -> Result<(), serde_json::Error>;
+
 /// The code of one step, without its types.
 #[derive(Clone)]
 pub(crate) struct StepCode {
@@ -38,6 +41,10 @@ pub(crate) struct StepCode {
     pub(crate) scope: Option<usize>,
     /// Where the definition that it was written in begins.
     pub(crate) base: usize,
+    /// Whether a payload is the JSON of the step's output.
+    pub(crate) check: Check,
+    /// Whether a payload is the JSON of the message that it waits for.
+    pub(crate) check_message: Option<Check>,
     pub(crate) act: Option<Act>,
     pub(crate) undo: Option<Undo>,
     pub(crate) verify: Option<Verify>,
@@ -47,8 +54,32 @@ pub(crate) struct StepCode {
 
 impl StepCode {
     /// A step in which no code runs.
-    pub(crate) fn none() -> Self {
-        StepCode { scope: None, base: 0, act: None, undo: None, verify: None, forward: None, backward: None }
+    pub(crate) fn none(check: Check, check_message: Option<Check>) -> Self {
+        StepCode {
+            scope: None,
+            base: 0,
+            check,
+            check_message,
+            act: None,
+            undo: None,
+            verify: None,
+            forward: None,
+            backward: None,
+        }
+    }
+
+    /// Whether this may be recorded as the step's output.
+    #[allow(dead_code, reason = "for the driver, before an order's output becomes a record")]
+    pub(crate) fn accepts(&self, payload: &Payload) -> Result<(), String> {
+        (self.check)(payload).map_err(|error| error.to_string())
+    }
+
+    /// Whether this may be recorded as the message that the step waits for.
+    pub(crate) fn accepts_message(&self, payload: &Payload) -> Result<(), String> {
+        match self.check_message {
+            Some(check) => check(payload).map_err(|error| error.to_string()),
+            None => Err("the step waits for no message".to_owned()),
+        }
     }
 }
 

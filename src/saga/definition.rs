@@ -270,7 +270,7 @@ impl<I: DeserializeOwned + Send + 'static> Builder<I> {
     /// while it does.
     pub fn sleep<D: Inputs>(&mut self, name: &str, behind: D, time: Duration) -> Output<()> {
         let before = self.before(&behind);
-        self.push(name, before, Kind::Timer(time), StepCode::none())
+        self.push(name, before, Kind::Timer(time), StepCode::none(is_json_of::<()>, None))
     }
 
     /// A step in which a message comes from outside, by [`Orchestrator::signal`](super::Orchestrator::signal). With a limit, `None`
@@ -282,7 +282,8 @@ impl<I: DeserializeOwned + Send + 'static> Builder<I> {
         D: Inputs,
     {
         let before = self.before(&behind);
-        self.push(name, before, Kind::Signal(limit), StepCode::none())
+        let code = StepCode::none(is_json_of::<Option<T>>, Some(is_json_of::<T>));
+        self.push(name, before, Kind::Signal(limit), code)
     }
 
     /// Puts the steps of another definition here, behind the output that is its input. Their names begin with `name/`; they are undone
@@ -504,6 +505,8 @@ where
         let code = StepCode {
             scope: None,
             base: 0,
+            check: is_json_of::<O>,
+            check_message: None,
             act: Some(self.act),
             undo,
             verify: self.verify,
@@ -568,6 +571,10 @@ where
     pub fn add(self) -> Output<O> {
         self.finish(None)
     }
+}
+
+fn is_json_of<T: DeserializeOwned>(payload: &Payload) -> Result<(), serde_json::Error> {
+    payload.decode::<T>().map(drop)
 }
 
 fn default_stack(node: &Node) -> Result<BoxedStack<Attempted, Failure>, ConfigError> {

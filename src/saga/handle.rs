@@ -1,11 +1,11 @@
 //! What the one who has started a saga holds of it.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
 use super::{
     definition::{Definition, Inputs, Saga},
     journal::{DefinitionId, Phase, Requested},
-    orchestrator::{AskError, Finished, Orchestrator, Status, fold},
+    orchestrator::{AskError, Finished, Orchestrator, Status, Waiter, fold},
     record::{Cause, SagaId},
 };
 
@@ -96,6 +96,8 @@ impl<R: Inputs> Handle<R> {
 
     /// Waits until it is over, however long it is held up.
     ///
+    /// While it is driven by another process, its end is seen in the store: at once at first, after up to 10 s when it has taken long.
+    ///
     /// # Errors
     ///
     /// [`AskError`].
@@ -109,7 +111,9 @@ impl<R: Inputs> Handle<R> {
 
     async fn wait(&self, until_held: bool) -> Result<Outcome<R::Values>, AskError> {
         let inner = self.orchestrator.inner();
+        let waiter = Waiter::new(inner, &self.id);
         loop {
+            let moves = waiter.moves();
             if let Some((mut watch, definition)) = inner.watch(&self.id) {
                 self.follows(&definition.shape.id)?;
                 let stop = |status: &Status| status.finished.is_some() || until_held && is_held(status);
@@ -122,7 +126,7 @@ impl<R: Inputs> Handle<R> {
             if let Some(status) = blocked.filter(|_| until_held) {
                 return self.outcome(status);
             }
-            let stored = inner.journal()?.load(&self.id).await?;
+            let stored = waiter.look().await?;
             let stored = stored.ok_or_else(|| AskError::Missing(self.id.clone()))?;
             self.follows(&stored.head.definition)?;
             let mut status = Status::of(&stored.head, None);
@@ -137,10 +141,7 @@ impl<R: Inputs> Handle<R> {
             if until_held && is_held(&status) && stored.head.owner.is_none() {
                 return self.outcome(status);
             }
-            tokio::select! {
-                () = inner.moved.notified() => {}
-                () = tokio::time::sleep(inner.settings.poll.max(Duration::from_millis(10))) => {}
-            }
+            waiter.wait(moves).await;
         }
     }
 

@@ -31,7 +31,7 @@ pub trait Journal: Send + Sync + 'static {
 
     /// Appends to any number of sagas, with one forced write for all. The answers are in the order of the batch.
     ///
-    /// No saga comes twice in one batch. Of two that begin with the same lock the first one gets it.
+    /// A saga may come more than once: its items are then taken in their order, each behind the one before it. Of two that begin with the same lock the first one gets it.
     fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>>;
 
     /// Whether its futures do their work while they are polled, and so keep the polling thread busy. They are then
@@ -415,7 +415,8 @@ impl Request {
 
     /// A message for a step, under the name that the sender has given it, so that it counts once.
     pub fn signal(saga: SagaId, by: &str, step: &str, message: &str, payload: Payload) -> Self {
-        let id = format!("signal:{step}:{message}");
+        // Neither of the two has a control character.
+        let id = format!("signal:{step}\u{1f}{message}");
         Request { id, saga, by: by.to_owned(), ask: Ask::Signal { step: step.to_owned(), payload } }
     }
 }

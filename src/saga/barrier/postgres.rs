@@ -29,6 +29,9 @@
 //! # }
 //! ```
 
+/// The client, version 0.7, whose transactions these functions take.
+pub use tokio_postgres;
+
 use std::{
     future::{Future, poll_fn},
     pin::pin,

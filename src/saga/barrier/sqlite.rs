@@ -4,6 +4,9 @@
 //! (`transaction_with_behavior(Immediate)`), and is refused otherwise: one that reads first and writes later fails, under load and
 //! not before, with `SQLITE_BUSY_SNAPSHOT`, which no waiting helps against.
 
+/// The client, version 0.40, whose transactions these functions take.
+pub use rusqlite;
+
 use rusqlite::{Connection, Transaction, TransactionState, params};
 use serde::{Serialize, de::DeserializeOwned};
 

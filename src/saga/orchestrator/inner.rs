@@ -12,8 +12,9 @@ use std::{
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::{
-    StartError, StartOptions, Status,
+    AskError, StartError, StartOptions, Status,
     opening::Settings,
+    waiters::Waiters,
     watched::{Gone, Here, shut_down},
 };
 use crate::{
@@ -62,7 +63,7 @@ pub(crate) struct Inner {
     pub(super) live: Mutex<HashMap<SagaId, Live>>,
     /// Owned, and not driven: to be read anew.
     pub(super) lost: Mutex<HashMap<SagaId, Lost>>,
-    pub(super) blocked: Mutex<HashMap<SagaId, String>>,
+    pub(super) blocked: Mutex<HashMap<SagaId, Blocked>>,
     /// The store's time at an instant of this process.
     pub(super) clock: Mutex<(Timestamp, Instant)>,
     pub(super) leased_until: Mutex<Instant>,
@@ -75,7 +76,8 @@ pub(crate) struct Inner {
     /// Something was left in the store.
     pub(super) nudge: Notify,
     /// A saga is no longer live.
-    pub(crate) moved: Notify,
+    pub(super) moved: Notify,
+    pub(crate) waiters: Waiters,
     pub(super) draining: AtomicBool,
     /// Held by the keeper and by every driver.
     pub(super) here: Mutex<Option<Here>>,
@@ -118,6 +120,13 @@ pub(super) struct Trouble {
     times: u32,
     /// How often it may have been the cause itself.
     blamed: u32,
+}
+
+/// A saga that cannot be worked on.
+pub(super) struct Blocked {
+    pub(super) status: Status,
+    /// Its records make sense, so that a person's order can be followed.
+    obeys: bool,
 }
 
 /// How a driver has left its saga.
@@ -165,6 +174,7 @@ impl Drop for Seat {
             self.inner.nudge.notify_one();
         }
         self.inner.moved.notify_waiters();
+        self.inner.waiters.tell(&self.id);
     }
 }
 
@@ -184,13 +194,21 @@ impl Inner {
         if let Some(live) = lock(&self.live).get(id) {
             return Some(live.status.borrow().clone());
         }
-        let blocked = lock(&self.blocked).get(id).cloned()?;
-        Some(Status { blocked: Some(blocked), ..Status::default() })
+        lock(&self.blocked).get(id).map(|blocked| blocked.status.clone())
     }
 
     /// Its status while it is driven here, and the definition that it follows.
     pub(crate) fn watch(&self, id: &SagaId) -> Option<(watch::Receiver<Status>, Arc<Definition>)> {
         lock(&self.live).get(id).map(|live| (live.status.clone(), live.definition.clone()))
+    }
+
+    /// Whether a payload from outside may become an output.
+    pub(super) fn fits(&self, payload: &Payload) -> Result<(), AskError> {
+        let (bytes, most) = (payload.as_str().len(), self.settings.max_output);
+        if bytes <= most {
+            return Ok(());
+        }
+        Err(AskError::Payload(format!("it has {bytes} bytes of JSON, allowed are {most}")))
     }
 
     fn is_closed(&self) -> bool {
@@ -203,6 +221,9 @@ impl Inner {
         self.nudge.notify_one();
         // Their drivers find that nobody can write to them.
         let live = std::mem::take(&mut *lock(&self.live));
+        for id in live.keys() {
+            self.waiters.tell(id);
+        }
         drop(live);
     }
 
@@ -259,6 +280,7 @@ impl Inner {
             Slot::Occupied(_) => return None,
             Slot::Vacant(slot) => slot.insert(Live { mail, status: seen, definition: definition.clone() }),
         };
+        self.waiters.tell(id);
         let here = lock(&self.here).clone();
         let (inner, id) = (self.clone(), id.clone());
         Some((Seat { inner, id, left, trouble, _permit: permit, _here: here }, status, letters))
@@ -306,7 +328,16 @@ impl Inner {
         if !self.definitions.contains_key(&definition.shape.id) {
             return Err(StartError::Unregistered(definition.shape.id.clone()));
         }
-        let permit = self.admission.try_acquire().map_err(StartError::Busy)?.into_owned();
+        let permit = match self.admission.try_acquire() {
+            Ok(permit) => permit.into_owned(),
+            // What has begun before takes no place.
+            Err(busy) => {
+                return match self.journal()?.load(&id).await? {
+                    Some(stored) => self.same_as(&stored, &definition, &id, &input),
+                    None => Err(StartError::Busy(busy)),
+                };
+            }
+        };
         let now = self.now();
         // It is among the live ones before its beginning can be seen in the store, so that nobody here takes it for abandoned.
         let Some((mut seat, status, mail)) = self.seat(&id, &definition, permit, Trouble::default()) else {
@@ -361,6 +392,16 @@ impl Inner {
                 "the same saga is just being started".to_owned(),
             )));
         };
+        self.same_as(&stored, definition, id, input)
+    }
+
+    fn same_as(
+        &self,
+        stored: &Stored,
+        definition: &Definition,
+        id: &SagaId,
+        input: &Payload,
+    ) -> Result<(), StartError> {
         let begun = stored.entries.first().and_then(|entry| entry.record().ok());
         let equal = |a: &Payload, b: &Payload| {
             let value = |payload: &Payload| payload.decode::<serde_json::Value>().ok();
@@ -386,7 +427,8 @@ impl Inner {
         let id = stored.head.id.clone();
         let Some(definition) = self.definitions.get(&stored.head.definition).cloned() else {
             // A store gives nothing that was not asked for.
-            self.block(&stored.head.definition.name, id, "its definition is not registered".to_owned());
+            let why = "its definition is not registered".to_owned();
+            self.block(&stored.head.definition.name, id, Status::of(&stored.head, Some(why)), false);
             return;
         };
         let lost = lock(&self.lost).remove(&id);
@@ -402,7 +444,7 @@ impl Inner {
             Ok(machine) => machine,
             Err(why) => {
                 seat.left = Left::Done;
-                self.block(&definition.shape.id.name, id, why);
+                self.block(&definition.shape.id.name, id, Status::of(&stored.head, Some(why)), false);
                 return;
             }
         };
@@ -431,9 +473,11 @@ impl Inner {
         });
     }
 
-    fn block(&self, definition: &str, id: SagaId, why: String) {
-        self.identity.emit(&Event::SagaBlocked { definition, saga: id.as_str(), why: &why });
-        lock(&self.blocked).insert(id, why);
+    fn block(&self, definition: &str, id: SagaId, status: Status, obeys: bool) {
+        let why = status.blocked.as_deref().unwrap_or_default();
+        self.identity.emit(&Event::SagaBlocked { definition, saga: id.as_str(), why });
+        lock(&self.blocked).insert(id.clone(), Blocked { status, obeys });
+        self.waiters.tell(&id);
     }
 
     fn stopped(&self, definition: &str, id: &SagaId, seat: &mut Seat, stop: Stop) {
@@ -443,7 +487,9 @@ impl Inner {
             Stop::Fenced => seat.left = Left::Fenced,
             Stop::Blocked(why) => {
                 seat.left = Left::Done;
-                self.block(definition, id.clone(), why);
+                let last = lock(&self.live).get(id).map(|live| live.status.borrow().clone());
+                let status = Status { blocked: Some(why), ..last.unwrap_or_default() };
+                self.block(definition, id.clone(), status, true);
             }
             Stop::Lost(error) => {
                 seat.left = Left::store(&error);
@@ -504,6 +550,14 @@ impl Inner {
         let mail = lock(&self.live).get(&request.saga).map(|live| live.mail.clone());
         if let Some(mail) = mail {
             let _ = mail.send(Mail::Request(request));
+            return;
+        }
+        // What a person has ordered comes before what cannot be done, and may make it unnecessary.
+        let mut blocked = lock(&self.blocked);
+        if blocked.get(&request.saga).is_some_and(|blocked| blocked.obeys) {
+            blocked.remove(&request.saga);
+            drop(blocked);
+            self.look_after(request.saga);
         }
     }
 

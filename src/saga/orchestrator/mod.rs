@@ -23,11 +23,13 @@ mod error;
 mod inner;
 mod off_thread;
 mod opening;
+mod waiters;
 mod watched;
 
 pub use error::{AskError, InvalidText, StartError};
 pub(crate) use inner::{Inner, Seat, fold};
 pub use opening::{OpenError, Opening};
+pub(crate) use waiters::Waiter;
 
 /// The most locks of one saga.
 const MOST_LOCKS: usize = 64;
@@ -156,7 +158,15 @@ impl Orchestrator {
         let payload = Payload::encode(payload).map_err(|error| AskError::Payload(error.to_string()))?;
         InvalidText::check("the message id", message, InvalidText::MAX)?;
         InvalidText::check("the step", step, LONGEST_PATH)?;
-        self.ask(Request::signal(SagaId::new(saga)?, "signal", step, message, payload)).await
+        self.0.0.fits(&payload)?;
+        let id = SagaId::new(saga)?;
+        // While it is not driven here, its driver is the first who can tell.
+        if let Some((_, definition)) = self.0.0.watch(&id) {
+            if let Some(at) = definition.shape.find(step) {
+                definition.code[at].accepts_message(&payload).map_err(AskError::Payload)?;
+            }
+        }
+        self.ask(Request::signal(id, "signal", step, message, payload)).await
     }
 
     /// Turns a saga round, unless a step has happened or may have that cannot be undone. Durable when this returns, obeyed soon after.
@@ -181,6 +191,9 @@ impl Orchestrator {
             | Order::Reject { step, .. }
             | Order::Undone { step, .. } => InvalidText::check("the step", step, LONGEST_PATH)?,
             _ => {}
+        }
+        if let Order::Complete { output, .. } = &order {
+            self.0.0.fits(output)?;
         }
         self.ask(Request::order(SagaId::new(saga)?, by, order.shortened())).await
     }
@@ -234,8 +247,10 @@ impl Orchestrator {
     /// [`StoreError`].
     pub async fn blocked(&self) -> Result<Vec<(SagaId, String)>, StoreError> {
         let inner = &self.0.0;
-        let mut blocked: Vec<_> =
-            lock(&inner.blocked).iter().map(|(id, why)| (id.clone(), why.clone())).collect();
+        let mut blocked: Vec<_> = lock(&inner.blocked)
+            .iter()
+            .map(|(id, blocked)| (id.clone(), blocked.status.blocked.clone().unwrap_or_default()))
+            .collect();
         let phases = Phase::ALL.into_iter().filter(|phase| !phase.is_terminal()).collect();
         let mut query = Query { phases, limit: 1_000, ..Query::default() };
         loop {

@@ -17,6 +17,7 @@ use super::{
     inner::{Inner, Listeners, keep},
     off_thread::OffThread,
     random,
+    waiters::Waiters,
     watched::{Gone, Watched},
 };
 use crate::{
@@ -198,6 +199,7 @@ impl Opening {
             look_at: Mutex::new(asked),
             nudge: Notify::new(),
             moved: Notify::new(),
+            waiters: Waiters::default(),
             draining: AtomicBool::new(false),
             here: Mutex::new(Some(here)),
             gone: tokio::sync::Mutex::new(gone),
