@@ -14,7 +14,7 @@ use crate::{Event, Observer};
 /// | `mainstay_circuit_state` | gauge | `policy`; 0 closed, 1 recovering, 2 half-open, 3 open |
 ///
 /// | `mainstay_saga_records_total` | counter | `definition`, `kind` |
-/// | `mainstay_saga_in_phase` | gauge | `definition`, `phase`: sagas in it that this process has last moved |
+/// | `mainstay_saga_entered_total` | counter | `definition`, `phase`: how often this process has brought a saga into it |
 /// | `mainstay_saga_age_seconds` | histogram | `definition`, `phase`: the age at which a saga came into it; for the last ones its duration |
 /// | `mainstay_saga_blocked_total` | counter | `definition` |
 /// | `mainstay_saga_store_failures_total` | counter | |
@@ -55,7 +55,7 @@ impl Observer for Metrics {
                     .increment(1);
             }
             #[cfg(feature = "saga")]
-            Event::SagaPhase { definition, from, to, age, .. } => saga_phase(definition, from, to, age),
+            Event::SagaPhase { definition, to, age, .. } => saga_phase(definition, to, age),
             #[cfg(feature = "saga")]
             Event::SagaRecord { definition, record, .. } => {
                 let definition = definition.to_owned();
@@ -75,22 +75,10 @@ impl Observer for Metrics {
 }
 
 #[cfg(feature = "saga")]
-fn saga_phase(
-    definition: &str,
-    from: Option<crate::saga::journal::Phase>,
-    to: crate::saga::journal::Phase,
-    age: std::time::Duration,
-) {
+fn saga_phase(definition: &str, to: crate::saga::journal::Phase, age: std::time::Duration) {
     let definition = definition.to_owned();
-    if let Some(from) = from {
-        gauge!("mainstay_saga_in_phase", "definition" => definition.clone(), "phase" => from.as_str())
-            .decrement(1.0);
-    }
-    // What is over stays over: a total, not a gauge, and the histogram counts it.
-    if !to.is_terminal() {
-        gauge!("mainstay_saga_in_phase", "definition" => definition.clone(), "phase" => to.as_str())
-            .increment(1.0);
-    }
+    counter!("mainstay_saga_entered_total", "definition" => definition.clone(), "phase" => to.as_str())
+        .increment(1);
     metrics::histogram!("mainstay_saga_age_seconds", "definition" => definition, "phase" => to.as_str())
         .record(age.as_secs_f64());
 }

@@ -105,6 +105,7 @@ impl Ledger {
         let at = self.inner.now();
         let mut entries = Vec::with_capacity(records.len());
         for record in records {
+            // Texts come from outside and may be of any length.
             let record = &record.clone().shortened();
             // The machine has been asked before; were it not legal, a fault of this crate would be on its way to the disk.
             self.machine.apply(record).map_err(|illegal| Stop::Blocked(illegal.to_string()))?;
@@ -693,8 +694,13 @@ impl Driver {
         }
         match ask {
             Ask::Signal { step, payload } => {
+                let place = self.machine().shape().find(&step);
+                let readable =
+                    place.is_some_and(|place| self.definition.code[place].accepts_message(&payload).is_ok());
                 let record = Record::Signalled { step, payload };
-                let records = if self.is_legal(&record).is_ok() { vec![record] } else { Vec::new() };
+                // What its step could not read would block the saga; what nobody waits for changes nothing.
+                let wanted = readable && self.is_legal(&record).is_ok();
+                let records = if wanted { vec![record] } else { Vec::new() };
                 self.answer(&records, vec![id]).await
             }
             Ask::Order(Order::Cancel { reason }) => {
@@ -740,8 +746,13 @@ impl Driver {
         }
     }
 
-    /// Nobody can say that a step has not happened while it is being tried.
+    /// Nobody can say that a step has not happened while it is being tried, and an output has to be one that can be read.
     fn may_order(&self, order: &Order) -> Result<(), Illegal> {
+        if let Order::Complete { step, output } = order {
+            let place = self.machine().shape().find(step);
+            let read = place.map_or(Ok(()), |place| self.definition.code[place].accepts(output));
+            return read.map_err(|why| Illegal(format!("the output of {step} cannot be this: {why}")));
+        }
         let Order::Reject { step: path, .. } = order else { return Ok(()) };
         let step = self.machine().shape().find(path);
         let tried = |flight: &Flight| flight.direction == Direction::Do && Some(flight.step) == step;
