@@ -33,7 +33,7 @@ pub struct Seen {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Failed {
-    /// What went wrong; its text is what [`Check::replay`] takes.
+    /// What went wrong; its text is what [`Check::replay`](super::Check::replay) takes.
     pub case: Case,
     /// The invariants that do not hold.
     pub violations: Vec<Violation>,
