@@ -1,9 +1,6 @@
 //! A participant that remembers: what a service with a barrier in front of it does, in memory.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -12,7 +9,7 @@ use crate::{
         Direction, Failure, Key, Payload, SagaId, Verified,
         barrier::{Action, Compensation},
     },
-    sync::lock,
+    sync::{Mutex, lock},
 };
 
 /// A participant in memory with the semantics of [`barrier`](crate::saga::barrier): a duplicate has one effect and the same answer, a

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     future::{Future, pending},
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,7 +23,7 @@ use crate::{
         definition::Definition,
         memory::Memory,
     },
-    sync::lock,
+    sync::{Mutex, lock},
 };
 
 /// A request that has not arrived yet: what becomes of it when it does.
