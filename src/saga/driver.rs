@@ -10,19 +10,19 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::{
     attempt::{self, Ended, Flags, Pending, Told},
     definition::Definition,
-    journal::{Append, Ask, Begin, Request, StoreError},
+    journal::{Ask, Request},
     key::Direction,
+    ledger::{Ledger, Stop},
     machine::{self, Illegal, Machine, Next, Outcome},
-    orchestrator::{Finished, Inner, Seat, Status},
-    record::{Cause, Entry, Order, Payload, Record, SagaId, Timestamp},
+    orchestrator::{Inner, Seat},
+    record::{Cause, Order, Payload, Record, Timestamp},
     shape::Kind,
     steps::Steps,
-    writer::{WriteError, Written},
 };
 use crate::{event::Event, observe::span};
 
@@ -41,166 +41,6 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 /// How long it waits for a flight or a letter when nothing else is to come.
 const IDLE: Duration = Duration::from_secs(3_600);
-
-/// Why a driver has stopped before the saga was over.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Stop {
-    /// It waits for time or a message, and nothing of it is in memory.
-    Released,
-    /// Somebody else has the saga.
-    Fenced,
-    /// Nobody knows what of it is stored.
-    Lost(StoreError),
-    /// What is stored makes no sense to the code. Nothing was changed.
-    Blocked(String),
-    /// The orchestrator ends.
-    Closed,
-}
-
-impl From<WriteError> for Stop {
-    fn from(error: WriteError) -> Self {
-        match error {
-            // A gap after a refused append of one's own means the same as being fenced: the saga is to be read anew.
-            WriteError::Refused(_) => Stop::Fenced,
-            WriteError::Store(error) => Stop::Lost(error),
-        }
-    }
-}
-
-/// A saga's journal as its owner sees it: its machine, and where the next entry goes.
-pub(crate) struct Ledger {
-    inner: Arc<Inner>,
-    pub(crate) id: SagaId,
-    pub(crate) epoch: u64,
-    len: u64,
-    crc: u32,
-    pub(crate) machine: Machine,
-    created: Timestamp,
-    status: watch::Sender<Status>,
-    /// How often the lease had run out when the saga became its owner's.
-    lapses: u64,
-}
-
-impl Ledger {
-    pub(crate) fn new(
-        inner: Arc<Inner>,
-        id: SagaId,
-        machine: Machine,
-        (epoch, len, crc): (u64, u64, u32),
-        created: Timestamp,
-        status: watch::Sender<Status>,
-    ) -> Self {
-        let lapses = inner.lapses();
-        Ledger { inner, id, epoch, len, crc, machine, created, status, lapses }
-    }
-
-    /// Applies records and queues them, as one entry each, all or none.
-    fn queue(
-        &mut self,
-        records: &[Record],
-        begin: Option<Begin>,
-        answers: Vec<String>,
-        release: Option<Option<Timestamp>>,
-    ) -> Result<Written, Stop> {
-        let at = self.inner.now();
-        let mut entries = Vec::with_capacity(records.len());
-        for record in records {
-            // Texts come from outside and may be of any length.
-            let record = &record.clone().shortened();
-            // The machine has been asked before; were it not legal, a fault of this crate would be on its way to the disk.
-            self.machine.apply(record).map_err(|illegal| Stop::Blocked(illegal.to_string()))?;
-            let by = &self.inner.by;
-            let entry = Entry::new(&self.id, self.len, self.crc, self.epoch, at, by, record)
-                .map_err(|error| Stop::Blocked(error.to_string()))?;
-            self.len += 1;
-            self.crc = entry.crc;
-            entries.push(entry);
-        }
-        let phase = self.machine.phase();
-        Ok(self.inner.writer.append(Append {
-            saga: self.id.clone(),
-            by: self.inner.by.clone(),
-            epoch: self.epoch,
-            begin,
-            entries,
-            phase,
-            note: self.machine.note().to_owned(),
-            wake: release.flatten(),
-            release: release.is_some(),
-            answers,
-        }))
-    }
-
-    /// Records the saga's beginning, and waits until that is durable.
-    pub(crate) async fn begin(&mut self, begin: Begin, record: Record) -> Result<(), WriteError> {
-        let records = [record];
-        let written = match self.queue(&records, Some(begin), Vec::new(), None) {
-            Ok(written) => written,
-            Err(stop) => unreachable!("a saga may begin: {stop:?}"),
-        };
-        written.wait().await?;
-        self.publish(&records);
-        Ok(())
-    }
-
-    /// Records and waits until that is durable. Only then anything may follow from it.
-    async fn commit(&mut self, record: Record) -> Result<(), Stop> {
-        self.answer(&[record], Vec::new()).await
-    }
-
-    /// As `commit`, and takes the requests in `answers` away.
-    async fn answer(&mut self, records: &[Record], answers: Vec<String>) -> Result<(), Stop> {
-        let written = self.queue(records, None, answers, None)?;
-        written.wait().await?;
-        self.publish(records);
-        Ok(())
-    }
-
-    /// Records what only has to be durable before the saga's end: losing it costs doing something a second time, which is harmless.
-    /// What ends the saga is durable before anybody hears of it; and everything before it, since nothing is accepted behind a gap.
-    async fn note(&mut self, records: &[Record]) -> Result<(), Stop> {
-        let written = self.queue(records, None, Vec::new(), None)?;
-        if self.machine.phase().is_terminal() {
-            written.wait().await?;
-        }
-        self.publish(records);
-        Ok(())
-    }
-
-    /// Lets the saga as a whole wait for a person.
-    pub(crate) async fn park(&mut self, reason: String) -> Result<(), Stop> {
-        self.commit(Record::Parked { step: None, reason }).await
-    }
-
-    /// Lets the saga go until `wake`.
-    async fn release(&mut self, wake: Option<Timestamp>) -> Result<(), Stop> {
-        let written = self.queue(&[], None, Vec::new(), Some(wake))?;
-        Ok(written.wait().await?)
-    }
-
-    /// Shows what is so, and tells the listeners what has changed.
-    fn publish(&self, records: &[Record]) {
-        let phase = self.machine.phase();
-        let from = self.status.borrow().phase;
-        let finished = phase.is_terminal().then(|| Finished::of(&self.machine));
-        let note = self.machine.note().to_owned();
-        self.status.send_replace(Status { phase: Some(phase), note, blocked: None, finished });
-        let definition = &self.machine.shape().id.name;
-        for record in records {
-            self.inner.identity.emit(&Event::SagaRecord { definition, saga: self.id.as_str(), record });
-        }
-        if from != Some(phase) {
-            self.inner.identity.emit(&Event::SagaPhase {
-                definition,
-                saga: self.id.as_str(),
-                from,
-                to: phase,
-                note: self.machine.note(),
-                age: self.inner.now().since(self.created),
-            });
-        }
-    }
-}
 
 /// What reaches a saga from outside.
 #[derive(Debug)]
@@ -302,7 +142,7 @@ impl Driver {
                 let lapses = beside(&mut self.flights, inner.holds_lease()).await?;
                 if lapses != self.lapses {
                     // Somebody else may have taken the saga in the meantime; the store knows. Flights from before begin nothing any more.
-                    self.answer(&[], Vec::new()).await?;
+                    self.answer(Vec::new(), Vec::new()).await?;
                     self.lapses = lapses;
                 }
                 self.dispatch().await?;
@@ -357,12 +197,12 @@ impl Driver {
         beside(&mut self.flights, self.ledger.commit(record)).await
     }
 
-    async fn answer(&mut self, records: &[Record], answers: Vec<String>) -> Result<(), Stop> {
+    async fn answer(&mut self, records: Vec<Record>, answers: Vec<String>) -> Result<(), Stop> {
         beside(&mut self.flights, self.ledger.answer(records, answers)).await
     }
 
     async fn note(&mut self, record: Record) -> Result<(), Stop> {
-        beside(&mut self.flights, self.ledger.note(&[record])).await
+        beside(&mut self.flights, self.ledger.note(record)).await
     }
 
     fn drain(&mut self) {
@@ -650,7 +490,7 @@ impl Driver {
         self.turn_flights();
         let clean = clean.iter().map(|step| self.path(step)).collect();
         let records: Vec<Record> = first.into_iter().chain([Record::Aborted { cause, clean }]).collect();
-        self.answer(&records, answers).await?;
+        self.answer(records, answers).await?;
         Ok(true)
     }
 
@@ -701,14 +541,14 @@ impl Driver {
                 // What its step could not read would block the saga; what nobody waits for changes nothing.
                 let wanted = readable && self.is_legal(&record).is_ok();
                 let records = if wanted { vec![record] } else { Vec::new() };
-                self.answer(&records, vec![id]).await
+                self.answer(records, vec![id]).await
             }
             Ask::Order(Order::Cancel { reason }) => {
                 let order = Order::Cancel { reason: reason.clone() };
                 let ordered = Record::Ordered { by, order, clean: Vec::new() };
                 let cause = Cause::Cancelled { reason };
                 if !self.abort(cause, Steps::NONE, vec![ordered.clone()], vec![id.clone()]).await? {
-                    self.answer(&[ordered], vec![id]).await?;
+                    self.answer(vec![ordered], vec![id]).await?;
                 }
                 Ok(())
             }
@@ -724,7 +564,7 @@ impl Driver {
                         saga: self.ledger.id.as_str(),
                         why: &illegal.to_string(),
                     });
-                    return self.answer(&[], vec![id]).await;
+                    return self.answer(Vec::new(), vec![id]).await;
                 }
                 match &order {
                     Order::Retry { .. } => self.retry_at.clear(),
@@ -741,7 +581,7 @@ impl Driver {
                 if turns {
                     self.turn_flights();
                 }
-                self.answer(&[record], vec![id]).await
+                self.answer(vec![record], vec![id]).await
             }
         }
     }

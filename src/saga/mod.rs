@@ -11,6 +11,7 @@ pub mod journal;
 mod key;
 #[cfg(all(test, not(mainstay_loom)))]
 mod lease_model;
+mod ledger;
 mod machine;
 pub mod memory;
 #[cfg(all(test, not(mainstay_loom)))]

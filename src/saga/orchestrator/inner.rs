@@ -23,10 +23,11 @@ use crate::{
     event::{Event, Identity},
     saga::{
         definition::Definition,
-        driver::{Driver, Ledger, Mail, Stop},
+        driver::{Driver, Mail},
         journal::{
             Begin, Claim, DefinitionId, Head, Journal, Phase, Query, Refusal, Request, StoreError, Stored,
         },
+        ledger::{Ledger, Stop},
         machine::Machine,
         record::{Incarnation, Payload, Record, SagaId, Timestamp},
         writer::{WriteError, Writer},

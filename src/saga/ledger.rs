@@ -1,0 +1,179 @@
+//! A saga's journal as its owner sees it: what is recorded, in which order, and what is told of it.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::{
+    journal::{Append, Begin, StoreError},
+    machine::Machine,
+    orchestrator::{Finished, Inner, Status},
+    record::{Entry, Record, SagaId, Timestamp},
+    writer::{WriteError, Written},
+};
+use crate::event::Event;
+
+/// Why a driver has stopped before the saga was over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// It waits for time or a message, and nothing of it is in memory.
+    Released,
+    /// Somebody else has the saga.
+    Fenced,
+    /// Nobody knows what of it is stored.
+    Lost(StoreError),
+    /// What is stored makes no sense to the code. Nothing was changed.
+    Blocked(String),
+    /// The orchestrator ends.
+    Closed,
+}
+
+impl From<WriteError> for Stop {
+    fn from(error: WriteError) -> Self {
+        match error {
+            // A gap after a refused append of one's own means the same as being fenced: the saga is to be read anew.
+            WriteError::Refused(_) => Stop::Fenced,
+            WriteError::Store(error) => Stop::Lost(error),
+        }
+    }
+}
+
+/// A saga's journal as its owner sees it: its machine, and where the next entry goes.
+pub(crate) struct Ledger {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) id: SagaId,
+    pub(crate) epoch: u64,
+    len: u64,
+    crc: u32,
+    pub(crate) machine: Machine,
+    created: Timestamp,
+    status: watch::Sender<Status>,
+    /// How often the lease had run out when the saga became its owner's.
+    pub(crate) lapses: u64,
+}
+
+impl Ledger {
+    pub(crate) fn new(
+        inner: Arc<Inner>,
+        id: SagaId,
+        machine: Machine,
+        (epoch, len, crc): (u64, u64, u32),
+        created: Timestamp,
+        status: watch::Sender<Status>,
+    ) -> Self {
+        let lapses = inner.lapses();
+        Ledger { inner, id, epoch, len, crc, machine, created, status, lapses }
+    }
+
+    /// Applies records and queues them, as one entry each, all or none.
+    fn queue(
+        &mut self,
+        records: &[Record],
+        begin: Option<Begin>,
+        answers: Vec<String>,
+        release: Option<Option<Timestamp>>,
+    ) -> Result<Written, Stop> {
+        let at = self.inner.now();
+        let mut entries = Vec::with_capacity(records.len());
+        for record in records {
+            // The machine has been asked before; were it not legal, a fault of this crate would be on its way to the disk.
+            self.machine.apply(record).map_err(|illegal| Stop::Blocked(illegal.to_string()))?;
+            let by = &self.inner.by;
+            let entry = Entry::new(&self.id, self.len, self.crc, self.epoch, at, by, record)
+                .map_err(|error| Stop::Blocked(error.to_string()))?;
+            self.len += 1;
+            self.crc = entry.crc;
+            entries.push(entry);
+        }
+        let phase = self.machine.phase();
+        Ok(self.inner.writer.append(Append {
+            saga: self.id.clone(),
+            by: self.inner.by.clone(),
+            epoch: self.epoch,
+            begin,
+            entries,
+            phase,
+            note: self.machine.note().to_owned(),
+            wake: release.flatten(),
+            release: release.is_some(),
+            answers,
+        }))
+    }
+
+    /// Records the saga's beginning, and waits until that is durable.
+    pub(crate) async fn begin(&mut self, begin: Begin, record: Record) -> Result<(), WriteError> {
+        let records = [record.shortened()];
+        let written = match self.queue(&records, Some(begin), Vec::new(), None) {
+            Ok(written) => written,
+            Err(stop) => unreachable!("a saga may begin: {stop:?}"),
+        };
+        written.wait().await?;
+        self.publish(&records);
+        Ok(())
+    }
+
+    /// Records and waits until that is durable. Only then anything may follow from it.
+    pub(crate) async fn commit(&mut self, record: Record) -> Result<(), Stop> {
+        self.answer(vec![record], Vec::new()).await
+    }
+
+    /// As `commit`, and takes the requests in `answers` away.
+    pub(crate) async fn answer(&mut self, records: Vec<Record>, answers: Vec<String>) -> Result<(), Stop> {
+        let records = shortened(records);
+        let written = self.queue(&records, None, answers, None)?;
+        written.wait().await?;
+        self.publish(&records);
+        Ok(())
+    }
+
+    /// Records what only has to be durable before the saga's end: losing it costs doing something a second time, which is harmless.
+    /// What ends the saga is durable before anybody hears of it; and everything before it, since nothing is accepted behind a gap.
+    pub(crate) async fn note(&mut self, record: Record) -> Result<(), Stop> {
+        let records = [record.shortened()];
+        let written = self.queue(&records, None, Vec::new(), None)?;
+        if self.machine.phase().is_terminal() {
+            written.wait().await?;
+        }
+        self.publish(&records);
+        Ok(())
+    }
+
+    /// Lets the saga as a whole wait for a person.
+    pub(crate) async fn park(&mut self, reason: String) -> Result<(), Stop> {
+        self.commit(Record::Parked { step: None, reason }).await
+    }
+
+    /// Lets the saga go until `wake`.
+    pub(crate) async fn release(&mut self, wake: Option<Timestamp>) -> Result<(), Stop> {
+        let written = self.queue(&[], None, Vec::new(), Some(wake))?;
+        Ok(written.wait().await?)
+    }
+
+    /// Shows what is so, and tells the listeners what has changed.
+    fn publish(&self, records: &[Record]) {
+        let phase = self.machine.phase();
+        let from = self.status.borrow().phase;
+        let finished = phase.is_terminal().then(|| Finished::of(&self.machine));
+        let note = self.machine.note().to_owned();
+        self.status.send_replace(Status { phase: Some(phase), note, blocked: None, finished });
+        let definition = &self.machine.shape().id.name;
+        for record in records {
+            self.inner.identity.emit(&Event::SagaRecord { definition, saga: self.id.as_str(), record });
+        }
+        if from != Some(phase) {
+            self.inner.identity.emit(&Event::SagaPhase {
+                definition,
+                saga: self.id.as_str(),
+                from,
+                to: phase,
+                note: self.machine.note(),
+                age: self.inner.now().since(self.created),
+            });
+        }
+    }
+}
+
+/// Texts come from outside and may be of any length.
+fn shortened(records: Vec<Record>) -> Vec<Record> {
+    records.into_iter().map(Record::shortened).collect()
+}
