@@ -4,7 +4,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use mainstay::saga::{
-    Direction, Key, SagaId,
+    Direction, Key, SagaId, Verified,
     barrier::{self, Action, Compensation, Error, Lookup, Retention},
 };
 use proptest::test_runner::{Config, TestRunner};
@@ -266,6 +266,11 @@ fn lookup_says_what_a_verifying_step_asks() {
     assert_eq!(told("empty", &[UNDO]), Lookup::Compensated);
     let rejected = told("rejected", &[Delivery { fate: Fate::Reject, ..DO }, UNDO]);
     assert!(matches!(rejected, Lookup::Rejected(ref answer) if answer.as_str() == "0"), "{rejected:?}");
+    // What a step makes of it that verifies.
+    assert_eq!(told("nothing", &[]).into_verified(), Verified::Unknown);
+    assert_eq!(told("done again", &[DO]).into_verified(), Verified::Applied(0));
+    assert_eq!(told("empty again", &[UNDO]).into_verified(), Verified::NotApplied);
+    assert_eq!(rejected.into_verified(), Verified::NotApplied);
 }
 
 #[test]

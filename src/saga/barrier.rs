@@ -116,7 +116,11 @@ pub mod sqlite;
 
 use std::{fmt, time::Duration};
 
-use super::{key::Key, record::Payload};
+use super::{
+    key::Key,
+    record::Payload,
+    step::{Failure, Verified},
+};
 
 /// What came of an action that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,6 +141,15 @@ impl<T> Action<T> {
             Action::Done(result) | Action::Repeated(result) => Some(result),
             Action::Refused => None,
         }
+    }
+
+    /// The same as what a step says.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::rejected`] when it was refused: it has not happened and never will.
+    pub fn into_result(self) -> Result<T, Failure> {
+        self.result().ok_or_else(|| Failure::rejected("its compensation came first"))
     }
 
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
@@ -171,6 +184,21 @@ pub enum Lookup<T> {
     NotApplied,
     /// It was undone, or is refused for good.
     Compensated,
+}
+
+impl<T> Lookup<T> {
+    /// The same as what a step says that verifies.
+    ///
+    /// What was rejected or compensated is [`Verified::NotApplied`]: sent again, it gets the answer that is stored. Where there is no
+    /// row nobody knows, because the request may be on its way: [`Verified::Unknown`]. If none can be, since the step is not
+    /// behind a network and no attempt is left running, match on [`Lookup::NotApplied`] and say [`Verified::NotApplied`].
+    pub fn into_verified(self) -> Verified<T> {
+        match self {
+            Lookup::Applied(result) => Verified::Applied(result),
+            Lookup::Rejected(_) | Lookup::Compensated => Verified::NotApplied,
+            Lookup::NotApplied => Verified::Unknown,
+        }
+    }
 }
 
 /// How long the rows of a saga are kept: longer than any of its requests can still arrive.
