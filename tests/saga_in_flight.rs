@@ -80,6 +80,41 @@ async fn the_only_word_of_a_pivot_that_was_held_back_is_taken() {
     assert!(matches!(outcome, Outcome::Compensated(Cause::Rejected { .. })), "{outcome:?}");
 }
 
+/// One branch waits between two attempts, the first of which may have had an effect; the orchestrator is being shut down; another
+/// branch is rejected meanwhile.
+#[tokio::test(start_paused = true)]
+async fn an_orderly_shutdown_does_not_forget_what_an_attempt_may_have_done() {
+    let (store, charged) = (Memory::new(), Arc::new(AtomicU32::new(0)));
+    let (act, undo) = (charged.clone(), charged.clone());
+    let retry = Retry::constant(seconds(30)).max_attempts(3).no_budget().idempotent();
+    let mut saga = Saga::define::<u32>("drained", 1);
+    let charge = saga
+        .step("charge", (), move |_, ()| {
+            act.store(1, SeqCst); // The answer to it is lost.
+            async { Err::<u32, _>(Failure::unknown("502")) }
+        })
+        .through(mainstay::stack("charge").retry(retry).timeout(seconds(10)).build().unwrap())
+        .compensate(move |_, (), _| {
+            undo.store(0, SeqCst);
+            async { Ok(()) }
+        });
+    let reserve = saga
+        .step("reserve", (), |_, ()| async {
+            tokio::time::sleep(seconds(5)).await;
+            Err::<u32, _>(Failure::rejected("sold out"))
+        })
+        .without_compensation("it is rejected");
+    let saga = saga.build((charge, reserve)).unwrap();
+    let first = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
+    first.start(&saga, "s", &1).await.unwrap();
+    tokio::time::sleep(seconds(1)).await;
+    first.shutdown(seconds(60)).await;
+    let second = Orchestrator::open(store.connect()).register(&saga).start().await.unwrap();
+    let outcome = second.handle(&saga, "s").unwrap().finished().await.unwrap();
+    assert!(matches!(outcome, Outcome::Compensated(_)), "{outcome:?}");
+    assert_eq!(charged.load(SeqCst), 0, "{:?}", kinds(&store, "s"));
+}
+
 /// A's lease lapses between two attempts, and B undoes the saga meanwhile.
 #[tokio::test(start_paused = true)]
 async fn an_attempt_after_a_lapse_is_not_begun() {

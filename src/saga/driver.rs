@@ -515,7 +515,16 @@ impl Driver {
         for flight in &self.flights {
             flight.flags.stop.store(true, Relaxed);
         }
-        self.flights.retain(|flight| flight.flags.running.load(Relaxed) || flight.ended.is_some());
+        let (stay, gone): (Vec<Flight>, Vec<Flight>) = std::mem::take(&mut self.flights)
+            .into_iter()
+            .partition(|flight| flight.flags.running.load(Relaxed) || flight.ended.is_some());
+        self.flights = stay;
+        for gone in gone {
+            // What an earlier attempt may have done is not forgotten with it.
+            if gone.direction == Direction::Do && !gone.asking && gone.flags.tainted.load(Relaxed) {
+                self.tainted.insert(gone.step);
+            }
+        }
     }
 
     /// The saga is being turned round.
