@@ -1,4 +1,5 @@
-//! What the compiler says where a service cannot be guarded: it must name the remedy.
+//! What the compiler says where a service cannot be guarded: it must name the remedy. And what it does not let through in the
+//! definition of a saga.
 //!
 //! Each program is given to the compiler alone, against the libraries that these tests are linked with, which takes a fraction
 //! of a second. `compile_fail` examples could not look at the words.
@@ -128,5 +129,69 @@ fn the_compiler_names_the_remedy() {
         compiler.says(REQUEST_WITHOUT_A_COPY).expect("a request that cannot be copied must not compile");
     for words in ["requests of the type `NotClone` cannot be copied for another attempt", ".clone_request("] {
         assert!(copy.contains(words), "{words:?} is not in:\n{copy}");
+    }
+}
+
+/// A correct definition with one place left open.
+#[cfg(feature = "saga")]
+fn definition(place: &str) -> String {
+    format!(
+        r#"
+        use mainstay::saga::{{Failure, Output, Saga, Step}};
+        async fn reserve(_: Step<u32>, (): ()) -> Result<u32, Failure> {{ Ok(1) }}
+        async fn release(_: Step<u32>, (): (), _: Option<u32>) -> Result<(), Failure> {{ Ok(()) }}
+        async fn charge(_: Step<u32>, _: u32) -> Result<(), Failure> {{ Ok(()) }}
+        let mut order = Saga::define::<u32>("order", 1);
+        {place}
+        let _ = order.build(());
+        "#
+    )
+}
+
+#[cfg(feature = "saga")]
+#[test]
+fn a_definition_without_its_undo_or_with_the_wrong_types_does_not_compile() {
+    let compiler = Compiler::new();
+    let says = |place: &str| compiler.says(&definition(place));
+    let reserved = r#"let reserved = order.step("reserve", (), reserve).compensate(release);"#;
+    let correct = format!(r#"{reserved} order.pivot("charge", reserved, charge).add();"#);
+    assert_eq!(says(&correct), None, "the definition that the others differ from");
+
+    for (what, place, words) in [
+        (
+            "an undo that was not said",
+            r#"order.step("reserve", (), reserve).add();"#.to_owned(),
+            "no method named `add` found for struct `Adding",
+        ),
+        (
+            "the output of a step whose undo was not said",
+            r#"let reserved = order.step("reserve", (), reserve); order.pivot("charge", reserved, charge).add();"#
+                .to_owned(),
+            "`Adding<",
+        ),
+        (
+            "a step that is given what it does not take",
+            r#"order.pivot("charge", (), charge).add();"#.to_owned(),
+            "type mismatch in function arguments",
+        ),
+        (
+            "an undo of another output",
+            r#"order.step("reserve", (), |_, ()| async { Ok("text".to_owned()) }).compensate(release);"#.to_owned(),
+            "type mismatch in function arguments",
+        ),
+        (
+            "an undo of a pivot",
+            r#"order.pivot("reserve", (), reserve).compensate(release);"#.to_owned(),
+            "no method named `compensate` found for struct `Adding",
+        ),
+        (
+            "a saga that is started with something else",
+            r#"order.step("x", (), |step: Step<String>, ()| async { Ok(step.into_input()) }).compensate(|_, (), _| async { Ok(()) });"#
+                .to_owned(),
+            "type mismatch in closure arguments",
+        ),
+    ] {
+        let said = says(&place).unwrap_or_else(|| panic!("{what} compiles"));
+        assert!(said.contains(words), "{what}: {words:?} is not in:\n{said}");
     }
 }

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -93,6 +93,37 @@ async fn a_happy_saga_runs_each_step_once_in_order() {
     assert_eq!(outcome, Outcome::Completed("5/99".to_owned()));
     assert_eq!(log.lines(), ["create create.do@o-1", "charge 5 charge.do@o-1", "confirm 5 99", "send 5/99"]);
     assert_eq!(store.counts().forced, 5, "a beginning and one for each step");
+}
+
+/// The number of forced writes that the design allows: what is forced before the first compensation of a saga whose second step is
+/// rejected, and what a step costs that is sent at most once.
+#[tokio::test(start_paused = true)]
+async fn no_more_is_forced_than_has_to_be() {
+    let (store, forced) = (Memory::new(), Arc::new(AtomicU64::new(0)));
+    let (seen, at) = (store.clone(), forced.clone());
+    let mut saga = Saga::define::<u32>("count", 1);
+    let first = saga.step("first", (), |_, ()| async { Ok(1) }).compensate(move |_, (), _| {
+        at.store(seen.counts().forced, Relaxed);
+        async { Ok(()) }
+    });
+    let rejected = |_, _| async { Err::<u32, _>(Failure::rejected("no")) };
+    let second = saga.step("second", first, rejected).without_compensation("it is rejected");
+    let saga = saga.build(second).unwrap();
+    let orchestrator = Orchestrator::open(store).register(&saga).start().await.unwrap();
+    let outcome = orchestrator.run(&saga, "s", &1).await.unwrap();
+    assert!(matches!(outcome, Outcome::Compensated(_)), "{outcome:?}");
+    assert_eq!(forced.load(Relaxed), 3, "a beginning, a completion, and the decision to turn round");
+
+    for (policy, most) in [(Unknown::Retry, 2), (Unknown::Compensate, 3), (Unknown::Park, 3)] {
+        let store = Memory::new();
+        let mut saga = Saga::define::<u32>("once", 1);
+        let only = saga.step("only", (), |_, ()| async { Ok(1) }).on_unknown(policy);
+        let only = only.compensate(|_, (), _| async { Ok(()) });
+        let saga = saga.build(only).unwrap();
+        let orchestrator = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
+        orchestrator.run(&saga, "s", &1).await.unwrap();
+        assert_eq!(store.counts().forced, most, "{policy:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
