@@ -13,6 +13,7 @@ use std::{
 
 use mainstay::{
     CircuitBreaker, Retry,
+    backoff::Jitter,
     saga::{
         Cause, Failure, Opening, Orchestrator, Order, Outcome, Output, Phase, Saga, SagaId, StartOptions,
         Step, Unknown,
@@ -86,7 +87,7 @@ async fn the_only_word_of_a_pivot_that_was_held_back_is_taken() {
 async fn an_orderly_shutdown_does_not_forget_what_an_attempt_may_have_done() {
     let (store, charged) = (Memory::new(), Arc::new(AtomicU32::new(0)));
     let (act, undo) = (charged.clone(), charged.clone());
-    let retry = Retry::constant(seconds(30)).max_attempts(3).no_budget().idempotent();
+    let retry = Retry::constant(seconds(30)).jitter(Jitter::None).max_attempts(3).no_budget().idempotent();
     let mut saga = Saga::define::<u32>("drained", 1);
     let charge = saga
         .step("charge", (), move |_, ()| {
@@ -121,7 +122,8 @@ async fn an_attempt_after_a_lapse_is_not_begun() {
     let (store, lines) = (Memory::new(), Lines::default());
     let define = |who: &'static str| {
         let (act, undo) = (lines.clone(), lines.clone());
-        let retry = Retry::constant(seconds(30)).max_attempts(3).no_budget().idempotent();
+        let retry =
+            Retry::constant(seconds(30)).jitter(Jitter::None).max_attempts(3).no_budget().idempotent();
         let stack = mainstay::stack("first").retry(retry).timeout(seconds(10)).build().unwrap();
         let mut saga = Saga::define::<u32>("lapse", 1);
         let first = saga
