@@ -534,7 +534,7 @@ impl<R, T, E> Run<R, T, E> for () {
 /// What the policies of one call share while it is polled.
 pub struct Cx<'a, 'w> {
     task: &'a mut Context<'w>,
-    timer: Option<Pin<&'a Sleep>>,
+    timer: Option<&'a dyn Alarm>,
     pub(crate) facts: Facts,
 }
 
@@ -598,8 +598,7 @@ impl<'a, 'w> Cx<'a, 'w> {
     /// clock read.
     #[inline(always)]
     pub(crate) fn reached(&mut self, at: Instant) -> bool {
-        let armed_before =
-            self.timer.is_some_and(|timer| timer.deadline().into_std() <= at && !timer.is_elapsed());
+        let armed_before = self.timer.is_some_and(|timer| timer.goes_off_by(at));
         if !armed_before && self.now() >= at {
             return true;
         }
@@ -724,7 +723,7 @@ where
     #[pin]
     state: L::State,
     #[pin]
-    timer: Option<Sleep>,
+    timer: Option<Timer>,
     #[pin]
     op: O,
     form: PhantomData<fn() -> M>,
@@ -771,77 +770,75 @@ where
     // would be written field by field and moved on by wider loads, and those wait until the stores have left the processor.
     #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.phase == Phase::New {
+        if self.phase == Phase::New && deadline::current().is_none() {
             let mut out = Slot::default();
             match self.as_mut().poll_first(task, &mut out) {
-                First::Ready(degraded) => return Poll::Ready(out.finish::<M>(degraded)),
-                First::Waits => return Poll::Pending,
-                First::Again => {}
+                Ok(degraded) => return Poll::Ready(out.finish::<M>(degraded)),
+                Err(wait) if self.as_mut().waits(wait, task) => return Poll::Pending,
+                Err(_) => {}
             }
         }
         // A slot of its own, so that no reference leads to that of the first poll.
         let mut out = Slot::default();
-        let degraded = ready!(self.poll_again(task, &mut out));
+        let degraded = ready!(self.poll_on(task, &mut out));
         Poll::Ready(out.finish::<M>(degraded))
     }
 }
 
-/// What came of the first poll.
-enum First {
-    /// With whether a fallback made the answer.
-    Ready(bool),
-    Waits,
-    /// The call shall be polled again at once.
-    Again,
-}
+/// A poll that was not ready: when the call shall be polled again at the latest.
+#[derive(Clone, Copy)]
+struct Wait(Option<Instant>);
 
 impl<L, O, M> Call<L, O, M>
 where
     L: Run<O::Request, O::Output, O::Error>,
     O: Operation,
 {
+    /// The first poll of a call without a deadline around it. When it is ready, `out` holds the outcome, and the answer is whether
+    /// a fallback made it.
     #[inline(always)]
     fn poll_first(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         task: &mut Context<'_>,
         out: &mut Slot<O::Output, O::Error>,
-    ) -> First {
-        let this = self.as_mut().project();
-        let parent = deadline::current();
-        let mut cx = Cx::new(task, parent);
-        cx.facts.late = parent.is_some_and(|at| cx.now() >= at);
+    ) -> Result<bool, Wait> {
+        let this = self.project();
+        let mut cx = Cx::new(task, None);
         *this.phase = Phase::Polling;
         let (home, pinned) = this.state.parts();
         let mut notes = Some(L::Notes::default());
         let mut lent = PutBack { value: &mut notes, home };
-        if this.policies.poll(lent.get(), pinned, this.op, &mut cx, out).is_ready() {
-            *this.phase = Phase::Done;
-            // As new, so there is nothing to put back.
-            mem::forget(lent);
-            return First::Ready(cx.facts.degraded);
+        if this.policies.poll(lent.get(), pinned, this.op, &mut cx, out).is_pending() {
+            *this.started = cx.facts.started;
+            return Err(Wait(cx.facts.wake_at));
         }
-        drop(lent);
-        let wake_at = cx.facts.wake_at;
-        *this.parent = parent;
-        *this.started = cx.facts.started;
-        if self.waits(wake_at, task) { First::Waits } else { First::Again }
+        *this.phase = Phase::Done;
+        // As new, so there is nothing to put back.
+        mem::forget(lent);
+        Ok(cx.facts.degraded)
     }
 
-    /// The polls after the first. When they are ready, `out` holds the outcome, and the answer is whether a fallback made it.
+    /// Every other poll. Answers as that does.
     #[inline(never)]
-    fn poll_again(
+    fn poll_on(
         mut self: Pin<&mut Self>,
         task: &mut Context<'_>,
         out: &mut Slot<O::Output, O::Error>,
     ) -> Poll<bool> {
         loop {
             let this = self.as_mut().project();
-            if *this.phase != Phase::Waiting {
-                panic!("a call was polled after it had ended");
+            let first = match *this.phase {
+                Phase::New => true,
+                Phase::Waiting => false,
+                Phase::Done | Phase::Polling => panic!("a call was polled after it had ended"),
+            };
+            if first {
+                *this.parent = deadline::current();
             }
             *this.phase = Phase::Polling;
             let mut cx = Cx::new(task, *this.parent);
-            cx.timer = this.timer.as_ref().as_pin_ref();
+            cx.facts.late = first && this.parent.is_some_and(|at| cx.now() >= at);
+            cx.timer = this.timer.as_ref().get_ref().as_ref().map(|timer| timer as &dyn Alarm);
             cx.facts.started = *this.started;
             let (notes, pinned) = this.state.parts();
             let notes = notes.get_or_insert_default();
@@ -849,33 +846,68 @@ where
                 *this.phase = Phase::Done;
                 return Poll::Ready(cx.facts.degraded);
             }
-            let wake_at = cx.facts.wake_at;
             *this.started = cx.facts.started;
-            if self.as_mut().waits(wake_at, task) {
+            let wait = Wait(cx.facts.wake_at);
+            if self.as_mut().waits(wait, task) {
                 return Poll::Pending;
             }
         }
     }
 
     /// Ends a poll that was not ready; `false` if the call shall be polled again at once.
-    fn waits(self: Pin<&mut Self>, wake_at: Option<Instant>, task: &mut Context<'_>) -> bool {
+    fn waits(self: Pin<&mut Self>, Wait(at): Wait, task: &mut Context<'_>) -> bool {
         let this = self.project();
-        let due = wake_at.is_some_and(|at| arm(this.timer, at, task));
+        let due = at.is_some_and(|at| arm(this.timer, at, task));
         *this.phase = Phase::Waiting;
         !due
     }
 }
 
+/// The timer of a call that waits; there is one until it is dropped.
+///
+/// Most calls are dropped without a timer, so that shall be a test where the call ends, and the destructor of the timer be called
+/// and not copied there. It is too long to be copied, and the table of [`Alarm`] is the second place that needs it: what is
+/// needed in one place alone would be copied however long it is.
+#[pin_project(PinnedDrop)]
+struct Timer(#[pin] Option<Sleep>);
+
+impl Timer {
+    fn sleep(timer: Pin<&mut Option<Timer>>) -> Option<Pin<&mut Sleep>> {
+        timer.as_pin_mut().and_then(|timer| timer.project().0.as_pin_mut())
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Timer {
+    #[cold]
+    #[inline(never)]
+    fn drop(self: Pin<&mut Self>) {
+        self.project().0.set(None);
+    }
+}
+
+/// What a poll asks the timer that the last one armed.
+trait Alarm {
+    /// Whether it will go off at `at` or before, and has not.
+    fn goes_off_by(&self, at: Instant) -> bool;
+}
+
+impl Alarm for Timer {
+    fn goes_off_by(&self, at: Instant) -> bool {
+        self.0.as_ref().is_some_and(|sleep| sleep.deadline().into_std() <= at && !sleep.is_elapsed())
+    }
+}
+
 /// Arms `timer` for `at` unless it fires earlier anyway; `true` if it is due already, and then it is gone.
-fn arm(mut timer: Pin<&mut Option<Sleep>>, at: Instant, task: &mut Context<'_>) -> bool {
+fn arm(mut timer: Pin<&mut Option<Timer>>, at: Instant, task: &mut Context<'_>) -> bool {
     let at = tokio::time::Instant::from_std(at);
-    match timer.as_mut().as_pin_mut() {
-        None => timer.set(Some(tokio::time::sleep_until(at))),
+    match Timer::sleep(timer.as_mut()) {
+        None => timer.set(Some(Timer(Some(tokio::time::sleep_until(at))))),
         Some(sleep) if at < sleep.deadline() => sleep.reset(at),
         // Firing early costs one wake-up, moving the timer costs more.
         Some(_) => {}
     }
-    let due = timer.as_mut().as_pin_mut().is_some_and(|sleep| sleep.poll(task).is_ready());
+    let due = Timer::sleep(timer.as_mut()).is_some_and(|sleep| sleep.poll(task).is_ready());
     if due {
         timer.set(None);
     }
