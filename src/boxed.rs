@@ -13,6 +13,7 @@ use pin_project::pin_project;
 use crate::{
     call::{Attempt, Call, Closure, Cx, End, Flat, Marked, Operation, Run, Sealed, Slot, Store, Stored},
     error::Name,
+    held::Kept,
     registry::{Inspect, Snapshot},
     stack::List,
 };
@@ -27,7 +28,7 @@ pub struct BoxedStack<T, E> {
 }
 
 impl<T: 'static, E: 'static> BoxedStack<T, E> {
-    pub(crate) fn new<L>(name: Name, list: Arc<L>) -> Self
+    pub(crate) fn new<L>(name: Name, list: Kept<L>) -> Self
     where
         L: Run<(), T, E> + List + Send + Sync + 'static,
         L::State: Send + 'static,
@@ -184,7 +185,7 @@ pub trait ErasedCall<T, E>: Send {
     fn end(self: Pin<&mut Self>, op: Pin<&mut DynOperation<'_, T, E>>, how: End);
 }
 
-struct Erased<L>(Arc<L>);
+struct Erased<L>(Kept<L>);
 
 impl<T, E, L> ErasedList<T, E> for Erased<L>
 where
@@ -204,7 +205,7 @@ where
 
 #[pin_project]
 struct Live<L, S> {
-    list: Arc<L>,
+    list: Kept<L>,
     #[pin]
     state: S,
 }

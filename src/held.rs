@@ -26,24 +26,27 @@ use std::{fmt, ops::Deref, sync::OnceLock};
 /// Padded: a clone of a service counts on the line before, which a call that reads this shall not meet.
 pub(crate) struct Shared<L>(Arc<Padded<Inner<L>>>);
 
+/// Every call reads it, so it keeps to itself: a neighbour on its line that one thread writes would stop all the others.
+pub(crate) type Kept<L> = Arc<Padded<L>>;
+
 struct Inner<L> {
-    list: Arc<L>,
+    list: Kept<L>,
     /// One for each slot of a thread, the last for all threads without.
     #[cfg(feature = "tower")]
-    references: Box<[OnceLock<Held<L>>]>,
+    references: Box<[Padded<OnceLock<Held<L>>>]>,
 }
 
 impl<L> Shared<L> {
     pub(crate) fn new(list: L) -> Self {
         Shared(Arc::new(Padded(Inner {
-            list: Arc::new(list),
+            list: Arc::new(Padded(list)),
             #[cfg(feature = "tower")]
-            references: (0..=slots::limit()).map(|_| OnceLock::new()).collect(),
+            references: (0..=slots::limit()).map(|_| Padded(OnceLock::new())).collect(),
         })))
     }
 
     #[inline]
-    pub(crate) fn list(&self) -> &Arc<L> {
+    pub(crate) fn list(&self) -> &Kept<L> {
         &self.0.list
     }
 
@@ -51,7 +54,7 @@ impl<L> Shared<L> {
     #[cfg(feature = "tower")]
     #[inline]
     pub(crate) fn hold(&self) -> Held<L> {
-        match self.0.references.get(slots::known()).and_then(OnceLock::get) {
+        match self.0.references.get(slots::known()).and_then(|own| own.get()) {
             Some(reference) => reference.clone(),
             None => self.reference(slots::mine()).clone(),
         }
@@ -75,7 +78,7 @@ impl<L> Clone for Shared<L> {
 
 /// The policies as a call of a tower service holds them.
 #[cfg(feature = "tower")]
-pub struct Held<L>(Arc<Padded<Arc<L>>>);
+pub struct Held<L>(Arc<Padded<Kept<L>>>);
 
 #[cfg(feature = "tower")]
 impl<L> Clone for Held<L> {
@@ -124,6 +127,18 @@ mod tests {
         assert_eq!(place(slots::limit()), place(usize::MAX), "threads without a slot share one");
         assert!(!places.contains(&place(usize::MAX)));
         drop(calls);
+    }
+
+    #[test]
+    fn what_every_call_reads_has_cache_lines_of_its_own() {
+        let shared = Shared::new([0_u8; 3]);
+        let beginnings = [
+            Arc::as_ptr(&shared.0) as usize,
+            Arc::as_ptr(shared.list()) as usize,
+            shared.0.references.as_ptr() as usize,
+        ];
+        assert_eq!(beginnings.map(|place| place % 128), [0; 3]);
+        assert_eq!([size_of_val(&**shared.list()), size_of_val(&shared.0.references[0])], [128; 2]);
     }
 
     #[test]

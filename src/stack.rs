@@ -128,7 +128,7 @@ impl<L> Stack<L> {
         Fut: Future<Output = Result<T, E>>,
         L: Run<(), T, E>,
     {
-        Call::new(&**self.list(), Closure::new(move |_: Attempt| operation()))
+        Call::new(self.list(), Closure::new(move |_: Attempt| operation()))
     }
 
     /// Like [`call`](Self::call), telling the operation the number of the attempt and the deadline.
@@ -142,7 +142,7 @@ impl<L> Stack<L> {
         Fut: Future<Output = Result<T, E>>,
         L: Run<(), T, E>,
     {
-        Call::new(&**self.list(), Closure::new(operation))
+        Call::new(self.list(), Closure::new(operation))
     }
 
     /// Like [`call`](Self::call), and says whether a fallback made the answer.
@@ -156,7 +156,7 @@ impl<L> Stack<L> {
         Fut: Future<Output = Result<T, E>>,
         L: Run<(), T, E>,
     {
-        Call::new(&**self.list(), Closure::new(move |_: Attempt| operation()))
+        Call::new(self.list(), Closure::new(move |_: Attempt| operation()))
     }
 
     /// Like [`call`](Self::call) for an operation that can be started only once. For stacks without a retry.
@@ -184,7 +184,7 @@ impl<L> Stack<L> {
             Some(operation) => operation(),
             None => unreachable!("a stack without a retry starts an operation once"),
         };
-        Call::new(&**self.list(), Closure::new(start))
+        Call::new(self.list(), Closure::new(start))
     }
 
     /// The same stack as one plain type for all stacks around `Result<T, E>`, at one allocation per call.
@@ -199,7 +199,7 @@ impl<L> Stack<L> {
     }
 
     #[inline]
-    pub(crate) fn list(&self) -> &Arc<L> {
+    pub(crate) fn list(&self) -> &L {
         self.shared.list()
     }
 
@@ -212,7 +212,7 @@ impl<L> Stack<L> {
 impl<L: List> Stack<L> {
     /// How much load this stack can add to what it protects.
     pub fn max_amplification(&self) -> Amplification {
-        order::amplification(&order::roles(&**self.list()))
+        order::amplification(&order::roles(self.list()))
     }
 }
 

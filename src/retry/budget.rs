@@ -14,7 +14,7 @@ use crate::{
     error::ConfigError,
     slots::Slots,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Padded,
         atomic::{AtomicU64, Ordering::Relaxed},
         lock,
     },
@@ -85,7 +85,7 @@ impl BudgetConfig {
     /// zero or below the least.
     pub fn build(self) -> Result<Budget, ConfigError> {
         self.check()?;
-        Ok(Budget(Arc::new(Shared::new(self, time::now()))))
+        Ok(Budget(Arc::new(Padded(Shared::new(self, time::now())))))
     }
 
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
@@ -129,13 +129,13 @@ fn thousandths(ratio: f64) -> u64 {
 /// last three seconds, at least 1 and at most 100, and starts full but with at most 3. All but the last of
 /// these numbers are [settings](Budget::config).
 #[derive(Clone)]
-pub struct Budget(Arc<Shared>);
+pub struct Budget(Arc<Padded<Shared>>);
 
 impl Budget {
     /// A budget with the default settings.
     #[allow(clippy::new_without_default)] // Each one is a separate account; that should be visible.
     pub fn new() -> Self {
-        Budget(Arc::new(Shared::new(BudgetConfig::default(), time::now())))
+        Budget(Arc::new(Padded(Shared::new(BudgetConfig::default(), time::now()))))
     }
 
     /// The default settings, to be changed and built.

@@ -33,13 +33,14 @@ use crate::{
     registry,
     repeat::Cloning,
     stack::{IntoPolicy, Part, Role, callable},
+    sync::Padded,
 };
 use machine::Rules;
 
 /// Starts failed operations again; see the [module](self).
 ///
 /// Clones share the budget and the counters.
-pub struct Retry<W = (), C = Cloning>(Arc<Shared<W, C>>);
+pub struct Retry<W = (), C = Cloning>(Arc<Padded<Shared<W, C>>>);
 
 struct Shared<W, C> {
     rules: Rules,
@@ -122,7 +123,7 @@ impl<W, C> Retry<W, C> {
 
     fn new(config: Config<W, C>, budget: Option<Budget>) -> Self {
         let rules = config.plain.rules();
-        Retry(Arc::new(Shared {
+        Retry(Arc::new(Padded(Shared {
             last_attempt: rules.last_attempt(),
             rules,
             repeat_refusals: config.plain.repeat_refusals,
@@ -132,7 +133,7 @@ impl<W, C> Retry<W, C> {
             chance: Chance::new(config.plain.seed),
             counters: Counters::default(),
             id: config.id,
-        }))
+        })))
     }
 
     /// What pays for the retries, if anything does.
