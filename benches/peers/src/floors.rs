@@ -37,6 +37,16 @@ fn register_timer() {
     let _ = black_box(sleep.poll(cx));
 }
 
+/// Sixteen times four that do not wait for each other.
+#[inline]
+fn additions() -> [u64; 4] {
+    let mut lanes = [1, 2, 3, 4].map(black_box);
+    for step in 0..16 {
+        lanes = lanes.map(|lane: u64| lane.rotate_left(7).wrapping_add(step));
+    }
+    lanes
+}
+
 pub fn rows(rows: &mut Rows) {
     let floor = What::Floor;
 
@@ -46,6 +56,9 @@ pub fn rows(rows: &mut Rows) {
         let word = Word::leaked();
         move || repeated(move || word.0.load(Ordering::Acquire))
     });
+
+    // Keeps a core busy and shares nothing. Where two threads do less than twice the work, the processors share a core.
+    rows.add(floor("64 additions in registers"), "-", Form::Plain, || || repeated(additions));
 
     // With two threads each has a word of its own: the striped case.
     rows.add(floor("one atomic add, own word"), "-", Form::Plain, || {

@@ -170,7 +170,8 @@ impl<'a> Subject<'a> {
             allocations: self.count.allocations as f64 / self.counted as f64,
             bytes: self.count.bytes as f64 / self.counted as f64,
             future: self.future,
-            pair: self.pairs.median(),
+            // A pair that was disturbed was no pair, so none of them stands in for a quiet one.
+            pair: self.pairs.quiet_median(),
         }
     }
 }
@@ -190,10 +191,22 @@ impl Samples {
 
     /// Of the quiet ones, unless these are too few to speak.
     fn median(mut self) -> Option<f64> {
-        let all = self.quiet.len() + self.disturbed.len();
-        if self.quiet.len() * 10 < all {
+        if self.too_few() {
             self.quiet.append(&mut self.disturbed);
         }
+        self.middle()
+    }
+
+    /// Nothing where the quiet ones are too few to speak.
+    fn quiet_median(self) -> Option<f64> {
+        if self.too_few() { None } else { self.middle() }
+    }
+
+    fn too_few(&self) -> bool {
+        self.quiet.len() * 10 < self.quiet.len() + self.disturbed.len()
+    }
+
+    fn middle(mut self) -> Option<f64> {
         let middle = self.quiet.len() / 2;
         let any = !self.quiet.is_empty();
         any.then(|| *self.quiet.select_nth_unstable_by(middle, f64::total_cmp).1)

@@ -75,6 +75,9 @@ impl Expect {
     }
 }
 
+/// Workers keep to cache lines of their own: what one thread writes into its own at each call, a service's readiness for instance,
+/// shall not lie beside what the other reads.
+#[repr(align(128))]
 struct Wrapped<C> {
     call: C,
     expect: Expect,
@@ -111,6 +114,7 @@ pub fn refused<F: Future<Output = Result<u64, E>>, E: fmt::Debug>(call: impl FnM
     Wrapped { call, expect: Expect::Refusal }
 }
 
+#[repr(align(128))]
 struct Served<S> {
     service: S,
     expect: Expect,
@@ -177,6 +181,7 @@ where
     Served { service, expect: Expect::Refusal }
 }
 
+#[repr(align(128))]
 struct Repeated<A>(A);
 
 impl<A: FnMut()> Worker for Repeated<A> {
@@ -203,6 +208,7 @@ pub fn repeated<T>(mut action: impl FnMut() -> T) -> impl Worker {
     })
 }
 
+#[repr(align(128))]
 struct Blocked<C> {
     runtime: tokio::runtime::Handle,
     call: C,
