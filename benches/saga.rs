@@ -16,7 +16,10 @@ use std::{
 
 use mainstay::saga::{
     Incarnation, Orchestrator, Saga, SagaId, Timestamp,
-    journal::{Append, Claim, Head, Journal, Pending, Query, Refusal, Request, Requested, Stored},
+    journal::{
+        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
+        Stored,
+    },
     sqlite::Sqlite,
 };
 
@@ -375,6 +378,14 @@ impl Journal for Counted {
 
     fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
         self.inner.leave(by)
+    }
+
+    fn announce(&self, by: &Incarnation, presence: Presence) -> Pending<'_, ()> {
+        self.inner.announce(by, presence)
+    }
+
+    fn orchestrators(&self) -> Pending<'_, Vec<Registered>> {
+        self.inner.orchestrators()
     }
 
     fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {

@@ -8,8 +8,8 @@ use mainstay::saga::{
     Incarnation, Record, SagaId, Timestamp,
     conformance::{self, Broken, Pen, Subject, definition},
     journal::{
-        Append, Claim, Corrupt, Head, Journal, Pending, Phase, Query, Refusal, Request, Requested,
-        StoreError, Stored,
+        Append, Claim, Corrupt, Head, Journal, Pending, Phase, Presence, Query, Refusal, Registered, Request,
+        Requested, StoreError, Stored,
     },
     memory::{Fault, Memory, Operation},
 };
@@ -78,6 +78,8 @@ enum Bug {
     ForgetsToWake,
     IgnoresHeartbeats,
     IgnoresLeaving,
+    AnnouncesNothing,
+    SpeaksForTheGone,
     TakesNoLocks,
     LosesTheNote,
     LosesTheLastEntry,
@@ -97,7 +99,7 @@ enum Bug {
 
 use Bug::*;
 
-const BUGS: [Bug; 35] = [
+const BUGS: [Bug; 37] = [
     IgnoresTheOwner,
     IgnoresTheEpoch,
     AcceptsAGap,
@@ -118,6 +120,8 @@ const BUGS: [Bug; 35] = [
     ForgetsToWake,
     IgnoresHeartbeats,
     IgnoresLeaving,
+    AnnouncesNothing,
+    SpeaksForTheGone,
     TakesNoLocks,
     LosesTheNote,
     LosesTheLastEntry,
@@ -214,7 +218,25 @@ impl Journal for Planted {
         if self.is(IgnoresLeaving) {
             return Box::pin(std::future::ready(Ok(())));
         }
+        if self.is(SpeaksForTheGone) {
+            let by = by.clone();
+            return Box::pin(async move {
+                self.inner.leave(&by).await?;
+                self.inner.announce(&by, Presence::default()).await
+            });
+        }
         self.inner.leave(by)
+    }
+
+    fn announce(&self, by: &Incarnation, presence: Presence) -> Pending<'_, ()> {
+        if self.is(AnnouncesNothing) {
+            return Box::pin(std::future::ready(Ok(())));
+        }
+        self.inner.announce(by, presence)
+    }
+
+    fn orchestrators(&self) -> Pending<'_, Vec<Registered>> {
+        self.inner.orchestrators()
     }
 
     fn claim(&self, mut claim: Claim) -> Pending<'_, Vec<Stored>> {

@@ -14,7 +14,10 @@ use mainstay::{
     saga::{
         AskError, Cause, Failure, Incarnation, Orchestrator, Order, Outcome, Output, Phase, Saga, SagaId,
         StartError, StartOptions, StoreError, Timestamp,
-        journal::{Append, Claim, Head, Journal, Pending, Query, Refusal, Request, Requested, Stored},
+        journal::{
+            Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
+            Stored,
+        },
         memory::{Fault, Memory, Operation},
     },
 };
@@ -60,6 +63,14 @@ impl Journal for Faulty {
 
     fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
         self.store.leave(by)
+    }
+
+    fn announce(&self, by: &Incarnation, presence: Presence) -> Pending<'_, ()> {
+        self.store.announce(by, presence)
+    }
+
+    fn orchestrators(&self) -> Pending<'_, Vec<Registered>> {
+        self.store.orchestrators()
     }
 
     fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {

@@ -41,8 +41,16 @@ pub trait Journal: Send + Sync + 'static {
     /// Registers an orchestrator or prolongs its lease: until `now + lease` its sagas are not claimed by others.
     fn heartbeat(&self, by: &Incarnation, lease: Duration) -> Pending<'_, ()>;
 
-    /// Ends an orchestrator's lease: its sagas may be claimed.
+    /// Ends an orchestrator's lease, and forgets what it has announced: its sagas may be claimed.
     fn leave(&self, by: &Incarnation) -> Pending<'_, ()>;
+
+    /// Replaces what an orchestrator that is registered says of itself, for people who look at the store. Nothing else follows from
+    /// it; of one that is not registered it is dropped.
+    fn announce(&self, by: &Incarnation, presence: Presence) -> Pending<'_, ()>;
+
+    /// The orchestrators that have registered, with what they say, in the order of their incarnations; also those whose lease is over,
+    /// for some time.
+    fn orchestrators(&self) -> Pending<'_, Vec<Registered>>;
 
     /// Takes sagas that need attention and makes `claim.by` their owner under the next epoch. Those without a `wake` come
     /// first, then those with the oldest.
@@ -131,7 +139,7 @@ impl fmt::Display for Phase {
 }
 
 /// Which definition a saga follows.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct DefinitionId {
     /// The definition's name.
     pub name: String,
@@ -377,6 +385,50 @@ pub struct Claim {
     pub limit: usize,
 }
 
+/// What an orchestrator says of itself; see [`Journal::announce`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct Presence {
+    /// How long its lease is, in milliseconds.
+    pub lease_ms: u64,
+    /// What it can work on.
+    pub definitions: Vec<DefinitionId>,
+    /// The sagas that it cannot work on, each with the reason; at most [`Presence::MOST`], the first ones in the order of their ids.
+    pub blocked: Vec<(SagaId, String)>,
+}
+
+impl Presence {
+    /// The most blocked sagas that are named.
+    pub const MOST: usize = 1_000;
+
+    /// As it is stored.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) fn to_text(&self) -> String {
+        serde_json::to_string(self).unwrap_or_else(|_| unreachable!("names, numbers and texts have a JSON"))
+    }
+}
+
+/// An orchestrator that has registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Registered {
+    /// Who it is.
+    pub by: Incarnation,
+    /// Until when its sagas are left alone: it is alive if that is later than [`Journal::now`].
+    pub until: Timestamp,
+    /// What it says of itself; `None` when it has said nothing yet, has left, or a later version has said it.
+    pub presence: Option<Presence>,
+}
+
+impl Registered {
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) fn from_text(by: &str, until: Timestamp, says: Option<&str>) -> Self {
+        let presence = says.and_then(|text| serde_json::from_str(text).ok());
+        Registered { by: Incarnation::from_text(by), until, presence }
+    }
+}
+
 /// Which heads a listing shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Query {
@@ -408,9 +460,11 @@ pub struct Request {
 
 impl Request {
     /// A person's decision, under a name that is not used again.
+    ///
+    /// A reason of more than 4 KiB is cut, as it is in the record.
     pub fn order(saga: SagaId, by: &str, order: Order) -> Self {
         let id = format!("order:{:032x}", random());
-        Request { id, saga, by: by.to_owned(), ask: Ask::Order(order) }
+        Request { id, saga, by: by.to_owned(), ask: Ask::Order(order.shortened()) }
     }
 
     /// A message for a step, under the name that the sender has given it, so that it counts once.

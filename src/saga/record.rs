@@ -48,6 +48,18 @@ impl fmt::Display for SagaId {
     }
 }
 
+impl Serialize for SagaId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for SagaId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        SagaId::new(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
 /// A text that cannot be the id of a saga.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidId(String);

@@ -11,7 +11,8 @@ use crate::{
     saga::{
         Incarnation, SagaId, Timestamp,
         journal::{
-            Append, Claim, Head, Journal, Pending, Query, Refusal, Request, Requested, StoreError, Stored,
+            Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
+            StoreError, Stored,
         },
         memory::{self, Memory, Operation},
     },
@@ -111,6 +112,14 @@ impl Journal for Gate {
 
     fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
         Box::pin(self.through(self.store.leave(by)))
+    }
+
+    fn announce(&self, by: &Incarnation, presence: Presence) -> Pending<'_, ()> {
+        Box::pin(self.through(self.store.announce(by, presence)))
+    }
+
+    fn orchestrators(&self) -> Pending<'_, Vec<Registered>> {
+        Box::pin(self.through(self.store.orchestrators()))
     }
 
     fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {

@@ -208,6 +208,7 @@ static RULES: &[Rule] = rules! {
         an_unknown_owner_is_dead
         a_heartbeat_prolongs_a_lease
         who_leaves_can_be_taken_from
+        what_an_orchestrator_says_is_read_by_others
         recoveries_are_counted_until_an_entry
         an_unwanted_saga_is_not_claimed
         only_one_saga_is_claimed

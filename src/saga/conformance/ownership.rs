@@ -8,7 +8,7 @@ use super::{
 };
 use crate::saga::{
     Order, Timestamp,
-    journal::{Ask, Request},
+    journal::{Ask, Presence, Request},
 };
 
 type Checked = Result<(), Broken>;
@@ -212,6 +212,37 @@ pub(super) async fn who_leaves_can_be_taken_from(subject: &Subject) -> Checked {
     same!(journal.claim(claim("two")).await?, Vec::new(), "another one has left");
     journal.leave(&incarnation("one")).await?;
     same!(ids(&journal.claim(claim("two")).await?), ["a"], "its owner has left");
+    Ok(())
+}
+
+pub(super) async fn what_an_orchestrator_says_is_read_by_others(subject: &Subject) -> Checked {
+    let journal = subject.opened().await;
+    same!(journal.orchestrators().await?, Vec::new(), "nobody has come");
+    let says = Presence {
+        lease_ms: 50,
+        definitions: vec![definition()],
+        blocked: vec![(SagaId::new("it's \"a\" 🦀").unwrap(), "record 3 cannot be read\n".to_owned())],
+    };
+    journal.announce(&incarnation("never came"), says.clone()).await?;
+    for by in ["two", "one"] {
+        journal.heartbeat(&incarnation(by), LONG).await?;
+    }
+    let shown = async |journal: &Shared| -> Result<Vec<(String, bool, Option<Presence>)>, Broken> {
+        let now = journal.now().await?;
+        let all = journal.orchestrators().await?.into_iter();
+        Ok(all.map(|one| (one.by.as_str().to_owned(), one.until > now, one.presence)).collect())
+    };
+    let quiet = |by: &str, lives| (by.to_owned(), lives, None);
+    same!(shown(&journal).await?, [quiet("one", true), quiet("two", true)], "who has come and said nothing");
+    journal.announce(&incarnation("one"), Presence::default()).await?;
+    journal.announce(&incarnation("one"), says.clone()).await?;
+    journal.heartbeat(&incarnation("one"), LONG).await?;
+    let one = ("one".to_owned(), true, Some(says));
+    same!(shown(&journal).await?, [one, quiet("two", true)], "what was said last, after another heartbeat");
+    journal.leave(&incarnation("one")).await?;
+    journal.leave(&incarnation("never came")).await?;
+    let left: Vec<_> = shown(&journal).await?.into_iter().filter(|(by, ..)| by != "two").collect();
+    ensure!(left.iter().all(|one| *one == quiet("one", false)), "who has left still says {left:?}");
     Ok(())
 }
 

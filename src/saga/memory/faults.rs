@@ -14,6 +14,10 @@ pub enum Operation {
     Heartbeat,
     /// `Journal::leave`.
     Leave,
+    /// `Journal::announce`.
+    Announce,
+    /// `Journal::orchestrators`.
+    Orchestrators,
     /// `Journal::claim`.
     Claim,
     /// `Journal::load`.
@@ -30,10 +34,12 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Operation; 9] = [
+    pub const ALL: [Operation; 11] = [
         Operation::Append,
         Operation::Heartbeat,
         Operation::Leave,
+        Operation::Announce,
+        Operation::Orchestrators,
         Operation::Claim,
         Operation::Load,
         Operation::List,

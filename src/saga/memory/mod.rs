@@ -67,7 +67,8 @@ use self::{faults::Planned, rows::Rows};
 use super::{
     Incarnation, SagaId, Timestamp,
     journal::{
-        Append, Claim, Head, Journal, Pending, Query, Refusal, Request, Requested, StoreError, Stored,
+        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
+        StoreError, Stored,
     },
 };
 use crate::sync::{Mutex, lock};
@@ -424,13 +425,22 @@ impl Journal for Memory {
     fn heartbeat(&self, by: &Incarnation, lease: Duration) -> Pending<'_, ()> {
         let by = by.clone();
         Box::pin(self.write(Operation::Heartbeat, move |device, now| {
-            device.rows.lease(&by, Some(now.after(lease)));
+            device.rows.lease(&by, now.after(lease));
         }))
     }
 
     fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
         let by = by.clone();
-        Box::pin(self.write(Operation::Leave, move |device, _| device.rows.lease(&by, None)))
+        Box::pin(self.write(Operation::Leave, move |device, now| device.rows.leave(&by, now)))
+    }
+
+    fn announce(&self, by: &Incarnation, presence: Presence) -> Pending<'_, ()> {
+        let by = by.clone();
+        Box::pin(self.write(Operation::Announce, move |device, _| device.rows.announce(&by, presence)))
+    }
+
+    fn orchestrators(&self) -> Pending<'_, Vec<Registered>> {
+        Box::pin(self.read(Operation::Orchestrators, Rows::orchestrators))
     }
 
     fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {

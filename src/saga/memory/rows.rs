@@ -7,7 +7,7 @@ use std::{
 
 use crate::saga::{
     Entry, Incarnation, SagaId, Timestamp,
-    journal::{Append, Claim, Head, Query, Refusal, Request, Requested, Stored},
+    journal::{Append, Claim, Head, Presence, Query, Refusal, Registered, Request, Requested, Stored},
 };
 
 /// An entry in little space: the three texts in one.
@@ -85,11 +85,14 @@ impl Row {
     }
 }
 
+/// An orchestrator that has registered: until when it is taken for alive, and what it says.
+type Lease = (Timestamp, Option<Arc<Presence>>);
+
 /// How a change is taken back.
 #[derive(Debug, Clone)]
 enum Undo {
     Saga(SagaId, Option<Arc<Row>>),
-    Lease(Incarnation, Option<Timestamp>),
+    Lease(Incarnation, Option<Lease>),
     /// Behind all that one operation, or one item of a batch, has changed.
     Mark,
 }
@@ -102,7 +105,7 @@ pub(super) struct Rows {
     over: BTreeSet<(Timestamp, SagaId)>,
     asked: BTreeSet<SagaId>,
     locks: BTreeMap<String, SagaId>,
-    leases: BTreeMap<Incarnation, Timestamp>,
+    leases: BTreeMap<Incarnation, Lease>,
     arrivals: u64,
     unsynced: Vec<Undo>,
     /// Whether changes can be taken back; only then they are written down.
@@ -134,7 +137,7 @@ impl Rows {
         for undo in self.unsynced.split_off(keep).into_iter().rev() {
             match undo {
                 Undo::Saga(id, before) => self.replace(id, before),
-                Undo::Lease(by, Some(until)) => drop(self.leases.insert(by, until)),
+                Undo::Lease(by, Some(lease)) => drop(self.leases.insert(by, lease)),
                 Undo::Lease(by, None) => drop(self.leases.remove(&by)),
                 Undo::Mark => {}
             }
@@ -287,15 +290,38 @@ impl Rows {
 
     // --- ownership ---
 
-    pub(super) fn lease(&mut self, by: &Incarnation, until: Option<Timestamp>) {
-        let before = match until {
-            Some(until) => self.leases.insert(by.clone(), until),
-            None => self.leases.remove(by),
-        };
+    pub(super) fn lease(&mut self, by: &Incarnation, until: Timestamp) {
+        let says = self.leases.get(by).and_then(|(_, says)| says.clone());
+        self.register(by, (until, says));
+    }
+
+    pub(super) fn leave(&mut self, by: &Incarnation, now: Timestamp) {
+        if let Some(&(until, _)) = self.leases.get(by) {
+            self.register(by, (until.min(now), None));
+        }
+    }
+
+    pub(super) fn announce(&mut self, by: &Incarnation, presence: Presence) {
+        if let Some(&(until, _)) = self.leases.get(by) {
+            self.register(by, (until, Some(presence.into())));
+        }
+    }
+
+    fn register(&mut self, by: &Incarnation, lease: Lease) {
+        let before = self.leases.insert(by.clone(), lease);
         if self.undoable {
             self.unsynced.push(Undo::Lease(by.clone(), before));
         }
         self.mark();
+    }
+
+    pub(super) fn orchestrators(&self) -> Vec<Registered> {
+        let shown = |(by, (until, says)): (&Incarnation, &Lease)| Registered {
+            by: by.clone(),
+            until: *until,
+            presence: says.as_deref().cloned(),
+        };
+        self.leases.iter().map(shown).collect()
     }
 
     pub(super) fn claim(&mut self, claim: &Claim, now: Timestamp) -> Vec<Stored> {
@@ -323,7 +349,7 @@ impl Rows {
         let head = &self.sagas.get(id)?.head;
         let recovery = match &head.owner {
             Some(owner) if claim.only.is_some() && *owner == claim.by => false,
-            Some(owner) if self.leases.get(owner).is_some_and(|until| *until > now) => return None,
+            Some(owner) if self.leases.get(owner).is_some_and(|(until, _)| *until > now) => return None,
             Some(_) => true,
             None => {
                 let awake = head.wake.is_some_and(|wake| wake <= now);

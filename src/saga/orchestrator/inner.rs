@@ -25,11 +25,12 @@ use crate::{
         definition::Definition,
         driver::{Driver, Mail},
         journal::{
-            Begin, Claim, DefinitionId, Head, Journal, Phase, Query, Refusal, Request, StoreError, Stored,
+            Append, Ask, Begin, Claim, DefinitionId, Head, Journal, Phase, Presence, Query, Refusal, Request,
+            StoreError, Stored,
         },
         ledger::{Ledger, Stop},
         machine::Machine,
-        record::{Incarnation, Payload, Record, SagaId, Timestamp},
+        record::{Entry, Incarnation, Order, Payload, Record, SagaId, Timestamp},
         writer::{WriteError, Writer},
     },
     sync::{Mutex, lock},
@@ -65,6 +66,8 @@ pub(crate) struct Inner {
     /// Owned, and not driven: to be read anew.
     pub(super) lost: Mutex<HashMap<SagaId, Lost>>,
     pub(super) blocked: Mutex<HashMap<SagaId, Blocked>>,
+    /// What it has last said of itself in the store, and how often the lease had run out by then.
+    pub(super) announced: Mutex<Option<(u64, Presence)>>,
     /// The store's time at an instant of this process.
     pub(super) clock: Mutex<(Timestamp, Instant)>,
     pub(super) leased_until: Mutex<Instant>,
@@ -128,6 +131,8 @@ pub(super) struct Blocked {
     pub(super) status: Status,
     /// Its records make sense, so that a person's order can be followed.
     obeys: bool,
+    /// It is so damaged that it cannot even be given up.
+    hopeless: bool,
 }
 
 /// How a driver has left its saga.
@@ -477,7 +482,7 @@ impl Inner {
     fn block(&self, definition: &str, id: SagaId, status: Status, obeys: bool) {
         let why = status.blocked.as_deref().unwrap_or_default();
         self.identity.emit(&Event::SagaBlocked { definition, saga: id.as_str(), why });
-        lock(&self.blocked).insert(id.clone(), Blocked { status, obeys });
+        lock(&self.blocked).insert(id.clone(), Blocked { status, obeys, hopeless: false });
         self.waiters.tell(&id);
     }
 
@@ -612,10 +617,90 @@ impl Inner {
             tokio::task::yield_now().await;
         }
         for request in self.requests().await? {
-            self.hand_over(request);
+            if !self.give_up(&request).await? {
+                self.hand_over(request);
+            }
         }
         self.swept.send_replace(true);
+        self.announce().await
+    }
+
+    /// Follows the one order that needs no sense in a saga's records: a person gives up what cannot be read. The records that are there stay
+    /// as they are, and that they are damaged can be seen as before. Whether it was such an order.
+    async fn give_up(&self, request: &Request) -> Result<bool, StoreError> {
+        let Ask::Order(order @ Order::Abandon { reason }) = &request.ask else { return Ok(false) };
+        let id = &request.saga;
+        if lock(&self.blocked).get(id).is_none_or(|blocked| blocked.obeys || blocked.hopeless) {
+            return Ok(false);
+        }
+        let Some(Stored { head, .. }) = self.journal()?.load(id).await? else { return Ok(true) };
+        let record = Record::Ordered { by: request.by.clone(), order: order.clone(), clean: Vec::new() };
+        let entry = Entry::new(id, head.len, head.crc, head.epoch, self.now(), &self.by, &record)
+            .map_err(|error| StoreError::Io(error.to_string()))?;
+        let written = self.writer.append(Append {
+            saga: id.clone(),
+            by: self.by.clone(),
+            epoch: head.epoch,
+            begin: None,
+            entries: vec![entry],
+            phase: Phase::Abandoned,
+            note: reason.clone(),
+            wake: None,
+            release: true,
+            answers: vec![request.id.clone()],
+        });
+        let failed = match written.wait().await {
+            Ok(()) => None,
+            Err(WriteError::Store(error)) if Left::store(&error) == Left::Store => return Err(error),
+            Err(WriteError::Store(error)) => Some(error.to_string()),
+            Err(WriteError::Refused(refusal)) => Some(refusal.to_string()),
+        };
+        if let Some(why) = failed {
+            // What is asked stays, and it is said why nothing comes of it.
+            if let Some(blocked) = lock(&self.blocked).get_mut(id) {
+                blocked.hopeless = true;
+                let reason = blocked.status.blocked.take().unwrap_or_default();
+                blocked.status.blocked = Some(format!("it cannot be given up ({why}): {reason}"));
+            }
+            return Ok(true);
+        }
+        lock(&self.blocked).remove(id);
+        let (definition, saga) = (head.definition.name.as_str(), id.as_str());
+        self.identity.emit(&Event::SagaRecord { definition, saga, record: &record });
+        let age = self.now().since(head.created);
+        let (from, to) = (Some(head.phase), Phase::Abandoned);
+        self.identity.emit(&Event::SagaPhase { definition, saga, from, to, note: reason, age });
+        self.waiters.tell(id);
+        Ok(true)
+    }
+
+    /// Says in the store what it can work on and what it cannot, when that has changed, or may have been forgotten there.
+    async fn announce(&self) -> Result<(), StoreError> {
+        let mut definitions: Vec<_> = self.definitions.keys().cloned().collect();
+        definitions.sort();
+        let mut blocked: Vec<(SagaId, String)> = lock(&self.blocked)
+            .iter()
+            .map(|(id, blocked)| (id.clone(), blocked.status.blocked.clone().unwrap_or_default()))
+            .collect();
+        blocked.sort();
+        blocked.truncate(Presence::MOST);
+        blocked.iter_mut().for_each(|(_, why)| cut(why));
+        let lease_ms = u64::try_from(self.settings.lease.as_millis()).unwrap_or(u64::MAX);
+        let says = (self.lapses(), Presence { lease_ms, definitions, blocked });
+        if lock(&self.announced).as_ref() == Some(&says) {
+            return Ok(());
+        }
+        self.journal()?.announce(&self.by, says.1.clone()).await?;
+        *lock(&self.announced) = Some(says);
         Ok(())
+    }
+}
+
+/// A reason as it is announced: of at most 200 characters.
+fn cut(why: &mut String) {
+    if let Some((at, _)) = why.char_indices().nth(200) {
+        why.truncate(at);
+        why.push('…');
     }
 }
 

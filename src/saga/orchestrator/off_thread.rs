@@ -6,7 +6,8 @@ use tokio::{runtime::Handle, task::spawn_blocking};
 
 use crate::saga::{
     journal::{
-        Append, Claim, Head, Journal, Pending, Query, Refusal, Request, Requested, StoreError, Stored,
+        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
+        StoreError, Stored,
     },
     record::{Incarnation, SagaId, Timestamp},
 };
@@ -51,6 +52,15 @@ impl Journal for OffThread {
     fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
         let by = by.clone();
         self.run(move |journal| journal.leave(&by))
+    }
+
+    fn announce(&self, by: &Incarnation, presence: Presence) -> Pending<'_, ()> {
+        let by = by.clone();
+        self.run(move |journal| journal.announce(&by, presence))
+    }
+
+    fn orchestrators(&self) -> Pending<'_, Vec<Registered>> {
+        self.run(|journal| journal.orchestrators())
     }
 
     fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {

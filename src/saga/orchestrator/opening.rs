@@ -192,6 +192,7 @@ impl Opening {
             live: Mutex::default(),
             lost: Mutex::default(),
             blocked: Mutex::default(),
+            announced: Mutex::default(),
             clock: Mutex::new((now, time::now())),
             leased_until: Mutex::new(asked),
             lapses: AtomicU64::new(0),

@@ -6,7 +6,8 @@ use tokio::sync::mpsc;
 
 use crate::saga::{
     journal::{
-        Append, Claim, Head, Journal, Pending, Query, Refusal, Request, Requested, StoreError, Stored,
+        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
+        StoreError, Stored,
     },
     record::{Incarnation, SagaId, Timestamp},
 };
@@ -48,6 +49,14 @@ impl<J: Journal> Journal for Watched<J> {
 
     fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
         self.journal.leave(by)
+    }
+
+    fn announce(&self, by: &Incarnation, presence: Presence) -> Pending<'_, ()> {
+        self.journal.announce(by, presence)
+    }
+
+    fn orchestrators(&self) -> Pending<'_, Vec<Registered>> {
+        self.journal.orchestrators()
     }
 
     fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {

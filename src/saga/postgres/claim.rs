@@ -23,7 +23,11 @@ pub(super) const HEARTBEAT: &str = "INSERT INTO @.orchestrator (incarnation, unt
 ON CONFLICT (incarnation) DO UPDATE SET until = excluded.until";
 
 /// The end of a lease.
-pub(super) const LEAVE: &str = "DELETE FROM @.orchestrator WHERE incarnation = $1";
+pub(super) const LEAVE: &str =
+    "UPDATE @.orchestrator SET until = least(until, ~), says = NULL WHERE incarnation = $1";
+
+/// What an orchestrator says of itself.
+pub(super) const ANNOUNCE: &str = "UPDATE @.orchestrator SET says = $2 WHERE incarnation = $1";
 
 /// Takes sagas. `due` have no owner and their time has come, `asked` have none and are asked for something, `orphaned` have one
 /// whose lease is over, `named` is the one that is named. Each looks at the rows by an index of its own, and steps over those that another claim has in

@@ -104,7 +104,8 @@ use self::{
 use super::{
     Incarnation, SagaId, Timestamp,
     journal::{
-        Append, Claim, Head, Journal, Pending, Query, Refusal, Request, Requested, StoreError, Stored,
+        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
+        StoreError, Stored,
     },
 };
 use crate::chance::Chance;
@@ -267,6 +268,22 @@ impl Journal for Postgres {
             };
             self.links.writer.persist(leave).await
         })
+    }
+
+    fn announce(&self, by: &Incarnation, presence: Presence) -> Pending<'_, ()> {
+        let (by, says) = (by.clone(), rounds::clean(&presence.to_text()).into_owned());
+        Box::pin(async move {
+            let (by, says) = (by.as_str(), &says);
+            let announce = |session: Arc<link::Session>| async move {
+                session.client.execute(session.statement(Sql::Announce), &[&by, says]).await?;
+                Ok(())
+            };
+            self.links.writer.persist(announce).await
+        })
+    }
+
+    fn orchestrators(&self) -> Pending<'_, Vec<Registered>> {
+        Box::pin(self.links.reader.persist(read::orchestrators))
     }
 
     fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::saga::{
     Entry, Incarnation, SagaId, Timestamp,
-    journal::{DefinitionId, Head, Phase, Query, StoreError, Stored},
+    journal::{DefinitionId, Head, Phase, Query, Registered, StoreError, Stored},
 };
 
 /// Some sagas with their entries, all of one moment.
@@ -34,6 +34,19 @@ pub(super) const LIST_ALL: &str = "
 SELECT id, definition, version, digest, phase, note, epoch, owner, len, crc, wake, created, finished, recoveries, tag FROM @.saga
 WHERE id > $1 AND phase = ANY ($2) AND ($3::text IS NULL OR definition = $3) AND ($4::text IS NULL OR tag = $4)
 ORDER BY id LIMIT $5";
+
+/// Who has registered.
+pub(super) const ORCHESTRATORS: &str =
+    "SELECT incarnation, until, says FROM @.orchestrator ORDER BY incarnation";
+
+/// Who has registered; see [`Journal::orchestrators`](crate::saga::journal::Journal::orchestrators).
+pub(super) async fn orchestrators(session: Arc<Session>) -> Result<Vec<Registered>, Trouble> {
+    let rows = session.client.query(session.statement(Sql::Orchestrators), &[]).await?;
+    let registered = |row: &Row| -> Result<Registered, Trouble> {
+        Ok(Registered::from_text(row.try_get(0)?, Timestamp(unsigned(row, 1)?), row.try_get(2)?))
+    };
+    rows.iter().map(registered).collect()
+}
 
 /// The sagas of these names, in the order of their ids.
 pub(super) async fn stored(session: &Session, ids: &[&str]) -> Result<Vec<Stored>, Trouble> {

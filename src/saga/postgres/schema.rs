@@ -109,7 +109,8 @@ CREATE TABLE IF NOT EXISTS @.saga_event (
 );
 CREATE TABLE IF NOT EXISTS @.orchestrator (
     incarnation text COLLATE "C" PRIMARY KEY,
-    until bigint NOT NULL
+    until bigint NOT NULL,
+    says text
 );
 CREATE TABLE IF NOT EXISTS @.signal (
     number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -142,6 +143,8 @@ pub(super) enum Sql {
     Written,
     Heartbeat,
     Leave,
+    Announce,
+    Orchestrators,
     Claim,
     Claimed,
     Stored,
@@ -153,13 +156,15 @@ pub(super) enum Sql {
 }
 
 impl Sql {
-    pub(super) const ALL: [Sql; 14] = [
+    pub(super) const ALL: [Sql; 16] = [
         Sql::Now,
         Sql::Append,
         Sql::Refused,
         Sql::Written,
         Sql::Heartbeat,
         Sql::Leave,
+        Sql::Announce,
+        Sql::Orchestrators,
         Sql::Claim,
         Sql::Claimed,
         Sql::Stored,
@@ -179,6 +184,8 @@ impl Sql {
             Sql::Written => super::append::WRITTEN,
             Sql::Heartbeat => super::claim::HEARTBEAT,
             Sql::Leave => super::claim::LEAVE,
+            Sql::Announce => super::claim::ANNOUNCE,
+            Sql::Orchestrators => super::read::ORCHESTRATORS,
             Sql::Claim => super::claim::CLAIM,
             Sql::Claimed => super::claim::CLAIMED,
             Sql::Stored => super::read::STORED,

@@ -67,7 +67,8 @@ use self::open::{Opened, Use, failure, poisons};
 use super::{
     Incarnation, SagaId, Timestamp,
     journal::{
-        Append, Claim, Head, Journal, Pending, Query, Refusal, Request, Requested, StoreError, Stored,
+        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
+        StoreError, Stored,
     },
 };
 use crate::sync::{Mutex, lock};
@@ -217,7 +218,20 @@ impl Journal for Sqlite {
 
     fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
         let by = by.clone();
-        Box::pin(async move { self.own(|connection| write::leave(connection, &by).map(|()| ((), true))) })
+        Box::pin(async move {
+            self.own(|connection| write::leave(connection, &by, Sqlite::now()).map(|()| ((), true)))
+        })
+    }
+
+    fn announce(&self, by: &Incarnation, presence: Presence) -> Pending<'_, ()> {
+        let by = by.clone();
+        Box::pin(async move {
+            self.own(|connection| write::announce(connection, &by, &presence).map(|()| ((), true)))
+        })
+    }
+
+    fn orchestrators(&self) -> Pending<'_, Vec<Registered>> {
+        Box::pin(async move { self.read(read::orchestrators) })
     }
 
     fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {

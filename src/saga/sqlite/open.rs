@@ -60,7 +60,8 @@ CREATE TABLE saga_event (
 ) STRICT;
 CREATE TABLE orchestrator (
     incarnation TEXT PRIMARY KEY,
-    until       INTEGER NOT NULL
+    until       INTEGER NOT NULL,
+    says        TEXT
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE signal (
     number INTEGER PRIMARY KEY,

@@ -7,7 +7,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Result, Row, params_fro
 use super::write::int;
 use crate::saga::{
     Entry, Incarnation, SagaId, Timestamp,
-    journal::{Ask, DefinitionId, Head, Phase, Query, Request, Stored},
+    journal::{Ask, DefinitionId, Head, Phase, Query, Registered, Request, Stored},
 };
 
 const HEAD: &str =
@@ -148,4 +148,14 @@ pub(super) fn requests(connection: &Connection, by: &Incarnation) -> Result<Vec<
         }
     }
     Ok(requests)
+}
+
+pub(super) fn orchestrators(connection: &Connection) -> Result<Vec<Registered>> {
+    let mut select = connection
+        .prepare_cached("SELECT incarnation, until, says FROM orchestrator ORDER BY incarnation")?;
+    let rows = select.query_map([], |row| {
+        let says = row.get_ref(2)?.as_bytes_or_null()?.map(String::from_utf8_lossy);
+        Ok(Registered::from_text(&text(row, 0)?, Timestamp(number(row, 1)?), says.as_deref()))
+    })?;
+    rows.collect()
 }

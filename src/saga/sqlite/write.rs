@@ -7,7 +7,7 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, Result, Row, para
 use super::read;
 use crate::saga::{
     Incarnation, SagaId, Timestamp,
-    journal::{Append, Begin, Claim, Phase, Refusal, Request, Requested, Stored},
+    journal::{Append, Begin, Claim, Phase, Presence, Refusal, Request, Requested, Stored},
 };
 
 /// How long the row of a dead orchestrator stays, for people to see.
@@ -250,9 +250,17 @@ pub(super) fn heartbeat(
     Ok(())
 }
 
-pub(super) fn leave(connection: &Connection, by: &Incarnation) -> Result<()> {
-    let mut leave = connection.prepare_cached("DELETE FROM orchestrator WHERE incarnation = ?1")?;
-    leave.execute([by.as_str()])?;
+pub(super) fn leave(connection: &Connection, by: &Incarnation, now: Timestamp) -> Result<()> {
+    let mut leave = connection.prepare_cached(
+        "UPDATE orchestrator SET until = min(until, ?2), says = NULL WHERE incarnation = ?1",
+    )?;
+    leave.execute(params![by.as_str(), int(now.0)])?;
+    Ok(())
+}
+
+pub(super) fn announce(connection: &Connection, by: &Incarnation, presence: &Presence) -> Result<()> {
+    let mut say = connection.prepare_cached("UPDATE orchestrator SET says = ?2 WHERE incarnation = ?1")?;
+    say.execute(params![by.as_str(), presence.to_text()])?;
     Ok(())
 }
 
