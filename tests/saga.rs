@@ -482,3 +482,51 @@ async fn a_start_that_is_dropped_at_any_await_point_leaves_nothing_behind() {
         assert_eq!(orchestrator.live(), 0, "dropped after {polls} polls");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_definition_within_another_is_given_an_output_or_the_input_of_the_whole() {
+    let log = Log::default();
+    let part = || {
+        let (act, undo) = (log.clone(), log.clone());
+        let mut part = Saga::define::<u32>("part", 1);
+        let double = part.step("double", (), move |step: Step<u32>, ()| {
+            act.add(format!("{} of {}", step.key().step(), step.input()));
+            async move { Ok(2 * step.input()) }
+        });
+        let double = double.compensate(move |step, (), output| {
+            undo.add(format!("undo {} of {}: {output:?}", step.key().step(), step.input()));
+            async { Ok(()) }
+        });
+        let end = part.step("end", double, async |_: Step<u32>, double: u32| Ok(double + 1));
+        let end = end.without_compensation("it only adds");
+        part.build(end).unwrap()
+    };
+    let mut middle = Saga::define::<u32>("middle", 1);
+    let inner = middle.nested_alike("inner", (), &part());
+    let middle = middle.build(inner).unwrap();
+
+    let mut saga = Saga::define::<u32>("whole", 1);
+    let first = saga.step("first", (), async |_: Step<u32>, ()| Ok(100_u32));
+    let first = first.without_compensation("it is a number");
+    let own = saga.nested_alike("own", first, &middle);
+    let given = saga.nested("given", first, &middle);
+    let last = saga.step("last", (own, given), async |step: Step<u32>, (own, given): (u32, u32)| {
+        if *step.input() == 9 { Err(Failure::rejected("no")) } else { Ok((own, given)) }
+    });
+    let last = last.without_compensation("it only says");
+    let saga = saga.build(last).unwrap();
+
+    let store = Memory::new();
+    let orchestrator = Orchestrator::open(store).register(&saga).start().await.unwrap();
+    // 2 * 7 + 1 of what the saga was given, 2 * 100 + 1 of what the first step said.
+    assert_eq!(orchestrator.run(&saga, "s", &7).await.unwrap(), Outcome::Completed((15, 201)));
+    let mut calls = log.lines();
+    calls.sort();
+    assert_eq!(calls, ["given/inner/double of 100", "own/inner/double of 7"]);
+    assert!(matches!(orchestrator.run(&saga, "t", &9).await.unwrap(), Outcome::Compensated(_)));
+    let mut undone = log.lines();
+    undone.retain(|line| line.starts_with("undo"));
+    undone.sort();
+    let expected = ["undo given/inner/double of 100: Some(200)", "undo own/inner/double of 9: Some(18)"];
+    assert_eq!(undone, expected);
+}

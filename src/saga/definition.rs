@@ -294,6 +294,23 @@ impl<I: DeserializeOwned + Send + 'static> Builder<I> {
         R: Inputs,
     {
         let before = self.before(&input);
+        self.put(name, before, Some(input.step), saga)
+    }
+
+    /// As [`nested`](Self::nested), for a definition with the same input as this one: its steps are given what the saga was started
+    /// with. They are behind `behind`, whose outputs they are not given.
+    pub fn nested_alike<D, R>(&mut self, name: &str, behind: D, saga: &Saga<I, R>) -> R
+    where
+        D: Inputs,
+        R: Inputs,
+    {
+        let before = self.before(&behind);
+        self.put(name, before, None, saga)
+    }
+
+    /// Adds the steps of another definition, each behind `before`. `input` is the step whose output is their input; the saga's when there
+    /// is none.
+    fn put<J, R: Inputs>(&mut self, name: &str, before: Steps, input: Option<usize>, saga: &Saga<J, R>) -> R {
         let by = self.nodes.len();
         let moved = |set: Steps| -> Steps { set.iter().map(|step| step + by).collect() };
         if by + saga.definition.shape.nodes.len() > Steps::MAX {
@@ -306,7 +323,7 @@ impl<I: DeserializeOwned + Send + 'static> Builder<I> {
                 before: moved(node.before) | before,
                 ..node.clone()
             });
-            let scope = Some(code.scope.map_or(input.step, |step| step + by));
+            let scope = code.scope.map(|step| step + by).or(input);
             self.code.push(StepCode { scope, base: code.base + by, ..code.clone() });
         }
         saga.result.moved(by, self.id)
@@ -336,6 +353,7 @@ impl<I: DeserializeOwned + Send + 'static> Builder<I> {
             kind,
             unknown: Unknown::Retry,
             has_undo: false,
+            no_undo: None,
             before,
         };
         self.add(node, code)
@@ -417,6 +435,7 @@ where
             kind: Kind::Action,
             unknown: Unknown::Retry,
             has_undo: false,
+            no_undo: None,
             before,
         };
         Adding { builder, behind, node, act, verify: None, forward: None, backward: None, types: PhantomData }
@@ -554,9 +573,10 @@ where
         self.finish(Some(undo))
     }
 
-    /// Adds the step without anything that undoes it: what it did may stay. Says why, for whoever reads the definition.
-    pub fn without_compensation(self, why: &str) -> Output<O> {
-        let _said = why;
+    /// Adds the step without anything that undoes it: what it did may stay. Says why, for whoever reads the definition or looks at its
+    /// [graph](Saga::diagram). The text may change in any deploy: it is no part of the digest.
+    pub fn without_compensation(mut self, why: &str) -> Output<O> {
+        self.node.no_undo = Some(why.to_owned());
         self.finish(None)
     }
 }

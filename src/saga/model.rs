@@ -370,6 +370,7 @@ fn build(steps: &[(u8, u8, u8, u8)]) -> Option<Shape> {
             kind,
             unknown,
             has_undo: class == Class::Compensatable && behind & 0x80 == 0,
+            no_undo: None,
             before: (0..at).filter(|a| behind >> a & 1 != 0).collect(),
         }
     });

@@ -84,6 +84,8 @@ pub(crate) struct Node {
     pub(crate) unknown: Unknown,
     /// Whether there is something to do when it is undone.
     pub(crate) has_undo: bool,
+    /// Why there is not, where that was said; for people, and no part of the digest.
+    pub(crate) no_undo: Option<String>,
     /// What has to be complete before it is due.
     pub(crate) before: Steps,
 }
@@ -293,7 +295,8 @@ pub(crate) mod tests {
             };
             let before = before.collect();
             let path = path.to_owned();
-            nodes.push(Node { path, class, kind: Kind::Action, unknown: Unknown::Retry, has_undo, before });
+            let kind = Kind::Action;
+            nodes.push(Node { path, class, kind, unknown: Unknown::Retry, has_undo, no_undo: None, before });
         }
         Shape::new("test", 1, nodes)
     }

@@ -22,6 +22,8 @@ struct Node {
     path: String,
     /// What is known of it besides its name, when there is a definition.
     known: Option<(Class, Wait, bool)>,
+    /// Why it has no undo, where that was said.
+    no_undo: Option<String>,
     before: Vec<usize>,
     state: Option<State>,
 }
@@ -93,7 +95,8 @@ impl Diagram {
                 Kind::Signal(_) => Wait::Signal,
             };
             let known = Some((node.class, wait, node.has_undo));
-            Node { path: node.path.clone(), known, before: node.before.iter().collect(), state: None }
+            let (path, no_undo) = (node.path.clone(), node.no_undo.clone());
+            Node { path, known, no_undo, before: node.before.iter().collect(), state: None }
         });
         Diagram { title: format!("{} v{}", shape.id.name, shape.id.version), steps: steps.collect() }
     }
@@ -108,7 +111,7 @@ impl Diagram {
             let at = diagram.steps.len();
             if diagram.steps.iter().all(|node| node.path != path) {
                 let before = at.checked_sub(1).into_iter().collect();
-                diagram.steps.push(Node { path, known: None, before, state: None });
+                diagram.steps.push(Node { path, known: None, no_undo: None, before, state: None });
             }
         }
         diagram.with(stored)
@@ -155,7 +158,7 @@ impl Diagram {
         let mut out = format!("digraph \"{}\" {{\n  rankdir=LR;\n", escaped(&self.title));
         let _ = writeln!(out, "  node [shape=box, style=\"rounded,filled\", fillcolor=\"#ffffff\"];");
         for (at, node) in self.steps.iter().enumerate() {
-            let remark = node.remark().map(|remark| format!("\\n{remark}")).unwrap_or_default();
+            let remark = node.remark().map(|remark| format!("\\n{}", escaped(&remark))).unwrap_or_default();
             let _ = write!(out, "  s{at} [label=\"{}{remark}\"", escaped(&node.path));
             match node.known {
                 Some((Class::Pivot, ..)) => out.push_str(", shape=octagon, style=filled"),
@@ -187,7 +190,8 @@ impl Diagram {
                 Some((Class::ReadOnly, ..)) => ("([", "])"),
                 _ => ("(", ")"),
             };
-            let remark = node.remark().map(|remark| format!("<br/>{remark}")).unwrap_or_default();
+            let remark =
+                node.remark().map(|remark| format!("<br/>{}", mermaid_text(&remark))).unwrap_or_default();
             let _ = writeln!(out, "  s{at}{open}\"{}{remark}\"{close}", mermaid_text(&node.path));
         }
         for (at, node) in self.steps.iter().enumerate() {
@@ -210,16 +214,19 @@ impl Node {
     fn remark(&self) -> Option<String> {
         let kind = match self.known {
             None => None,
-            Some((_, Wait::Timer, _)) => Some("timer"),
-            Some((_, Wait::Signal, _)) => Some("signal"),
+            Some((_, Wait::Timer, _)) => Some("timer".to_owned()),
+            Some((_, Wait::Signal, _)) => Some("signal".to_owned()),
             Some((Class::Compensatable, _, true)) => None,
-            Some((Class::Compensatable, _, false)) => Some("no undo"),
-            Some((class, ..)) => Some(class.as_str()),
+            Some((Class::Compensatable, _, false)) => Some(match &self.no_undo {
+                Some(why) => format!("no undo: {why}"),
+                None => "no undo".to_owned(),
+            }),
+            Some((class, ..)) => Some(class.as_str().to_owned()),
         };
         let state = self.state.filter(|state| *state != State::Open).map(State::as_str);
         match (kind, state) {
             (Some(kind), Some(state)) => Some(format!("{kind}, {state}")),
-            (kind, state) => kind.or(state).map(str::to_owned),
+            (kind, state) => kind.or(state.map(str::to_owned)),
         }
     }
 }

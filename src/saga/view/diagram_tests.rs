@@ -55,6 +55,21 @@ flowchart LR
 }
 
 #[test]
+fn why_a_step_has_no_undo_is_drawn_and_is_no_part_of_the_digest() {
+    let greeting = |why: &str| {
+        let mut saga = Saga::define::<u32>("hello", 1);
+        let greeted = saga.step("greet", (), async |_, ()| Ok(7)).without_compensation(why);
+        saga.build(greeted).unwrap()
+    };
+    let (one, two) = (greeting("a \"greeting\" stays"), greeting("nobody minds"));
+    assert!(one.to_dot().contains(r#"label="greet\nno undo: a \"greeting\" stays""#), "{}", one.to_dot());
+    let mermaid = one.to_mermaid();
+    assert!(mermaid.contains("greet<br/>no undo: a #34;greeting#34; stays"), "{mermaid}");
+    assert!(two.to_dot().contains("no undo: nobody minds"));
+    assert_eq!(one.digest(), two.digest());
+}
+
+#[test]
 fn a_saga_colours_the_steps_of_its_definition() {
     let stored = stored(&[(0, "x", completed("a", 1)), (1, "x", rejected("b")), (2, "x", undone("a"))]);
     let diagram = Diagram::of_shape(&shape("a:c b:c>a c:c>b").unwrap()).with(&stored);
