@@ -119,7 +119,7 @@ pub enum Event<'a> {
         /// How long ago the deadline was.
         by: Duration,
     },
-    /// An order to a saga could not be followed where it stands, and was dropped.
+    /// An order to a saga could not be followed where it stands, or a message not be read or used, and was dropped.
     #[cfg(feature = "saga")]
     #[non_exhaustive]
     SagaOrderRefused {

@@ -10,7 +10,12 @@ use std::{
     time::Duration,
 };
 
-use mainstay::saga::{Failure, Orchestrator, Outcome, Output, Phase, Saga, Step, Unknown, sqlite::Sqlite};
+use mainstay::saga::{
+    Entry, Failure, Incarnation, Orchestrator, Outcome, Output, Payload, Phase, Record, Saga, SagaId, Step,
+    Timestamp, Unknown,
+    journal::{Append, Begin, DefinitionId, Journal, Presence},
+    sqlite::Sqlite,
+};
 use serde_json::Value;
 
 /// A directory that goes when it is dropped.
@@ -182,12 +187,26 @@ async fn what_is_parked_is_resolved_and_what_makes_no_sense_is_refused() {
 
     let refused = say(&file, "undone p ask --reason none").await;
     assert!(refused.code == 1 && refused.out.is_empty(), "{refused:?}");
-    assert!(
-        refused.err.contains("refused: it cannot be followed where the saga stands: parked"),
-        "{refused:?}"
-    );
-    let refused = say(&file, "retry p nowhere").await;
-    assert_eq!(refused.code, 1, "{refused:?}");
+    let why = "refused: the order cannot be followed: the step has not to be undone; the saga is parked";
+    assert!(refused.err.contains(why), "{refused:?}");
+    let refused = say(&file, "retry p nowhere --by grace").await;
+    assert!(refused.code == 1 && refused.err.contains("\"nowhere\", which does not exist"), "{refused:?}");
+    let refused = say(&file, "signal p ask m 1").await;
+    assert!(refused.code == 1 && refused.err.contains("no step \"ask\" waits for a message"), "{refused:?}");
+    // Whoever comes later sees it too.
+    let timeline: Value = serde_json::from_str(&say(&file, "timeline p --json").await.out).unwrap();
+    let rows = timeline["rows"].as_array().unwrap().iter();
+    let refused: Vec<&str> =
+        rows.filter(|row| row["kind"] == "refused").map(|row| row["outcome"].as_str().unwrap()).collect();
+    let expected = [
+        ("the step has not to be undone (", "ada: is undone: none"),
+        ("\"nowhere\", which does not exist (", "grace: try again"),
+        ("no step \"ask\" waits for a message (", "ada: message 1"),
+    ];
+    assert_eq!(refused.len(), expected.len(), "{refused:?}");
+    for (said, (why, what)) in refused.iter().zip(expected) {
+        assert!(said.contains(why) && said.contains(what), "{said}");
+    }
 
     let said = say(&file, "resolve p ask --output 7").await;
     assert!(said.code == 0 && said.out.ends_with("; the saga is now completed\n"), "{said:?}");
@@ -280,6 +299,138 @@ async fn damage_is_found_and_does_not_hide_the_rest() {
     assert_eq!(checked.out, expected);
     assert!(say(&file, "show w-2").await.out.contains("damage      entry 0 does not"));
     assert!(say(&file, "timeline w-2").await.out.contains("\ndamaged: entry 0 does not"));
+}
+
+fn definition(name: &str, digest: &str) -> DefinitionId {
+    DefinitionId { name: name.to_owned(), version: 1, digest: digest.to_owned() }
+}
+
+/// Puts a saga into a store by hand: whose it is, what it follows, where it stands, and when it was to be over.
+async fn put(
+    store: &Sqlite,
+    id: &str,
+    owner: Option<&str>,
+    definition: DefinitionId,
+    (phase, wake, deadline): (Phase, Option<Timestamp>, Option<Timestamp>),
+) {
+    let (saga, by) = (SagaId::new(id).unwrap(), Incarnation::from_text(owner.unwrap_or("somebody")));
+    let record = Record::Begun { input: Payload::encode(&1).unwrap(), deadline };
+    let entry = Entry::new(&saga, 0, 0, 1, store.now().await.unwrap(), &by, &record).unwrap();
+    let begin = Some(Begin { definition, tag: String::new(), locks: Vec::new() });
+    let (entries, note, release, answers) = (vec![entry], String::new(), owner.is_none(), Vec::new());
+    let append = Append { saga, by, epoch: 1, begin, entries, phase, note, wake, release, answers };
+    assert_eq!(store.append(vec![append]).await.unwrap(), [Ok(())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_needs_a_person_is_listed_with_the_reason_and_what_to_do() {
+    let directory = Directory::new("attention");
+    let file = directory.file();
+    let store = Sqlite::open(&file).unwrap();
+    let now = store.now().await.unwrap();
+    let ago = |seconds: u64| Some(Timestamp(now.0 - 1_000 * seconds));
+    for (by, lease, blocked) in [("alive", 3_600, &["blocked", "elsewhere"][..]), ("dead", 0, &["orphan"])] {
+        let by = Incarnation::from_text(by);
+        store.heartbeat(&by, Duration::from_secs(lease)).await.unwrap();
+        let mut says = Presence::default();
+        says.lease_ms = 5;
+        says.definitions = vec![definition("order", "d")];
+        let blocked = blocked.iter().map(|id| (SagaId::new(id).unwrap(), "it has no\nsense".to_owned()));
+        says.blocked = blocked.collect();
+        store.announce(&by, says).await.unwrap();
+    }
+    // Another one is alive and works on what the first one could not.
+    store.heartbeat(&Incarnation::from_text("other"), Duration::from_secs(3_600)).await.unwrap();
+    store.announce(&Incarnation::from_text("other"), Presence::default()).await.unwrap();
+    let order = || definition("order", "d");
+    let running = (Phase::Running, None, None);
+    let waiting = (Phase::Waiting, None, None);
+    put(&store, "blocked", Some("alive"), order(), running).await;
+    put(&store, "changed", None, definition("order", "e"), waiting).await;
+    put(&store, "elsewhere", Some("other"), order(), running).await;
+    put(&store, "fine", Some("alive"), order(), (Phase::Running, None, Some(now.after(Duration::MAX)))).await;
+    put(&store, "foreign", None, definition("offer", "d"), waiting).await;
+    put(&store, "gone", Some("nobody"), order(), running).await;
+    put(&store, "idle", None, order(), (Phase::Waiting, ago(120), None)).await;
+    put(&store, "orphan", Some("dead"), order(), running).await;
+    put(&store, "over", Some("alive"), order(), (Phase::Completed, None, ago(120))).await;
+    put(&store, "overdue", Some("alive"), order(), (Phase::Unwinding, None, ago(120))).await;
+    put(&store, "parked", Some("alive"), order(), (Phase::Parked, None, ago(120))).await;
+    put(&store, "waiting", None, order(), (Phase::Waiting, ago(1), ago(1))).await;
+    // So that the lease of the dead one is over by more than three times its length.
+    tokio::time::sleep(Duration::from_millis(30)).await;
+
+    let found = say(&file, "stuck --json").await;
+    let found: Vec<Value> = found.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let expected = [
+        ("blocked", "blocked", "it has no\nsense", "deploy code"),
+        (
+            "changed",
+            "unknown definition",
+            "order v1 has changed: no living orchestrator has it with digest e, but with d",
+            "register",
+        ),
+        ("foreign", "unknown definition", "no living orchestrator has the definition offer v1", "register"),
+        ("gone", "orphaned", "its owner is gone", "start an orchestrator"),
+        ("idle", "idle", "does an orchestrator run that has order v1?", "start an orchestrator"),
+        ("orphan", "orphaned", "its owner's lease ran out", "start an orchestrator"),
+        ("overdue", "overdue", "its deadline was 12", "cancel or compensate"),
+        ("parked", "parked", "", "find out"),
+    ];
+    let ids: Vec<&str> = found.iter().map(|saga| saga["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, expected.map(|(id, ..)| id));
+    for (saga, (id, trouble, why, todo)) in found.iter().zip(expected) {
+        assert_eq!(saga["trouble"], trouble, "{saga}");
+        assert!(saga["why"].as_str().unwrap().contains(why), "{saga}");
+        assert!(saga["todo"].as_str().unwrap().contains(todo), "{id}: {saga}");
+    }
+    assert_eq!(
+        (&found[0]["owner_lives"], &found[5]["owner_lives"]),
+        (&Value::Bool(true), &Value::Bool(false))
+    );
+
+    let found = say(&file, "stuck").await;
+    assert_eq!(found.out.lines().count(), 1 + expected.len(), "{found:?}");
+    let line = found.out.lines().nth(1).unwrap();
+    assert!(line.contains("  it has no sense  ") && line.contains("  deploy code that"), "{found:?}");
+    let shown = say(&file, "show orphan").await;
+    assert!(shown.out.contains("owner       dead: its lease ran out 0 s ago\n"), "{shown:?}");
+    assert!(shown.out.contains("trouble     orphaned: its owner's lease"), "{shown:?}");
+    let listed = say(&file, "list").await;
+    assert_eq!(listed.out.lines().count(), 13, "{listed:?}");
+    assert!(listed.out.contains("blocked: it has no sense\n"), "{listed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saga_that_cannot_be_read_is_shown_as_blocked_and_can_be_given_up() {
+    let directory = Directory::new("blocked");
+    let (saga, file) = (waiting(), directory.file());
+    let orchestrator = orchestrate(&file, &saga).await;
+    for id in ["w-1", "w-2"] {
+        orchestrator.start(&saga, id, &1).await.unwrap();
+    }
+    orchestrator.shutdown(Duration::from_secs(5)).await;
+    let database = rusqlite::Connection::open(&file).unwrap();
+    let change = "update saga_event set data = replace(data, '1', '2') where saga = 2 and seq = 0";
+    assert_eq!(database.execute(change, []).unwrap(), 1);
+    drop(database);
+
+    let orchestrator = orchestrate(&file, &saga).await;
+    let left = say(&file, "cancel w-2 --reason no --wait 300ms").await;
+    assert_eq!(left.code, 3, "{left:?}");
+    let why = "the saga is blocked, so that only `abandon` is obeyed: entry 0 does not have the checksum";
+    assert!(left.out.contains(why), "{left:?}");
+    let found = say(&file, "stuck").await;
+    assert!(found.out.lines().nth(1).is_some_and(|line| line.starts_with("w-2  waiting")), "{found:?}");
+    assert!(found.out.contains("  damaged  entry 0 does not"), "{found:?}");
+    let said = say(&file, "abandon w-2 --reason settled").await;
+    assert_eq!((said.code, &*said.out), (0, "recorded as 1; the saga is now abandoned: settled\n"));
+    let handle = orchestrator.handle(&saga, "w-2").unwrap();
+    assert_eq!(handle.finished().await.unwrap(), Outcome::Abandoned("settled".to_owned()));
+    assert_eq!(say(&file, "stuck").await.out.lines().count(), 1);
+    // What is damaged stays so.
+    assert_eq!(say(&file, "check").await.code, 1);
+    assert!(say(&file, "timeline w-2").await.out.contains("ada: give up: settled"));
 }
 
 /// Needs a server, which `MAINSTAY_TEST_POSTGRES` names.

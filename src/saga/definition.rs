@@ -115,6 +115,14 @@ pub(crate) struct Definition {
     pub(crate) code: Vec<StepCode>,
 }
 
+impl Definition {
+    /// The step with this path, if it waits for a message.
+    pub(crate) fn message_of(&self, step: &str) -> Option<&StepCode> {
+        let code = &self.code[self.shape.find(step)?];
+        code.check_message.is_some().then_some(code)
+    }
+}
+
 /// A finished definition: what is started with an `I` and comes to what `R` stands for.
 ///
 /// Cloning shares it.

@@ -543,14 +543,16 @@ impl Driver {
         }
         match ask {
             Ask::Signal { step, payload } => {
-                let place = self.machine().shape().find(&step);
-                let readable =
-                    place.is_some_and(|place| self.definition.code[place].accepts_message(&payload).is_ok());
-                let record = Record::Signalled { step, payload };
-                // What its step could not read would block the saga; what nobody waits for changes nothing.
-                let wanted = readable && self.is_legal(&record).is_ok();
-                let records = if wanted { vec![record] } else { Vec::new() };
-                self.answer(records, vec![id]).await
+                let read = match self.definition.message_of(&step) {
+                    Some(code) => code.accepts_message(&payload).map_err(Illegal),
+                    None => Err(Illegal(format!("no step {step:?} waits for a message"))),
+                };
+                let record = Record::Signalled { step: step.clone(), payload: payload.clone() };
+                // What its step could not read would block the saga.
+                match read.and_then(|()| self.is_legal(&record)) {
+                    Ok(()) => self.answer(vec![record], vec![id]).await,
+                    Err(illegal) => self.refuse(id, by, Ask::Signal { step, payload }, illegal).await,
+                }
             }
             Ask::Order(Order::Cancel { reason }) => {
                 let order = Order::Cancel { reason: reason.clone() };
@@ -566,14 +568,9 @@ impl Driver {
                 let turns = forward && matches!(order, Order::Reject { .. } | Order::Compensate { .. });
                 let untouched = if turns { self.machine().due() - self.touched() } else { Steps::NONE };
                 let clean = untouched.iter().map(|step| self.path(step)).collect();
-                let record = Record::Ordered { by, order: order.clone(), clean };
+                let record = Record::Ordered { by: by.clone(), order: order.clone(), clean };
                 if let Err(illegal) = self.may_order(&order).and_then(|()| self.is_legal(&record)) {
-                    self.inner.identity.emit(&Event::SagaOrderRefused {
-                        definition: &self.machine().shape().id.name,
-                        saga: self.ledger.id.as_str(),
-                        why: &illegal.to_string(),
-                    });
-                    return self.answer(Vec::new(), vec![id]).await;
+                    return self.refuse(id, by, Ask::Order(order), illegal).await;
                 }
                 match &order {
                     Order::Retry { .. } => self.retry_at.clear(),
@@ -593,6 +590,20 @@ impl Driver {
                 self.answer(vec![record], vec![id]).await
             }
         }
+    }
+
+    /// Says that a request cannot be followed: to the listeners, and in the journal for whoever has left it.
+    async fn refuse(&mut self, id: String, by: String, ask: Ask, illegal: Illegal) -> Result<(), Stop> {
+        let why = illegal.to_string();
+        self.inner.identity.emit(&Event::SagaOrderRefused {
+            definition: &self.machine().shape().id.name,
+            saga: self.ledger.id.as_str(),
+            why: &why,
+        });
+        let refused = Record::Refused { by, ask, why };
+        // Of messages no more than the first few are recorded.
+        let records = self.is_legal(&refused).map(|()| refused).into_iter().collect();
+        self.answer(records, vec![id]).await
     }
 
     /// Nobody can say that a step has not happened while it is being tried, and an output has to be one that can be read.

@@ -6,7 +6,7 @@ use super::{
     definition::{Definition, Inputs, Saga},
     journal::{DefinitionId, Phase, Requested},
     orchestrator::{AskError, Finished, Orchestrator, Status, Waiter, fold},
-    record::{Cause, SagaId},
+    record::{Cause, Order, SagaId},
 };
 
 /// What became of a saga.
@@ -81,6 +81,15 @@ impl<R: Inputs> Handle<R> {
         self.orchestrator.cancel(self.id.as_str(), reason).await
     }
 
+    /// Leaves a decision of `by` with it; see [`Orchestrator::order`].
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`].
+    pub async fn order(&self, by: &str, order: Order) -> Result<Requested, AskError> {
+        self.orchestrator.order(self.id.as_str(), by, order).await
+    }
+
     /// Waits until it is over, or until it is stuck, parked or blocked.
     ///
     /// # Errors
@@ -133,6 +142,8 @@ impl<R: Inputs> Handle<R> {
             if stored.head.phase.is_terminal() {
                 match fold(&stored, &self.definition) {
                     Ok(machine) => status.finished = Some(Finished::of(&machine)),
+                    // A person has given up what could not be read: that is all there is to know.
+                    Err(_) if stored.head.phase == Phase::Abandoned => {}
                     Err(why) => status.blocked = Some(why),
                 }
                 return self.outcome(status);

@@ -15,11 +15,14 @@
 use std::{fmt, sync::Arc};
 
 use super::{
-    journal::Phase,
+    journal::{Ask, Phase},
     record::{Cause, Order, Payload, Record, Timestamp},
     shape::{Class, Kind, Shape},
     steps::Steps,
 };
+
+/// The most refused messages that are recorded of a saga: its journal is bounded, whatever is sent to it.
+pub(crate) const REFUSED: u32 = 8;
 
 /// The state of one saga.
 #[derive(Debug, Clone)]
@@ -28,6 +31,8 @@ pub(crate) struct Machine {
     input: Option<Payload>,
     outputs: Box<[Option<Payload>]>,
     signals: Vec<(usize, Payload)>,
+    /// How many messages were refused.
+    refused: u32,
     armed: Vec<(usize, Timestamp)>,
     deadline: Option<Timestamp>,
     /// Why it was turned round; never forgotten.
@@ -43,7 +48,7 @@ pub(crate) struct Machine {
     undone: Steps,
     stuck: Steps,
     parked: Steps,
-    /// The saga as a whole waits for a person.
+    /// The saga as a whole waits for a person: to let it go on, or to turn it round.
     held: bool,
     abandoned: bool,
     /// Why somebody wanted it to be turned round.
@@ -69,6 +74,7 @@ impl Machine {
             input: None,
             outputs,
             signals: Vec::new(),
+            refused: 0,
             armed: Vec::new(),
             deadline: None,
             aborted: None,
@@ -300,6 +306,13 @@ impl Machine {
                 self.signals.push((step, payload.clone()));
             }
             Record::Ordered { order, clean, .. } => self.obey(record, order, clean)?,
+            Record::Refused { ask, .. } => {
+                let message = matches!(ask, Ask::Signal { .. });
+                if message && self.refused >= REFUSED {
+                    return illegal("enough messages were refused");
+                }
+                self.refused += u32::from(message);
+            }
         }
         Ok(())
     }
@@ -317,6 +330,8 @@ impl Machine {
             // Said and heard; what follows from it is a record of its own.
             Order::Cancel { reason } => {
                 self.cancel.get_or_insert_with(|| reason.clone());
+                // It was turned round and is held: a person says that it shall be undone.
+                self.held &= self.aborted.is_none();
             }
             // What could be sent only once may be sent once more: a person says so.
             Order::Retry { step: None } => {
@@ -403,6 +418,8 @@ impl Machine {
     fn abort(&mut self, cause: Cause, clean: Steps) {
         self.applied = self.done | (self.due() - clean);
         self.note = cause.to_string();
+        // Nothing of a saga that is held runs, so it was turned round by its deadline or by a person, who has thereby decided.
+        self.held &= cause == Cause::Deadline;
         self.aborted = Some(cause);
         self.armed.clear();
         self.signals.clear();

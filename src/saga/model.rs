@@ -6,8 +6,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::{
-    journal::Phase,
-    machine::Machine,
+    journal::{Ask, Phase},
+    machine::{Machine, REFUSED},
     record::{Cause, Order, Payload, Record, Timestamp},
     shape::{Class, Kind, Node, Shape, Unknown},
     steps::Steps,
@@ -34,6 +34,12 @@ enum Bug {
     NotFinal,
     /// A step is completed twice.
     CompletedTwice,
+    /// A saga that is held stays so when a person turns it round.
+    HeldAfterCancel,
+    /// The deadline lets a saga go on that is held.
+    DeadlineLetsGo,
+    /// Any number of refused messages is recorded.
+    RefusedWithoutEnd,
 }
 
 /// The records that were taken, and nothing else.
@@ -203,6 +209,7 @@ impl Model<'_> {
                     | Order::Complete { step, .. }
                     | Order::Reject { step, .. }
                     | Order::Undone { step, .. } => settle(step),
+                    Order::Cancel { .. } => held &= abort.is_none_or(|abort| abort > at),
                     _ => {}
                 },
                 Record::Stuck { step, .. } => stuck.extend(self.shape.find(step)),
@@ -212,6 +219,8 @@ impl Model<'_> {
             }
             if abort == Some(at) {
                 (stuck, parked) = (Vec::new(), Vec::new());
+                let late = matches!(record, Record::Aborted { cause: Cause::Deadline, .. });
+                held &= late && self.bug != Bug::DeadlineLetsGo || self.bug == Bug::HeldAfterCancel;
             }
         }
         (stuck, parked, held)
@@ -328,6 +337,13 @@ impl Model<'_> {
                 Order::Undone { step, .. } => known(step).is_some_and(|step| self.to_undo().contains(&step)),
                 Order::Compensate { .. } => self.abort().is_none(),
             },
+            Record::Refused { ask: Ask::Order(_), .. } => true,
+            Record::Refused { .. } => {
+                let message =
+                    |record: &&Record| matches!(record, Record::Refused { ask: Ask::Signal { .. }, .. });
+                let many = self.records.iter().filter(message).count();
+                many < REFUSED as usize || self.bug == Bug::RefusedWithoutEnd
+            }
         }
     }
 }
@@ -339,7 +355,7 @@ fn definitions() -> impl Strategy<Value = Vec<(u8, u8, u8, u8)>> {
 
 /// Records as numbers: which kind, which step, a set of steps.
 fn records() -> impl Strategy<Value = Vec<(u8, u8, u8)>> {
-    proptest::collection::vec((0..24_u8, 0..6_u8, any::<u8>()), 0..40)
+    proptest::collection::vec((0..28_u8, 0..6_u8, any::<u8>()), 0..40)
 }
 
 fn build(steps: &[(u8, u8, u8, u8)]) -> Option<Shape> {
@@ -392,7 +408,8 @@ fn record(shape: &Shape, (kind, step, set): (u8, u8, u8)) -> Record {
         9 | 10 => {
             let clean =
                 (0..n).filter(|at| set >> at & 1 != 0).map(|at| shape.nodes[at].path.clone()).collect();
-            Record::Aborted { cause: Cause::Deadline, clean }
+            let cancelled = Cause::Cancelled { reason: why() };
+            Record::Aborted { cause: if kind == 9 { Cause::Deadline } else { cancelled }, clean }
         }
         11 => Record::Clean { step },
         12 | 13 => Record::Undone { step, attempts: 1, ms: 0 },
@@ -405,6 +422,11 @@ fn record(shape: &Shape, (kind, step, set): (u8, u8, u8)) -> Record {
         20 => order(Order::Undone { step, reason: why() }),
         21 => order(Order::Compensate { reason: why() }),
         22 => order(Order::Cancel { reason: why() }),
+        24..=27 => {
+            let order = Ask::Order(Order::Retry { step: None });
+            let ask = if set & 7 == 0 { order } else { Ask::Signal { step, payload: output } };
+            Record::Refused { by: "ann".to_owned(), ask, why: why() }
+        }
         _ if set < 16 => order(Order::Abandon { reason: why() }),
         _ => Record::Completed { step, output, attempts: 1, ms: 0 },
     }
@@ -466,6 +488,9 @@ fn a_machine_with_a_planted_bug_is_told_from_the_model() {
         Bug::AbortBehindPivot,
         Bug::NotFinal,
         Bug::CompletedTwice,
+        Bug::HeldAfterCancel,
+        Bug::DeadlineLetsGo,
+        Bug::RefusedWithoutEnd,
     ];
     catches(&bugs, || (definitions(), records()), agree);
 }

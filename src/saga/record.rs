@@ -4,6 +4,7 @@
 
 use std::{fmt, sync::Arc};
 
+use super::journal::Ask;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
@@ -308,6 +309,15 @@ pub enum Record {
         #[serde(skip_serializing_if = "Vec::is_empty", default)]
         clean: Vec<String>,
     },
+    /// An order could not be followed where the saga stood, or a message not be read. Nothing follows from it.
+    Refused {
+        /// Who asked.
+        by: String,
+        /// For what.
+        ask: Ask,
+        /// Why not.
+        why: String,
+    },
 }
 
 /// What a person may decide about a saga.
@@ -401,6 +411,12 @@ impl Record {
                 Cause::Deadline => {}
             },
             Record::Ordered { order, .. } => *order = order.clone().shortened(),
+            Record::Refused { ask, why, .. } => {
+                if let Ask::Order(order) = ask {
+                    *order = order.clone().shortened();
+                }
+                shorten(why);
+            }
             _ => {}
         }
         self
@@ -420,6 +436,7 @@ impl Record {
             Record::Parked { .. } => "parked",
             Record::Signalled { .. } => "signalled",
             Record::Ordered { .. } => "ordered",
+            Record::Refused { .. } => "refused",
         }
     }
 
@@ -434,7 +451,10 @@ impl Record {
             | Record::Stuck { step, .. }
             | Record::Signalled { step, .. } => Some(step),
             Record::Parked { step, .. } => step.as_deref(),
-            Record::Begun { .. } | Record::Aborted { .. } | Record::Ordered { .. } => None,
+            Record::Begun { .. }
+            | Record::Aborted { .. }
+            | Record::Ordered { .. }
+            | Record::Refused { .. } => None,
         }
     }
 }

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::evidence::{Call, Evidence, Said, Structure, Violation, What};
-use crate::saga::{Order, Phase, Record, journal::Stored};
+use crate::saga::{
+    Order, Phase, Record,
+    journal::{Ask, Stored},
+};
 
 /// What is wrong with a saga; empty when nothing is.
 ///
@@ -114,7 +117,15 @@ impl Story<'_> {
     }
 
     fn orders(&self) -> usize {
-        self.records.iter().filter(|(_, record)| matches!(record, Record::Ordered { .. })).count()
+        let order = |record: &Record| {
+            matches!(record, Record::Ordered { .. } | Record::Refused { ask: Ask::Order(_), .. })
+        };
+        self.records.iter().filter(|(_, record)| order(record)).count()
+    }
+
+    fn refused_messages(&self) -> usize {
+        let message = |record: &Record| matches!(record, Record::Refused { ask: Ask::Signal { .. }, .. });
+        self.records.iter().filter(|(_, record)| message(record)).count()
     }
 }
 
@@ -259,7 +270,8 @@ impl Checker<'_> {
     /// I10.
     fn size(&mut self, stored: &Stored, story: &Story<'_>) {
         let (steps, orders) = (self.structure.parts.len(), story.orders());
-        let most = 3 + 8 * steps + orders * (2 + 3 * steps);
+        // Of refused messages the journal takes eight.
+        let most = 3 + 8 * steps + orders * (2 + 3 * steps) + story.refused_messages().min(8);
         if stored.entries.len() > most {
             let why = format!("{} entries for {steps} steps and {orders} orders", stored.entries.len());
             self.report("I10", why);

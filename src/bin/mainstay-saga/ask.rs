@@ -11,7 +11,12 @@ use mainstay::saga::{
     journal::{Ask, Head, Journal, Request, Requested, Stored},
 };
 
-use crate::{Error, command::What};
+use crate::{
+    Error,
+    attention::{Attention, Trouble},
+    command::What,
+    look::{one_line, present},
+};
 
 /// How often the saga is looked at while its owner is waited for.
 const LOOK: Duration = Duration::from_millis(50);
@@ -21,10 +26,10 @@ const LOOK: Duration = Duration::from_millis(50);
 pub enum Told {
     /// It is this record of the saga, which then stands there.
     Recorded(u64, Head),
-    /// It was looked at where the saga stands, and cannot be followed.
-    Refused(Head),
-    /// Nobody has looked at it yet.
-    Left(Head),
+    /// It was looked at where the saga stands, and cannot be followed: why, if that was recorded.
+    Refused(Option<String>, Head),
+    /// Nobody has looked at it yet: why not, if that is known.
+    Left(String),
     /// A message with this name was left before.
     Known,
     /// The saga is over.
@@ -42,19 +47,13 @@ impl Told {
                 writeln!(out, "a message with this name was left before; nothing is changed")?;
                 Ok(ExitCode::SUCCESS)
             }
-            Told::Left(head) => {
-                let owner = match &head.owner {
-                    Some(owner) => format!("its owner {owner} has not taken it up yet"),
-                    None => "no orchestrator has taken it up yet".to_owned(),
-                };
-                writeln!(out, "left; {owner}. It stays, and is obeyed when one does")?;
+            Told::Left(why) => {
+                writeln!(out, "left; {why}. It stays, and is obeyed when an orchestrator can")?;
                 Ok(ExitCode::from(3))
             }
-            Told::Refused(head) => {
-                eprintln!(
-                    "mainstay-saga: refused: it cannot be followed where the saga stands: {}",
-                    stands(&head)
-                );
+            Told::Refused(why, head) => {
+                let why = why.unwrap_or_else(|| "it cannot be followed where the saga stands".to_owned());
+                eprintln!("mainstay-saga: refused: {}; the saga is {}", one_line(&why), stands(&head));
                 Ok(ExitCode::FAILURE)
             }
             Told::Over(phase) => {
@@ -66,7 +65,11 @@ impl Told {
 }
 
 fn stands(head: &Head) -> String {
-    if head.note.is_empty() { head.phase.to_string() } else { format!("{}: {}", head.phase, head.note) }
+    if head.note.is_empty() {
+        head.phase.to_string()
+    } else {
+        format!("{}: {}", head.phase, one_line(&head.note))
+    }
 }
 
 pub async fn ask(
@@ -105,16 +108,37 @@ pub async fn ask(
                 return Ok(told);
             }
             if (&then.head.owner, then.head.epoch) == (&now.head.owner, now.head.epoch) {
-                return Ok(Told::Refused(then.head));
+                return Ok(Told::Refused(None, then.head));
             }
         }
         if began.elapsed() >= wait {
-            // Somebody has taken the saga up since, has let it go again, and left no record.
+            // Somebody has taken the saga up since, has let it go again, and left no record: there are enough of its kind.
             let looked_at = now.head.owner.is_none() && now.head.epoch > before.head.epoch;
-            return Ok(if looked_at { Told::Refused(now.head) } else { Told::Left(now.head) });
+            if looked_at {
+                return Ok(Told::Refused(None, now.head));
+            }
+            return Ok(Told::Left(why_not(store, &now).await?));
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Why nobody has taken it up.
+async fn why_not(store: &dyn Journal, stored: &Stored) -> Result<String, Error> {
+    let present = present(store).await?;
+    Ok(match (present.of(stored), &stored.head.owner) {
+        (Some(Attention { trouble: Trouble::Stuck | Trouble::Parked | Trouble::Overdue, .. }), None)
+        | (None, None) => "no orchestrator has taken it up yet".to_owned(),
+        (Some(Attention { trouble: Trouble::Damaged | Trouble::Blocked, why }), _) => {
+            format!("the saga is blocked, so that only `abandon` is obeyed: {}", one_line(&why))
+        }
+        (Some(Attention { trouble: Trouble::Orphaned | Trouble::Unknown | Trouble::Idle, why }), _) => {
+            one_line(&why)
+        }
+        (_, Some(owner)) => {
+            format!("its owner {owner} ({}) has not taken it up yet", present.owner(&stored.head))
+        }
+    })
 }
 
 async fn load(store: &dyn Journal, request: &Request) -> Result<Stored, Error> {
@@ -132,8 +156,12 @@ fn became(now: &Stored, before: &Stored, request: &Request) -> Option<Told> {
         _ => false,
     };
     for entry in new {
-        if entry.record().is_ok_and(|record| of_it(&record)) {
-            return Some(Told::Recorded(entry.seq, now.head.clone()));
+        match entry.record() {
+            Ok(Record::Refused { by, ask, why }) if by == request.by && ask == request.ask => {
+                return Some(Told::Refused(Some(why), now.head.clone()));
+            }
+            Ok(record) if of_it(&record) => return Some(Told::Recorded(entry.seq, now.head.clone())),
+            _ => {}
         }
     }
     now.head.phase.is_terminal().then_some(Told::Over(now.head.phase))

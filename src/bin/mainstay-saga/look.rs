@@ -12,42 +12,71 @@ use mainstay::saga::{
 };
 use serde_json::{Value, json};
 
-use crate::Error;
+use crate::{
+    Error,
+    attention::{Attention, Owner, Present, Trouble, damage},
+};
 
 /// How many heads are read at once.
 const PAGE: usize = 500;
 /// How many sagas are forgotten at once, so that the store is never blocked for long.
 const FORGET: usize = 200;
-/// A saga whose time has come so long ago has nobody who works on it.
-const IDLE: Duration = Duration::from_secs(60);
+/// The present, with those who work on the store.
+pub async fn present(store: &dyn Journal) -> Result<Present, Error> {
+    let orchestrators = store.orchestrators().await?;
+    Ok(Present { now: store.now().await?, orchestrators })
+}
 
 pub async fn list(store: &dyn Journal, query: &Query, json: bool, out: &mut impl Write) -> Result<(), Error> {
     let heads = heads(store, query).await?;
-    Ok(print(&heads, store.now().await?, json, out, |head| head.note.clone())?)
+    let present = present(store).await?;
+    if json {
+        heads.iter().try_for_each(|head| {
+            writeln!(out, "{}", value(head, present.of_head(head).as_ref(), &present))
+        })?;
+        return Ok(());
+    }
+    let mut rows = vec![["id", "phase", "definition", "age", "records", "note"].map(str::to_owned)];
+    for head in &heads {
+        let note = match present.of_head(head) {
+            // Of these the note says it already.
+            None | Some(Attention { trouble: Trouble::Stuck | Trouble::Parked, .. }) => head.note.clone(),
+            Some(Attention { trouble, why }) => format!("{}: {why}", trouble.as_str()),
+        };
+        let [id, phase, definition, age, records] = row(head, present.now);
+        rows.push([id, phase, definition, age, records, one_line(&note)]);
+    }
+    Ok(table(&rows, out)?)
 }
 
+/// What needs a person. Reads every saga that is not over, one after the other.
 pub async fn stuck(store: &dyn Journal, json: bool, out: &mut impl Write) -> Result<(), Error> {
     let phases = Phase::ALL.into_iter().filter(|phase| !phase.is_terminal()).collect();
-    let mut heads = heads(store, &Query { phases, ..Query::default() }).await?;
-    let now = store.now().await?;
-    heads.retain(|head| matches!(head.phase, Phase::Stuck | Phase::Parked) || is_idle(head, now));
-    Ok(print(&heads, now, json, out, |head| why(head, now))?)
-}
-
-/// Whether its time has come, and nobody has taken it up.
-fn is_idle(head: &Head, now: Timestamp) -> bool {
-    head.owner.is_none() && head.wake.is_some_and(|wake| now.since(wake) > IDLE)
-}
-
-fn why(head: &Head, now: Timestamp) -> String {
-    if is_idle(head, now) {
-        let (name, version) = (&head.definition.name, head.definition.version);
-        return format!(
-            "nobody works on it: does an orchestrator run that knows {name} v{version}? {}",
-            head.note
-        );
+    let heads = heads(store, &Query { phases, ..Query::default() }).await?;
+    let titles = ["id", "phase", "definition", "age", "records", "trouble", "why", "what to do"];
+    let mut rows = vec![titles.map(str::to_owned)];
+    let mut present = self::present(store).await?;
+    for head in heads {
+        let Some(stored) = store.load(&head.id).await? else { continue };
+        let mut found = present.of(&stored);
+        if found.as_ref().is_some_and(|found| found.trouble == Trouble::Orphaned) {
+            // Its owner may have come since.
+            present = self::present(store).await?;
+            found = present.of(&stored);
+        }
+        let Some(found) = found else { continue };
+        if json {
+            writeln!(out, "{}", value(&stored.head, Some(&found), &present))?;
+        }
+        let [id, phase, definition, age, records] = row(&stored.head, present.now);
+        let Attention { trouble, why } = &found;
+        let (trouble, todo) = (trouble.as_str().to_owned(), trouble.advice().to_owned());
+        rows.push([id, phase, definition, age, records, trouble, one_line(why), todo]);
     }
-    head.note.clone()
+    if !json {
+        table(&rows, out)?;
+    }
+    Ok(())
 }
 
 async fn heads(store: &dyn Journal, query: &Query) -> Result<Vec<Head>, Error> {
@@ -68,30 +97,20 @@ async fn heads(store: &dyn Journal, query: &Query) -> Result<Vec<Head>, Error> {
     Ok(all)
 }
 
-fn print(
-    heads: &[Head],
-    now: Timestamp,
-    json: bool,
-    out: &mut impl Write,
-    note: impl Fn(&Head) -> String,
-) -> io::Result<()> {
-    if json {
-        return heads.iter().try_for_each(|head| writeln!(out, "{}", value(head)));
-    }
-    let mut table = vec![["id", "phase", "definition", "age", "records", "note"].map(str::to_owned)];
-    for head in heads {
-        table.push([
-            head.id.to_string(),
-            head.phase.to_string(),
-            format!("{} v{}", head.definition.name, head.definition.version),
-            span(now.since(head.created)),
-            head.len.to_string(),
-            one_line(&note(head)),
-        ]);
-    }
-    let width = |at: usize| table.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 6] = std::array::from_fn(width);
-    for row in &table {
+fn row(head: &Head, now: Timestamp) -> [String; 5] {
+    [
+        head.id.to_string(),
+        head.phase.to_string(),
+        format!("{} v{}", head.definition.name, head.definition.version),
+        span(now.since(head.created)),
+        head.len.to_string(),
+    ]
+}
+
+fn table<const N: usize>(rows: &[[String; N]], out: &mut impl Write) -> io::Result<()> {
+    let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    for row in rows {
         let cells: Vec<String> =
             row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         writeln!(out, "{}", cells.join("  ").trim_end())?;
@@ -106,11 +125,7 @@ pub async fn check(store: &dyn Journal, out: &mut impl Write) -> Result<usize, E
         // It may have been forgotten meanwhile.
         let Some(stored) = store.load(&head.id).await? else { continue };
         read += 1;
-        let unreadable = || {
-            let found = stored.entries.iter().find_map(|entry| Some((entry.seq, entry.record().err()?)));
-            found.map(|(seq, error)| format!("record {seq} cannot be read: {error}"))
-        };
-        if let Some(why) = stored.verify().err().map(|corrupt| corrupt.to_string()).or_else(unreadable) {
+        if let Some(why) = damage(&stored) {
             damaged += 1;
             writeln!(out, "{}: {}", head.id, one_line(&why))?;
         }
@@ -119,12 +134,13 @@ pub async fn check(store: &dyn Journal, out: &mut impl Write) -> Result<usize, E
     Ok(damaged)
 }
 
-pub fn show(stored: &Stored, now: Timestamp, json: bool, out: &mut impl Write) -> io::Result<()> {
+pub fn show(stored: &Stored, present: &Present, json: bool, out: &mut impl Write) -> io::Result<()> {
     let Stored { head, entries } = stored;
+    let (now, found) = (present.now, present.of(stored));
     let damage = stored.verify().err().map(|corrupt| corrupt.to_string());
     let diagram = diagram(stored);
     if json {
-        let mut shown = value(head);
+        let mut shown = value(head, found.as_ref(), present);
         shown["damage"] = json!(damage);
         shown["input"] = input(stored);
         let steps = diagram.states().map(|(path, state)| json!({ "step": path, "state": state.as_str() }));
@@ -141,12 +157,23 @@ pub fn show(stored: &Stored, now: Timestamp, json: bool, out: &mut impl Write) -
         ("created", since(head.created)),
         ("finished", head.finished.map(since).unwrap_or_default()),
         ("wakes", head.wake.map(date).unwrap_or_default()),
-        ("owner", head.owner.as_ref().map(ToString::to_string).unwrap_or_default()),
+        (
+            "owner",
+            head.owner.as_ref().map(|owner| format!("{owner}: {}", present.owner(head))).unwrap_or_default(),
+        ),
         ("epoch", head.epoch.to_string()),
         ("recoveries", if head.recoveries == 0 { String::new() } else { head.recoveries.to_string() }),
         ("tag", one_line(&head.tag)),
         ("records", entries.len().to_string()),
         ("damage", damage.unwrap_or_default()),
+        (
+            "trouble",
+            found
+                .as_ref()
+                .map(|found| format!("{}: {}", found.trouble.as_str(), one_line(&found.why)))
+                .unwrap_or_default(),
+        ),
+        ("what to do", found.as_ref().map(|found| found.trouble.advice().to_owned()).unwrap_or_default()),
         ("input", one_line(&input(stored).to_string())),
     ];
     for (path, state) in diagram.states() {
@@ -196,7 +223,11 @@ fn input(stored: &Stored) -> Value {
     }
 }
 
-fn value(head: &Head) -> Value {
+fn value(head: &Head, found: Option<&Attention>, present: &Present) -> Value {
+    let owner = match present.owner(head) {
+        Owner::None => Value::Null,
+        owner => json!(owner == Owner::Alive),
+    };
     json!({
         "id": head.id.as_str(),
         "phase": head.phase.as_str(),
@@ -206,6 +237,10 @@ fn value(head: &Head) -> Value {
         "digest": head.definition.digest,
         "epoch": head.epoch,
         "owner": head.owner.as_ref().map(|owner| owner.as_str()),
+        "owner_lives": owner,
+        "trouble": found.map(|found| found.trouble.as_str()),
+        "why": found.map(|found| &found.why),
+        "todo": found.map(|found| found.trouble.advice()),
         "records": head.len,
         "wake": head.wake,
         "created": head.created,
@@ -227,6 +262,6 @@ fn span(time: Duration) -> String {
 }
 
 /// A text that stays on its line, whatever is in it.
-fn one_line(text: &str) -> String {
+pub fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

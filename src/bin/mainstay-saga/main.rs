@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod ask;
+mod attention;
 mod command;
 mod look;
 mod words;
@@ -22,7 +23,8 @@ mainstay-saga --store STORE COMMAND
 
 Looks at sagas:
   list [--phase P]... [--definition D] [--tag T] [--limit N]
-  stuck                          what needs a person, and what nobody works on
+  stuck                          what needs a person: stuck, parked, blocked, damaged, overdue, or with nobody who
+                                 works on it; why, and what to do. Reads every saga that is not over
   check                          reads every record of every saga; fails if one is damaged
   show ID
   timeline ID                    every record
@@ -92,7 +94,9 @@ async fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
             out.flush()?;
             return Ok(if damaged == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        Command::Show(id) => look::show(&load(store, id).await?, store.now().await?, json, &mut out)?,
+        Command::Show(id) => {
+            look::show(&load(store, id).await?, &look::present(store).await?, json, &mut out)?
+        }
         Command::Timeline(id) => look::timeline(&load(store, id).await?, json, &mut out)?,
         Command::Dot(id) => out.write_all(look::diagram(&load(store, id).await?).to_dot().as_bytes())?,
         Command::Mermaid(id) => {

@@ -141,6 +141,13 @@ pub enum AskError {
     Text(InvalidText),
     /// There is no saga with this id.
     Missing(SagaId),
+    /// The saga has no step with this name that waits for a message.
+    Step {
+        /// The saga.
+        saga: SagaId,
+        /// What was named.
+        step: String,
+    },
     /// The saga follows another definition, or another version of it, than the one it was asked with.
     OtherDefinition {
         /// The one it follows.
@@ -158,6 +165,7 @@ impl fmt::Display for AskError {
             AskError::Id(error) => error.fmt(f),
             AskError::Text(error) => error.fmt(f),
             AskError::Missing(id) => write!(f, "there is no saga {id}"),
+            AskError::Step { saga, step } => write!(f, "no step {step:?} of saga {saga} waits for a message"),
             AskError::OtherDefinition { stored } => other_definition(stored, f),
             AskError::Payload(why) => write!(f, "the payload is not possible: {why}"),
             AskError::Store(error) => error.fmt(f),
@@ -189,6 +197,8 @@ impl From<AskError> for StartError {
             AskError::Missing(id) => StartError::Store(StoreError::Io(format!("saga {id} has vanished"))),
             AskError::OtherDefinition { stored } => StartError::OtherDefinition { stored },
             AskError::Payload(why) => StartError::Store(StoreError::Io(why)),
+            // Nothing that a start asks for.
+            error @ AskError::Step { .. } => StartError::Store(StoreError::Io(error.to_string())),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    definition::{Inputs, Saga},
+    definition::{Definition, Inputs, Saga},
     driver::Mail,
     handle::{Handle, Outcome},
     journal::{DefinitionId, Head, Journal, Phase, Query, Request, Requested, StoreError, Stored},
@@ -143,11 +143,14 @@ impl Orchestrator {
     /// Leaves a message for the step `step` of a saga, which waits for it or will; see [`Builder::signal`](super::Builder::signal).
     ///
     /// The message id has at most [`InvalidText::MAX`] bytes and no control characters. Of two messages with the same `message` id at the same saga the second changes nothing. It is durable when this returns. A message
-    /// that nobody waits for any more is dropped.
+    /// that nobody waits for any more is dropped. Whether the message fits is looked at here when this orchestrator has the saga's definition,
+    /// which costs reading the saga while it is not driven here; otherwise its driver refuses it, with [`Record::Refused`](super::Record::Refused)
+    /// in the saga's journal for the first eight of a saga, and an event for each.
     ///
     /// # Errors
     ///
-    /// [`AskError`].
+    /// [`AskError`]: [`Missing`](AskError::Missing) when there is no such saga, [`Step`](AskError::Step) when none of its steps with this name
+    /// waits for a message, [`Payload`](AskError::Payload) when the step could not read it.
     pub async fn signal<T: Serialize + ?Sized>(
         &self,
         saga: &str,
@@ -160,29 +163,38 @@ impl Orchestrator {
         InvalidText::check("the step", step, LONGEST_PATH)?;
         self.0.0.fits(&payload)?;
         let id = SagaId::new(saga)?;
-        // While it is not driven here, its driver is the first who can tell.
-        if let Some((_, definition)) = self.0.0.watch(&id) {
-            if let Some(at) = definition.shape.find(step) {
-                definition.code[at].accepts_message(&payload).map_err(AskError::Payload)?;
-            }
+        if let Some(definition) = self.definition_of(&id).await? {
+            let Some(code) = definition.message_of(step) else {
+                return Err(AskError::Step { saga: id, step: step.to_owned() });
+            };
+            code.accepts_message(&payload).map_err(AskError::Payload)?;
         }
-        self.ask(Request::signal(id, "signal", step, message, payload)).await
+        self.ask(Request::signal(id, self.0.0.by.as_str(), step, message, payload)).await
     }
 
-    /// Turns a saga round, unless a step has happened or may have that cannot be undone. Durable when this returns, obeyed soon after.
+    /// Turns a saga round, unless a step has happened or may have that cannot be undone. Durable when this returns, obeyed soon after. A
+    /// saga that waits for a person as a whole is turned round too.
+    ///
+    /// The record says that this orchestrator has asked, by its [incarnation](Self::incarnation). In somebody's name it is
+    /// asked with [`order`](Self::order) and [`Order::Cancel`].
     ///
     /// # Errors
     ///
-    /// [`AskError`].
+    /// [`AskError`]; [`Missing`](AskError::Missing) when there is no such saga.
     pub async fn cancel(&self, saga: &str, reason: &str) -> Result<Requested, AskError> {
-        self.order(saga, "cancel", Order::Cancel { reason: reason.to_owned() }).await
+        self.order(saga, self.0.0.by.as_str(), Order::Cancel { reason: reason.to_owned() }).await
     }
 
-    /// Leaves a person's decision with a saga. A reason of more than 4 KiB is cut. It becomes a record of the saga if it can be followed where the saga then stands.
+    /// Leaves a decision of `by`, a person mostly, with a saga. A reason of more than 4 KiB is cut. It becomes a record of the saga:
+    /// [`Ordered`](super::Record::Ordered) if it can be followed where the saga then stands, [`Refused`](super::Record::Refused) with the
+    /// reason if it cannot.
+    ///
+    /// While this version cannot make sense of a saga's records, the only order that is followed is [`Order::Abandon`]. Others wait
+    /// until it can.
     ///
     /// # Errors
     ///
-    /// [`AskError`].
+    /// [`AskError`]; [`Missing`](AskError::Missing) when there is no such saga.
     pub async fn order(&self, saga: &str, by: &str, order: Order) -> Result<Requested, AskError> {
         InvalidText::check("the name of who decides", by, InvalidText::MAX)?;
         match &order {
@@ -200,9 +212,23 @@ impl Orchestrator {
 
     async fn ask(&self, request: Request) -> Result<Requested, AskError> {
         let inner = &self.0.0;
+        let saga = request.saga.clone();
         let requested = inner.journal()?.request(request).await?;
+        if requested == Requested::Missing {
+            return Err(AskError::Missing(saga));
+        }
         inner.nudge.notify_one();
         Ok(requested)
+    }
+
+    /// What a saga follows, if that is registered here.
+    async fn definition_of(&self, id: &SagaId) -> Result<Option<Arc<Definition>>, AskError> {
+        let inner = &self.0.0;
+        if let Some((_, definition)) = inner.watch(id) {
+            return Ok(Some(definition));
+        }
+        let stored = inner.journal()?.load(id).await?.ok_or_else(|| AskError::Missing(id.clone()))?;
+        Ok(inner.definitions.get(&stored.head.definition).cloned())
     }
 
     /// A saga's row; from memory, without the store, while it is worked on here.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::saga::{
     Cause, Direction, Entry, Incarnation, Order, Record, SagaId,
-    journal::{Phase, Stored},
+    journal::{Ask, Phase, Stored},
 };
 
 /// The records of one saga in their order. `Display` is an aligned table.
@@ -155,6 +155,17 @@ impl Told {
             Record::Parked { reason, .. } => Told::outcome(reason),
             Record::Signalled { payload, .. } => Told::forward(payload.as_str()),
             Record::Ordered { by, order, .. } => Told::ordered(by, order),
+            Record::Refused { by, ask, why } => {
+                let told = match ask {
+                    Ask::Order(order) => Told::ordered(by, order),
+                    Ask::Signal { step, payload } => Told {
+                        step: Some(step.clone()),
+                        ..Told::forward(format!("{by}: message {}", payload.as_str()))
+                    },
+                };
+                // The reason comes first: a long line is cut.
+                Told { outcome: format!("{why} ({})", told.outcome), ..told }
+            }
         }
     }
 
