@@ -41,6 +41,11 @@ async fn open<R: mainstay::saga::Inputs>(store: &Memory, saga: &Saga<u32, R>) ->
     Orchestrator::open(store.clone()).register(saga).start().await.unwrap()
 }
 
+/// How it ends, which it does.
+async fn end<R: mainstay::saga::Inputs>(handle: &Handle<R>) -> Outcome<R::Values> {
+    tokio::time::timeout(seconds(600), handle.finished()).await.expect("it ends").unwrap()
+}
+
 fn records(store: &Memory, id: &str) -> Vec<Record> {
     let stored = store.stored(&SagaId::new(id).unwrap()).unwrap();
     stored.entries.iter().map(|entry| entry.record().unwrap()).collect()
@@ -85,7 +90,7 @@ async fn an_order_that_is_refused_is_a_record_with_its_reason() {
     assert_eq!(*told.lock().unwrap(), vec![format!("s: {why}"); 20]);
     // Nothing else follows.
     orchestrator.signal("s", "answer", "m", &7).await.unwrap();
-    assert_eq!(handle.finished().await.unwrap(), Outcome::Completed(7));
+    assert_eq!(end(&handle).await, Outcome::Completed(7));
 }
 
 #[tokio::test(start_paused = true)]
@@ -110,7 +115,7 @@ async fn a_message_that_does_not_fit_is_refused_before_it_is_stored() {
     assert_eq!(kinds, ["begun", "completed"], "nothing was stored");
     // The name of the message was not used up.
     assert_eq!(orchestrator.signal("s", "answer", "m", &7).await.unwrap(), Requested::Left);
-    assert_eq!(handle.finished().await.unwrap(), Outcome::Completed(7));
+    assert_eq!(end(&handle).await, Outcome::Completed(7));
 }
 
 #[tokio::test(start_paused = true)]
@@ -134,7 +139,7 @@ async fn a_message_that_does_not_fit_and_comes_another_way_leaves_a_bounded_trac
     assert!(refused[1].2.contains("invalid type: string"), "{refused:?}");
     assert!(matches!(&refused[1].1, Ask::Signal { payload, .. } if payload.as_str() == "\"seven\""));
     orchestrator.signal("s", "answer", "right", &7).await.unwrap();
-    assert_eq!(handle.finished().await.unwrap(), Outcome::Completed(7));
+    assert_eq!(end(&handle).await, Outcome::Completed(7));
 }
 
 #[tokio::test(start_paused = true)]
@@ -142,7 +147,7 @@ async fn who_has_asked_stands_in_the_record() {
     let (store, saga) = (Memory::new(), asking());
     let orchestrator = open(&store, &saga).await;
     let ends = async |handle: Handle<Output<u32>>| {
-        assert!(matches!(handle.finished().await.unwrap(), Outcome::Compensated(Cause::Cancelled { .. })));
+        assert!(matches!(end(&handle).await, Outcome::Compensated(Cause::Cancelled { .. })));
     };
     for id in ["mine", "hers", "theirs"] {
         orchestrator.start(&saga, id, &1).await.unwrap();
@@ -272,7 +277,7 @@ async fn a_person_can_give_up_what_cannot_be_read_and_nothing_else() {
     assert_eq!(store.stored(&id).unwrap(), before, "what is blocked is as it was found");
 
     handle.order("ada", Order::Abandon { reason: "settled by hand".to_owned() }).await.unwrap();
-    assert_eq!(handle.finished().await.unwrap(), Outcome::Abandoned("settled by hand".to_owned()));
+    assert_eq!(end(&handle).await, Outcome::Abandoned("settled by hand".to_owned()));
     let after = store.stored(&id).unwrap();
     assert_eq!(after.entries[..before.entries.len()], before.entries[..]);
     assert_eq!(after.verify(), before.verify(), "that it is damaged can be seen as before");
@@ -295,5 +300,5 @@ async fn what_cannot_even_be_given_up_says_so_and_holds_nobody_up() {
     let saga = asking();
     let other = orchestrator.start(&saga, "other", &1).await.unwrap();
     orchestrator.signal("other", "answer", "m", &7).await.unwrap();
-    assert_eq!(other.finished().await.unwrap(), Outcome::Completed(7));
+    assert_eq!(end(&other).await, Outcome::Completed(7));
 }
