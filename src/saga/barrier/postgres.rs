@@ -33,18 +33,13 @@
 pub use tokio_postgres;
 
 use std::{
-    fmt,
-    future::{Future, poll_fn},
+    future::Future,
     pin::pin,
-    task::{Context, Poll, Waker},
+    task::{Context, Waker},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
-use tokio_postgres::{
-    Client, GenericClient, Row, Statement, Transaction,
-    error::SqlState,
-    types::{ToSql, Type},
-};
+use tokio_postgres::{Client, GenericClient, SimpleQueryMessage, Transaction, error::SqlState, types::Type};
 
 use super::{Action, Compensation, Error, Lookup, Retention, row};
 use crate::saga::{
@@ -199,27 +194,31 @@ where
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone)]
-pub struct Barrier {
-    find: Statement,
-    store: Statement,
-}
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Barrier;
 
 impl Barrier {
-    /// Prepares the statements on a connection, the only one that they can be used on. The table has to be there.
+    /// Prepares the statements on a connection, the only one that they can be used on, unless they are. The table has to be there.
     ///
     /// # Errors
     ///
     /// The database's.
     pub async fn prepare(client: &Client) -> Result<Self, tokio_postgres::Error> {
-        let find =
-            "select state, result::text from mainstay_barrier where saga = $1 and step = $2 and phase = 'do'";
-        let store = "insert into mainstay_barrier (saga, step, phase, state, result)
-                     values ($1, $2, 'do', $3, $4::text::json)";
-        Ok(Barrier {
-            find: client.prepare_typed(find, &[Type::TEXT, Type::TEXT]).await?,
-            store: client.prepare_typed(store, &[Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT]).await?,
-        })
+        let there = "select from pg_prepared_statements where name = 'mainstay_barrier_find'";
+        if client.query_typed_opt(there, &[]).await?.is_none() {
+            client
+                .batch_execute(
+                    "prepare mainstay_barrier_store (text, text, text, text) as
+                         insert into mainstay_barrier (saga, step, phase, state, result)
+                         values ($1, $2, 'do', $3, $4::text::json);
+                     prepare mainstay_barrier_find (text, text) as
+                         select state, result::text from mainstay_barrier
+                         where saga = $1 and step = $2 and phase = 'do'",
+                )
+                .await?;
+        }
+        Ok(Barrier)
     }
 
     /// A whole transaction around an action's business, unless it was done before or is refused; its result is stored with it.
@@ -264,11 +263,9 @@ impl Barrier {
     {
         check(key, Direction::Do)?;
         let (client, open) = (&*client, Open(client));
-        let (saga, step) = (key.saga().as_str(), key.step());
-        let (begun, found) =
-            both(client.batch_execute("begin"), client.query_opt(&self.find, &[&saga, &step])).await;
-        begun?;
-        if let Some(action) = stored(found?)? {
+        let arguments = format!("{}, {}", literal(key.saga().as_str()), literal(key.step()));
+        let find = format!("execute mainstay_barrier_find({arguments})");
+        if let Some(action) = stored(client.simple_query(&format!("begin; {find}")).await?)? {
             return Ok(action);
         }
         let answer = match business(client).await {
@@ -276,7 +273,7 @@ impl Barrier {
             Err(error) => {
                 // It may have failed over what the same request has done meanwhile on another connection.
                 drop(open);
-                let found = client.query_opt(&self.find, &[&saga, &step]).await;
+                let found = client.simple_query(&find).await;
                 return match found.map(stored::<T, R, E>) {
                     Ok(Ok(Some(action))) => Ok(action),
                     _ => Err(Error::Inner(error)),
@@ -284,29 +281,20 @@ impl Barrier {
             }
         };
         let (state, result) = row::finished(&answer).map_err(Error::Result)?;
-        let values: [&(dyn ToSql + Sync); 4] = [&saga, &step, &state, &result];
-        let store = client.execute(&self.store, &values);
-        let (written, committed) = both(store, client.batch_execute("commit")).await;
-        // Whatever the answers are: the commit of a transaction that has failed is a rollback.
-        std::mem::forget(open);
-        match written {
-            Ok(_) => {
-                committed?;
+        let store =
+            format!("execute mainstay_barrier_store({arguments}, '{state}', {}); commit", literal(&result));
+        match client.batch_execute(&store).await {
+            Ok(()) => {
+                std::mem::forget(open);
                 Ok(Action::Done(answer))
             }
             Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
                 // Somebody was faster: the same request, or the compensation.
-                let found = client.query_opt(&self.find, &[&saga, &step]).await?;
-                stored(found)?.ok_or(Error::Database(error))
+                drop(open);
+                stored(client.simple_query(&find).await?)?.ok_or(Error::Database(error))
             }
             Err(error) => Err(Error::Database(error)),
         }
-    }
-}
-
-impl fmt::Debug for Barrier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Barrier").finish_non_exhaustive()
     }
 }
 
@@ -323,40 +311,21 @@ impl Drop for Open<'_> {
 
 /// The answer to an action whose row is there.
 fn stored<T: DeserializeOwned, R: DeserializeOwned, E>(
-    row: Option<Row>,
+    told: Vec<SimpleQueryMessage>,
 ) -> Result<Option<Action<Result<T, R>>>, Error<E, tokio_postgres::Error>> {
+    let row = told.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
     let Some(row) = row else { return Ok(None) };
-    let (state, result): (&str, Option<&str>) = (row.try_get(0)?, row.try_get(1)?);
+    let (state, result) = (row.try_get(0)?.unwrap_or_default(), row.try_get(1)?);
     row::repeated(state, result).map(Some).map_err(Error::Result)
 }
 
-/// Both answers. What the first one sends is on its way ahead of what the second one sends, and that does not wait for an answer.
-async fn both<A, B>(first: impl Future<Output = A>, second: impl Future<Output = B>) -> (A, B) {
-    let (mut first, mut second) = (pin!(first), pin!(second));
-    let (mut one, mut other) = (None, None);
-    poll_fn(|context| {
-        if one.is_none() {
-            one = ready(first.as_mut().poll(context));
-        }
-        if other.is_none() {
-            other = ready(second.as_mut().poll(context));
-        }
-        match (one.take(), other.take()) {
-            (Some(one), Some(other)) => Poll::Ready((one, other)),
-            (left, right) => {
-                (one, other) = (left, right);
-                Poll::Pending
-            }
-        }
-    })
-    .await
-}
-
-fn ready<T>(poll: Poll<T>) -> Option<T> {
-    match poll {
-        Poll::Ready(value) => Some(value),
-        Poll::Pending => None,
-    }
+/// A text as a literal, whatever `standard_conforming_strings` says.
+fn literal(text: &str) -> String {
+    let quoted = text.replace('\'', "''");
+    if text.contains('\\') { format!(" E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
 
 /// What is known about an action, given its key or its compensation's: what was committed, and what this connection's own

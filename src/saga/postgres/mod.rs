@@ -76,6 +76,7 @@
 mod append;
 mod claim;
 mod link;
+mod plain;
 mod read;
 mod request;
 mod rounds;

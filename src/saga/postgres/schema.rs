@@ -138,6 +138,7 @@ CREATE TABLE IF NOT EXISTS @.writer (
 pub(super) enum Sql {
     Now,
     Append,
+    Plain,
     Refused,
     Written,
     Heartbeat,
@@ -153,9 +154,10 @@ pub(super) enum Sql {
 }
 
 impl Sql {
-    pub(super) const ALL: [Sql; 14] = [
+    pub(super) const ALL: [Sql; 15] = [
         Sql::Now,
         Sql::Append,
+        Sql::Plain,
         Sql::Refused,
         Sql::Written,
         Sql::Heartbeat,
@@ -175,6 +177,7 @@ impl Sql {
         match self {
             Sql::Now => "SELECT ~",
             Sql::Append => super::append::APPEND,
+            Sql::Plain => super::plain::PLAIN,
             Sql::Refused => super::append::REFUSED,
             Sql::Written => super::append::WRITTEN,
             Sql::Heartbeat => super::claim::HEARTBEAT,
