@@ -153,6 +153,57 @@ fn a_dropped_future_leaves_nothing_to_commit() {
 }
 
 #[test]
+fn a_dropped_transaction_is_rolled_back() {
+    let Some(schema) = Schema::new("a_dropped_transaction_is_rolled_back") else { return };
+    let mut participant = Postgres::on(&schema);
+    let saga = saga("dropped");
+    let key = key(&saga, Direction::Do);
+    schema.runtime.block_on(async {
+        let Postgres(client, _, barrier) = &mut participant;
+        let action = barrier.action(client, &key, async |tx| {
+            tx.execute("insert into ledger values ('dropped', 1)", &[]).await?;
+            std::future::pending::<()>().await;
+            Ok::<_, tokio_postgres::Error>(())
+        });
+        assert!(tokio::time::timeout(Duration::from_millis(200), action).await.is_err());
+        // What comes next on the connection is in no transaction.
+        client.execute("insert into ledger values ('next', 1)", &[]).await.unwrap();
+    });
+    let mut other = Postgres::on(&schema);
+    let effects = block_on(other.effects(&support::saga("next")));
+    assert_eq!((other.rows(), effects), (0, Effects { done: 1, undone: 0 }));
+    assert_eq!(block_on(other.effects(&saga)), Effects::default());
+    assert_eq!(block_on(other.deliver(&saga, 7, DO)), Answer::Action(Action::Done(Ok(7))));
+}
+
+/// Both are at work at once, and the other one ends first.
+#[test]
+fn whoever_ends_last_is_answered_what_the_other_one_has_stored() {
+    let name = "whoever_ends_last_is_answered_what_the_other_one_has_stored";
+    let Some(schema) = Schema::new(name) else { return };
+    let (mut last, mut first) = (Postgres::on(&schema), Postgres::on(&schema));
+    block_on(async {
+        for (id, mine) in [("ok", Ok(Ok(2))), ("rejected", Ok(Err(2))), ("failed", Err("failed"))] {
+            for other in [DO, UNDO] {
+                let saga = saga(format!("{id}-{}", other.phase.as_str()));
+                let key = key(&saga, Direction::Do);
+                let action = last.2.action_or_rejection(&mut last.0, &key, async |tx| {
+                    tx.execute("insert into ledger values ($1, 1)", &[&saga.as_str()]).await.unwrap();
+                    first.deliver(&saga, 1, other).await;
+                    mine
+                });
+                let (expected, done) = match other.phase {
+                    Direction::Do => (Action::Repeated(Ok(1)), 1),
+                    Direction::Undo => (Action::Refused, 0),
+                };
+                assert_eq!(action.await.unwrap(), expected, "{saga}");
+                assert_eq!(last.effects(&saga).await, Effects { done, undone: 0 }, "{saga}");
+            }
+        }
+    });
+}
+
+#[test]
 fn a_panic_in_the_closure_leaves_nothing_to_commit() {
     let Some(schema) = Schema::new("a_panic_in_the_closure_leaves_nothing_to_commit") else { return };
     let mut participant = Postgres::on(&schema);
@@ -177,6 +228,11 @@ fn the_futures_can_be_spawned() {
     let mut client = Postgres::on(&schema).0;
     let spawned = schema.runtime.spawn(async move {
         let (action, undo) = (key(&saga("spawned"), Direction::Do), key(&saga("spawned"), Direction::Undo));
+        let barrier = Barrier::prepare(&client).await?;
+        let before = key(&saga("before"), Direction::Do);
+        let done =
+            barrier.action(&mut client, &before, async |tx| tx.query_one("select", &[]).await.map(drop));
+        assert_eq!(done.await?, Action::Done(()));
         let tx = client.transaction().await?;
         let done = barrier::postgres::action(&tx, &action, async |tx| {
             let row = tx.query_one("select 17", &[]).await?;

@@ -172,10 +172,14 @@ where
     Ok(compensation)
 }
 
-/// The barrier around whole transactions on one connection: it costs no round trip of its own.
+/// The barrier around whole transactions: it costs no round trip of its own.
 ///
 /// The look for the action's row travels with the `begin`, the row with its result travels with the `commit`, and both statements are
-/// prepared. It answers as [`action`] does and writes the same rows, so that both can be used side by side. The difference: the row
+/// prepared on the connection, under names that begin with `mainstay_barrier`. With a pool they are prepared where it makes a connection;
+/// any `Barrier` serves all connections that are. A pooler between that changes the server's connections from one
+/// transaction to the next is not for it.
+///
+/// It answers as [`action`] does and writes the same rows, so that both can be used side by side. The difference: the row
 /// is there only with the result. Of two requests that arrive at the same time both closures may run, and the transaction of
 /// the one that ends last is rolled back; it is answered what the other one has stored.
 ///
@@ -199,7 +203,7 @@ where
 pub struct Barrier;
 
 impl Barrier {
-    /// Prepares the statements on a connection, the only one that they can be used on, unless they are. The table has to be there.
+    /// Prepares the statements on a connection, unless they are. The table has to be there.
     ///
     /// # Errors
     ///
@@ -285,6 +289,7 @@ impl Barrier {
             format!("execute mainstay_barrier_store({arguments}, '{state}', {}); commit", literal(&result));
         match client.batch_execute(&store).await {
             Ok(()) => {
+                // There is nothing to roll back.
                 std::mem::forget(open);
                 Ok(Action::Done(answer))
             }
@@ -309,10 +314,12 @@ impl Drop for Open<'_> {
     }
 }
 
-/// The answer to an action whose row is there.
+/// What an action is answered whose row is there.
+type Answer<T, R> = Option<Action<Result<T, R>>>;
+
 fn stored<T: DeserializeOwned, R: DeserializeOwned, E>(
     told: Vec<SimpleQueryMessage>,
-) -> Result<Option<Action<Result<T, R>>>, Error<E, tokio_postgres::Error>> {
+) -> Result<Answer<T, R>, Error<E, tokio_postgres::Error>> {
     let row = told.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
