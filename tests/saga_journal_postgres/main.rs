@@ -70,13 +70,16 @@ fn a_batch_of_all_kinds_is_answered_in_its_order() {
         }
         let [h, g, f, e, d, c] = &mut pens[..] else { unreachable!() };
         let _never = g.step("never sent");
+        let mut stale = f.step("of another epoch");
+        (stale.epoch, stale.entries[0].epoch) = (7, 7);
         let batch = vec![
             h.step("plain"),
             g.step("behind a gap"),
             Pen::new("b", &me, at()).begin(&definition()),
-            Append { epoch: 7, ..f.step("of another epoch") },
+            stale,
             e.end(Phase::Completed),
             Append { by: by("nobody"), ..d.step("of another owner") },
+            Append { by: me.clone(), ..Pen::new("c-", &me, at()).step("of no saga") },
             Pen::new("h", &me, at()).begin(&definition()),
             Append { note: "note".into(), wake: Some(Timestamp(5)), ..c.step("plain too") },
             Append { answers: vec!["request".into()], ..h.step("with an answer, behind its own") },
@@ -90,6 +93,7 @@ fn a_batch_of_all_kinds_is_answered_in_its_order() {
             Err(Refusal::Fenced { epoch: 1 }),
             Ok(()),
             Err(Refusal::Fenced { epoch: 1 }),
+            Err(Refusal::Missing),
             Err(Refusal::Exists),
             Ok(()),
             Ok(()),
