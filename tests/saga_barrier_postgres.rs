@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mainstay::saga::{
     Direction, SagaId,
-    barrier::{self, Action, Compensation, Error, Lookup, Retention},
+    barrier::{self, Action, Compensation, Error, Lookup, Retention, postgres::Barrier},
 };
 use proptest::test_runner::{Config, TestRunner};
 use tokio_postgres::{Client, IsolationLevel, Transaction};
@@ -18,7 +18,7 @@ use postgres::Schema;
 use support::{Answer, DO, Delivery, Effects, Fate, Participant, See, UNDO, block_on, key, saga};
 
 /// With the number of its deliveries: some commit by themselves.
-struct Postgres(Client, u32);
+struct Postgres(Client, u32, Barrier);
 
 impl Postgres {
     fn on(schema: &Schema) -> Self {
@@ -29,7 +29,8 @@ impl Postgres {
                 .batch_execute("create table if not exists ledger (saga text not null, change int not null)"),
         )
         .unwrap();
-        Postgres(client, 0)
+        let barrier = block_on(Barrier::prepare(&client)).unwrap();
+        Postgres(client, 0, barrier)
     }
 
     fn rows(&self) -> i64 {
@@ -39,9 +40,8 @@ impl Postgres {
 
 impl Participant for Postgres {
     async fn deliver(&mut self, saga: &SagaId, number: u32, delivery: Delivery) -> Answer {
-        let tx = self.0.transaction().await.unwrap();
         let fails = matches!(delivery.fate, Fate::Fail | Fate::FailAndCommit);
-        let note = async |tx: &Transaction<'_>, change: i32| {
+        let note = async |tx: &Client, change: i32| {
             tx.execute("insert into ledger values ($1, $2)", &[&saga.as_str(), &change]).await.unwrap();
             if fails { Err("failed") } else { Ok(()) }
         };
@@ -51,7 +51,7 @@ impl Participant for Postgres {
             && delivery.phase == Direction::Do
             && matches!(delivery.fate, Fate::Commit | Fate::Fail | Fate::Reject)
         {
-            let committed = barrier::postgres::commit_action_or_rejection(tx, &key, async |tx| {
+            let committed = self.2.action_or_rejection(&mut self.0, &key, async |tx| {
                 if delivery.fate == Fate::Reject {
                     return Ok(Err(number));
                 }
@@ -63,17 +63,18 @@ impl Participant for Postgres {
                 Err(other) => panic!("{other:?}"),
             };
         }
+        let tx = self.0.transaction().await.unwrap();
         let answer = if delivery.phase == Direction::Do {
             let action = barrier::postgres::action_or_rejection(&tx, &key, async |tx| {
                 if delivery.fate == Fate::Reject {
                     return Ok(Err(number));
                 }
-                note(tx, 1).await.map(|()| Ok(number))
+                note(tx.client(), 1).await.map(|()| Ok(number))
             });
             action.await.map(Answer::Action)
         } else {
             let compensation =
-                barrier::postgres::compensation(&tx, &key, async |tx, _: u32| note(tx, -1).await);
+                barrier::postgres::compensation(&tx, &key, async |tx, _: u32| note(tx.client(), -1).await);
             compensation.await.map(Answer::Compensation)
         };
         let answer = answer.unwrap_or_else(|error| match error {
@@ -152,6 +153,57 @@ fn a_dropped_future_leaves_nothing_to_commit() {
 }
 
 #[test]
+fn a_dropped_transaction_is_rolled_back() {
+    let Some(schema) = Schema::new("a_dropped_transaction_is_rolled_back") else { return };
+    let mut participant = Postgres::on(&schema);
+    let saga = saga("dropped");
+    let key = key(&saga, Direction::Do);
+    schema.runtime.block_on(async {
+        let Postgres(client, _, barrier) = &mut participant;
+        let action = barrier.action(client, &key, async |tx| {
+            tx.execute("insert into ledger values ('dropped', 1)", &[]).await?;
+            std::future::pending::<()>().await;
+            Ok::<_, tokio_postgres::Error>(())
+        });
+        assert!(tokio::time::timeout(Duration::from_millis(200), action).await.is_err());
+        // What comes next on the connection is in no transaction.
+        client.execute("insert into ledger values ('next', 1)", &[]).await.unwrap();
+    });
+    let mut other = Postgres::on(&schema);
+    let effects = block_on(other.effects(&support::saga("next")));
+    assert_eq!((other.rows(), effects), (0, Effects { done: 1, undone: 0 }));
+    assert_eq!(block_on(other.effects(&saga)), Effects::default());
+    assert_eq!(block_on(other.deliver(&saga, 7, DO)), Answer::Action(Action::Done(Ok(7))));
+}
+
+/// Both are at work at once, and the other one ends first.
+#[test]
+fn whoever_ends_last_is_answered_what_the_other_one_has_stored() {
+    let name = "whoever_ends_last_is_answered_what_the_other_one_has_stored";
+    let Some(schema) = Schema::new(name) else { return };
+    let (mut last, mut first) = (Postgres::on(&schema), Postgres::on(&schema));
+    block_on(async {
+        for (id, mine) in [("ok", Ok(Ok(2))), ("rejected", Ok(Err(2))), ("failed", Err("failed"))] {
+            for other in [DO, UNDO] {
+                let saga = saga(format!("{id}-{}", other.phase.as_str()));
+                let key = key(&saga, Direction::Do);
+                let action = last.2.action_or_rejection(&mut last.0, &key, async |tx| {
+                    tx.execute("insert into ledger values ($1, 1)", &[&saga.as_str()]).await.unwrap();
+                    first.deliver(&saga, 1, other).await;
+                    mine
+                });
+                let (expected, done) = match other.phase {
+                    Direction::Do => (Action::Repeated(Ok(1)), 1),
+                    Direction::Undo => (Action::Refused, 0),
+                };
+                assert_eq!(action.await.unwrap(), expected, "{saga}");
+                assert_eq!(last.effects(&saga).await, Effects { done, undone: 0 }, "{saga}");
+            }
+        }
+    });
+}
+
+#[test]
 fn a_panic_in_the_closure_leaves_nothing_to_commit() {
     let Some(schema) = Schema::new("a_panic_in_the_closure_leaves_nothing_to_commit") else { return };
     let mut participant = Postgres::on(&schema);
@@ -176,6 +228,11 @@ fn the_futures_can_be_spawned() {
     let mut client = Postgres::on(&schema).0;
     let spawned = schema.runtime.spawn(async move {
         let (action, undo) = (key(&saga("spawned"), Direction::Do), key(&saga("spawned"), Direction::Undo));
+        let barrier = Barrier::prepare(&client).await?;
+        let before = key(&saga("before"), Direction::Do);
+        let done =
+            barrier.action(&mut client, &before, async |tx| tx.query_one("select", &[]).await.map(drop));
+        assert_eq!(done.await?, Action::Done(()));
         let tx = client.transaction().await?;
         let done = barrier::postgres::action(&tx, &action, async |tx| {
             let row = tx.query_one("select 17", &[]).await?;
@@ -203,20 +260,20 @@ fn a_closure_that_passes_over_an_error_of_the_database_has_not_done_its_business
     block_on(async {
         let saga = saga("s");
         let (action, undo) = (key(&saga, Direction::Do), key(&saga, Direction::Undo));
-        let careless = async |tx: &Transaction<'_>| {
+        let careless = async |tx: &Client| {
             let _ = tx.execute("insert into no_such_table values (1)", &[]).await;
             Ok::<_, tokio_postgres::Error>(())
         };
         let tx = participant.0.transaction().await.unwrap();
-        let done = barrier::postgres::action(&tx, &action, careless).await;
+        let done = barrier::postgres::action(&tx, &action, async |tx| careless(tx.client()).await).await;
         assert!(matches!(done, Err(Error::Database(_))), "{done:?}");
         drop(tx);
-        let tx = participant.0.transaction().await.unwrap();
-        let done = barrier::postgres::commit_action(tx, &action, careless).await;
+        let done = participant.2.action(&mut participant.0, &action, careless).await;
         assert!(matches!(done, Err(Error::Database(_))), "{done:?}");
         assert_eq!(participant.deliver(&saga, 3, DO).await, Answer::Action(Action::Done(Ok(3))));
         let tx = participant.0.transaction().await.unwrap();
-        let undone = barrier::postgres::compensation(&tx, &undo, async |tx, _: u32| careless(tx).await).await;
+        let undone =
+            barrier::postgres::compensation(&tx, &undo, async |tx, _: u32| careless(tx.client()).await).await;
         assert!(matches!(undone, Err(Error::Database(_))), "{undone:?}");
         drop(tx);
         assert_eq!(participant.deliver(&saga, 4, UNDO).await, Answer::Compensation(Compensation::Undone));
@@ -235,9 +292,8 @@ fn a_result_that_needs_quoting_is_stored_as_it_is() {
             participant.0.batch_execute(&set).await.unwrap();
             let key = key(&saga(format!("it's-{conforming}\\")), Direction::Do);
             for expected in [Action::Done(awkward.clone()), Action::Repeated(awkward.clone())] {
-                let tx = participant.0.transaction().await.unwrap();
-                let business = async |_: &Transaction<'_>| Ok::<_, tokio_postgres::Error>(awkward.clone());
-                let action = barrier::postgres::commit_action(tx, &key, business).await.unwrap();
+                let business = async |_: &Client| Ok::<_, tokio_postgres::Error>(awkward.clone());
+                let action = participant.2.action(&mut participant.0, &key, business).await.unwrap();
                 assert_eq!(action, expected);
             }
         }

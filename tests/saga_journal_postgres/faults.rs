@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// A part of the text of the statement that appends, and of no other one.
-const APPEND: Message = Message::Statement("accepted AS MATERIALIZED");
+const APPEND: Message = Message::Statement("plain_entries AS");
 const CLAIM: Message = Message::Statement("orphaned AS MATERIALIZED");
 const REQUEST: Message = Message::Statement("target AS MATERIALIZED");
 

@@ -15,8 +15,9 @@ use std::sync::{
 };
 
 use mainstay::saga::{
+    Timestamp,
     conformance::{self, Pen, Subject, definition},
-    journal::{Append, Journal, Phase, StoreError},
+    journal::{Append, Journal, Phase, Refusal, StoreError},
     postgres::Postgres,
 };
 use place::{append, at, by, whole, with_place};
@@ -53,6 +54,59 @@ fn a_later_format_is_refused() {
         place.client().await.batch_execute(&later).await.unwrap();
         let refused = Postgres::connect(&place.url).schema(&place.schema).await.unwrap_err();
         assert_eq!(refused, StoreError::Format { found: "2".into(), known: "1".into() });
+    });
+}
+
+/// What most appends are is laid out apart; the answers are in the order of the batch nevertheless.
+#[test]
+fn a_batch_of_all_kinds_is_answered_in_its_order() {
+    with_place("a_batch_of_all_kinds_is_answered_in_its_order", |place| async move {
+        let journal = place.journal().await;
+        let me = by("me");
+        let mut pens: Vec<Pen> =
+            ["h", "g", "f", "e", "d", "c"].iter().map(|id| Pen::new(id, &me, at())).collect();
+        for pen in &mut pens {
+            append(&journal, pen.begin(&definition())).await.unwrap();
+        }
+        let [h, g, f, e, d, c] = &mut pens[..] else { unreachable!() };
+        let _never = g.step("never sent");
+        let mut stale = f.step("of another epoch");
+        (stale.epoch, stale.entries[0].epoch) = (7, 7);
+        let batch = vec![
+            h.step("plain"),
+            g.step("behind a gap"),
+            Pen::new("b", &me, at()).begin(&definition()),
+            stale,
+            e.end(Phase::Completed),
+            Append { by: by("nobody"), ..d.step("of another owner") },
+            Append { by: me.clone(), ..Pen::new("c-", &me, at()).step("of no saga") },
+            Pen::new("h", &me, at()).begin(&definition()),
+            Append { note: "note".into(), wake: Some(Timestamp(5)), ..c.step("plain too") },
+            Append { answers: vec!["request".into()], ..h.step("with an answer, behind its own") },
+            Pen::new("a", &me, at()).begin(&definition()),
+        ];
+        let answers = journal.append(batch).await.unwrap();
+        let expected = vec![
+            Ok(()),
+            Err(Refusal::Gap { expected: 1 }),
+            Ok(()),
+            Err(Refusal::Fenced { epoch: 1 }),
+            Ok(()),
+            Err(Refusal::Fenced { epoch: 1 }),
+            Err(Refusal::Missing),
+            Err(Refusal::Exists),
+            Ok(()),
+            Ok(()),
+            Ok(()),
+        ];
+        assert_eq!(answers, expected);
+        for (id, len) in [("a", 1), ("b", 1), ("c", 2), ("d", 1), ("e", 2), ("f", 1), ("g", 1), ("h", 3)] {
+            let stored = whole(&journal, id).await;
+            assert_eq!(stored.head.len, len, "{id}");
+            stored.verify().unwrap();
+        }
+        let head = whole(&journal, "c").await.head;
+        assert_eq!((&*head.note, head.wake), ("note", Some(Timestamp(5))));
     });
 }
 

@@ -100,9 +100,11 @@ pub async fn ask(
             return Ok(told);
         }
         // An owner that does not have it among its requests has answered it, if there is no record of it even then.
-        if let Some(owner) = &now.head.owner
-            && !store.requests(owner).await?.iter().any(|waiting| waiting.id == request.id)
-        {
+        let answered = match &now.head.owner {
+            Some(owner) => !store.requests(owner).await?.iter().any(|waiting| waiting.id == request.id),
+            None => false,
+        };
+        if answered {
             let then = load(store, &request).await?;
             if let Some(told) = became(&then, before, &request) {
                 return Ok(told);

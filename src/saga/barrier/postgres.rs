@@ -33,14 +33,13 @@
 pub use tokio_postgres;
 
 use std::{
-    future::{Future, poll_fn},
+    future::Future,
     pin::pin,
     task::{Context, Waker},
 };
 
-use futures_core::Stream;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio_postgres::{GenericClient, Transaction, types::Type};
+use tokio_postgres::{Client, GenericClient, SimpleQueryMessage, Transaction, error::SqlState, types::Type};
 
 use super::{Action, Compensation, Error, Lookup, Retention, row};
 use crate::saga::{
@@ -59,9 +58,9 @@ pub async fn install(client: &impl GenericClient) -> Result<(), tokio_postgres::
         .batch_execute(
             "select pg_advisory_xact_lock(hashtext('mainstay'), hashtext('install'));
              create table if not exists mainstay_barrier (
-                 saga text not null,
-                 step text not null,
-                 phase text not null check (phase in ('do', 'undo')),
+                 saga text collate \"C\" not null,
+                 step text collate \"C\" not null,
+                 phase text collate \"C\" not null check (phase in ('do', 'undo')),
                  state text not null,
                  result json,
                  at timestamptz not null default now(),
@@ -109,103 +108,29 @@ where
     T: Serialize + DeserializeOwned,
     R: Serialize + DeserializeOwned,
 {
-    let unfinished = Unfinished::begin(tx);
-    let (action, finish) = begin_action(tx, key, business).await?;
-    if let Some((state, result)) = finish {
-        tx.execute_typed(
-            "update mainstay_barrier set state = $3, result = $4::text::json
-             where saga = $1 and step = $2 and phase = 'do'",
-            &[
-                (&key.saga().as_str(), Type::TEXT),
-                (&key.step(), Type::TEXT),
-                (&state, Type::TEXT),
-                (&result, Type::TEXT),
-            ],
-        )
-        .await?;
-    }
-    unfinished.finish();
-    Ok(action)
-}
-
-/// Like [`action`], and commits: the result is on its way together with the commit, which saves one round trip.
-///
-/// After an `Err` of the closure the transaction is rolled back. After an `Err` of the database it is not known whether
-/// it was committed; the same request once more finds out.
-///
-/// # Errors
-///
-/// [`Error`].
-pub async fn commit_action<T, E>(
-    tx: Transaction<'_>,
-    key: &Key,
-    business: impl AsyncFnOnce(&Transaction<'_>) -> Result<T, E>,
-) -> Result<Action<T>, Error<E, tokio_postgres::Error>>
-where
-    T: Serialize + DeserializeOwned,
-{
-    let answer = commit_action_or_rejection(tx, key, async |tx: &Transaction<'_>| {
-        business(tx).await.map(Ok::<T, row::Never>)
-    })
-    .await?;
-    Ok(answer.map(|answer| answer.unwrap_or_else(|never| match never {})))
-}
-
-/// Like [`action_or_rejection`], and commits as [`commit_action`] does.
-///
-/// # Errors
-///
-/// [`Error`].
-pub async fn commit_action_or_rejection<T, R, E>(
-    tx: Transaction<'_>,
-    key: &Key,
-    business: impl AsyncFnOnce(&Transaction<'_>) -> Result<Result<T, R>, E>,
-) -> Result<Action<Result<T, R>>, Error<E, tokio_postgres::Error>>
-where
-    T: Serialize + DeserializeOwned,
-    R: Serialize + DeserializeOwned,
-{
-    // Whatever ends this early drops the transaction, which rolls it back.
-    let (action, finish) = begin_action(&tx, key, business).await?;
-    let Some((state, result)) = finish else {
-        tx.commit().await?;
-        return Ok(action);
-    };
-    let update = format!(
-        "update mainstay_barrier set state = {}, result = {} where saga = {} and step = {} and phase = 'do'",
-        literal(state),
-        literal(&result),
-        literal(key.saga().as_str()),
-        literal(key.step()),
-    );
-    let mut updated = pin!(tx.client().simple_query_raw(&update).await?);
-    let committed = tx.commit().await;
-    // The commit of a transaction that has failed is a rollback, and no error.
-    while let Some(message) = poll_fn(|context| updated.as_mut().poll_next(context)).await {
-        message?;
-    }
-    committed?;
-    Ok(action)
-}
-
-/// Claims the row and runs the business; what is to be written about it afterwards.
-async fn begin_action<T, R, E>(
-    tx: &Transaction<'_>,
-    key: &Key,
-    business: impl AsyncFnOnce(&Transaction<'_>) -> Result<Result<T, R>, E>,
-) -> Result<(Action<Result<T, R>>, Option<(&'static str, String)>), Error<E, tokio_postgres::Error>>
-where
-    T: Serialize + DeserializeOwned,
-    R: Serialize + DeserializeOwned,
-{
     check(key, Direction::Do)?;
+    let unfinished = Unfinished::begin(tx);
     if !claim(tx, key, Direction::Do, row::DONE).await? {
         let (state, result) = read(tx, key).await?;
-        return Ok((row::repeated(&state, result.as_deref()).map_err(Error::Result)?, None));
+        let action = row::repeated(&state, result.as_deref()).map_err(Error::Result)?;
+        unfinished.finish();
+        return Ok(action);
     }
     let answer = business(tx).await.map_err(Error::Inner)?;
-    let finish = row::finished(&answer).map_err(Error::Result)?;
-    Ok((Action::Done(answer), Some(finish)))
+    let (state, result) = row::finished(&answer).map_err(Error::Result)?;
+    tx.execute_typed(
+        "update mainstay_barrier set state = $3, result = $4::text::json
+         where saga = $1 and step = $2 and phase = 'do'",
+        &[
+            (&key.saga().as_str(), Type::TEXT),
+            (&key.step(), Type::TEXT),
+            (&state, Type::TEXT),
+            (&result, Type::TEXT),
+        ],
+    )
+    .await?;
+    unfinished.finish();
+    Ok(Action::Done(answer))
 }
 
 /// Runs a compensation's business in the caller's transaction, with the result that the action had stored, if there is something to undo.
@@ -245,6 +170,169 @@ where
     };
     unfinished.finish();
     Ok(compensation)
+}
+
+/// The barrier around whole transactions: it costs no round trip of its own.
+///
+/// The look for the action's row travels with the `begin`, the row with its result travels with the `commit`, and both statements are
+/// prepared on the connection, under names that begin with `mainstay_barrier`. With a pool they are prepared where it makes a connection;
+/// any `Barrier` serves all connections that are. A pooler between that changes the server's connections from one
+/// transaction to the next is not for it.
+///
+/// It answers as [`action`] does and writes the same rows, so that both can be used side by side. The difference: the row
+/// is there only with the result. Of two requests that arrive at the same time both closures may run, and the transaction of
+/// the one that ends last is rolled back; it is answered what the other one has stored.
+///
+/// # Example
+///
+/// ```no_run
+/// use mainstay::saga::{Key, barrier::postgres::Barrier};
+///
+/// # async fn charge(client: &mut tokio_postgres::Client, key: Key) -> Result<(), Box<dyn std::error::Error>> {
+/// let barrier = Barrier::prepare(client).await?;         // once for a connection, and kept beside it
+///
+/// let charged = barrier.action(client, &key, async |tx| {
+///     tx.execute("update account set balance = balance - 30 where id = 'ada'", &[]).await?;
+///     Ok::<_, tokio_postgres::Error>("receipt 1".to_owned())
+/// }).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Barrier;
+
+impl Barrier {
+    /// Prepares the statements on a connection, unless they are. The table has to be there.
+    ///
+    /// # Errors
+    ///
+    /// The database's.
+    pub async fn prepare(client: &Client) -> Result<Self, tokio_postgres::Error> {
+        let there = "select from pg_prepared_statements where name = 'mainstay_barrier_find'";
+        if client.query_typed_opt(there, &[]).await?.is_none() {
+            client
+                .batch_execute(
+                    "prepare mainstay_barrier_store (text, text, text, text) as
+                         insert into mainstay_barrier (saga, step, phase, state, result)
+                         values ($1, $2, 'do', $3, $4::text::json);
+                     prepare mainstay_barrier_find (text, text) as
+                         select state, result::text from mainstay_barrier
+                         where saga = $1 and step = $2 and phase = 'do'",
+                )
+                .await?;
+        }
+        Ok(Barrier)
+    }
+
+    /// A whole transaction around an action's business, unless it was done before or is refused; its result is stored with it.
+    ///
+    /// The transaction has the session's default isolation level. The closure is given the client within it, and must not end it.
+    ///
+    /// After an `Err` of the closure the transaction is rolled back. After an `Err` of the database it may have been
+    /// committed; the same request once more finds out. A future that is dropped rolls back, unless the commit is on its way.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub async fn action<T, E>(
+        &self,
+        client: &mut Client,
+        key: &Key,
+        business: impl AsyncFnOnce(&Client) -> Result<T, E>,
+    ) -> Result<Action<T>, Error<E, tokio_postgres::Error>>
+    where
+        T: Serialize + DeserializeOwned,
+    {
+        let business = async |client: &Client| business(client).await.map(Ok::<T, row::Never>);
+        let answer = self.action_or_rejection(client, key, business).await?;
+        Ok(answer.map(|answer| answer.unwrap_or_else(|never| match never {})))
+    }
+
+    /// Like [`action`](Barrier::action), for one that may be rejected for good: an `Ok(Err(rejection))` is stored and is the answer from
+    /// then on. What the closure has written is committed with it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub async fn action_or_rejection<T, R, E>(
+        &self,
+        client: &mut Client,
+        key: &Key,
+        business: impl AsyncFnOnce(&Client) -> Result<Result<T, R>, E>,
+    ) -> Result<Action<Result<T, R>>, Error<E, tokio_postgres::Error>>
+    where
+        T: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+    {
+        check(key, Direction::Do)?;
+        let (client, open) = (&*client, Open(client));
+        let arguments = format!("{}, {}", literal(key.saga().as_str()), literal(key.step()));
+        let find = format!("execute mainstay_barrier_find({arguments})");
+        if let Some(action) = stored(client.simple_query(&format!("begin; {find}")).await?)? {
+            return Ok(action);
+        }
+        let answer = match business(client).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                // It may have failed over what the same request has done meanwhile on another connection.
+                drop(open);
+                let found = client.simple_query(&find).await;
+                return match found.map(stored::<T, R, E>) {
+                    Ok(Ok(Some(action))) => Ok(action),
+                    _ => Err(Error::Inner(error)),
+                };
+            }
+        };
+        let (state, result) = row::finished(&answer).map_err(Error::Result)?;
+        let store =
+            format!("execute mainstay_barrier_store({arguments}, '{state}', {}); commit", literal(&result));
+        match client.batch_execute(&store).await {
+            Ok(()) => {
+                // There is nothing to roll back.
+                std::mem::forget(open);
+                Ok(Action::Done(answer))
+            }
+            Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
+                // Somebody was faster: the same request, or the compensation.
+                drop(open);
+                stored(client.simple_query(&find).await?)?.ok_or(Error::Database(error))
+            }
+            Err(error) => Err(Error::Database(error)),
+        }
+    }
+}
+
+/// A transaction that is rolled back when this is dropped.
+struct Open<'a>(&'a Client);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        // On its way after the first poll, ahead of whatever is sent next; nobody waits for the answer.
+        let rollback = pin!(self.0.batch_execute("rollback"));
+        let _ = rollback.poll(&mut Context::from_waker(Waker::noop()));
+    }
+}
+
+/// What an action is answered whose row is there.
+type Answer<T, R> = Option<Action<Result<T, R>>>;
+
+fn stored<T: DeserializeOwned, R: DeserializeOwned, E>(
+    told: Vec<SimpleQueryMessage>,
+) -> Result<Answer<T, R>, Error<E, tokio_postgres::Error>> {
+    let row = told.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    let Some(row) = row else { return Ok(None) };
+    let (state, result) = (row.try_get(0)?.unwrap_or_default(), row.try_get(1)?);
+    row::repeated(state, result).map(Some).map_err(Error::Result)
+}
+
+/// A text as a literal, whatever `standard_conforming_strings` says.
+fn literal(text: &str) -> String {
+    let quoted = text.replace('\'', "''");
+    if text.contains('\\') { format!(" E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
 
 /// What is known about an action, given its key or its compensation's: what was committed, and what this connection's own
@@ -341,12 +429,6 @@ async fn read(tx: &Transaction<'_>, key: &Key) -> Result<(String, Option<String>
         )
         .await?;
     Ok((row.try_get(0)?, row.try_get(1)?))
-}
-
-/// A text as a literal, whatever `standard_conforming_strings` says.
-fn literal(text: &str) -> String {
-    let quoted = text.replace('\'', "''");
-    if text.contains('\\') { format!(" E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
 
 /// Spoils the transaction unless it is finished: whatever ends the call, what was claimed is not committed without its

@@ -6,6 +6,7 @@ use tokio_postgres::Row;
 
 use super::{
     link::{Link, Session, Trouble},
+    plain::plain,
     read::saga_id,
     rounds::{Round, choose},
     schema::Sql,
@@ -22,10 +23,12 @@ use crate::{
 ///   here; a claim may come first, and then the row no longer is where the item says.
 /// * `begun`: new sagas whose locks are free, in the order of their ids.
 /// * `accepted`: both; everything behind it writes what else the accepted items say, locks in the order of their keys.
+/// * `plain`: the items that need less, which are most; see [`Plain`](super::plain::Plain). A batch that has no others is sent
+///   as [`PLAIN`](super::plain::PLAIN).
 ///
 /// What the snapshot does not show, since another transaction is just writing it, a primary key refuses: then nothing at all is
 /// written, and the statement is sent again. With all of them in one order, two that begin the same do not lock each other out.
-pub(super) const APPEND: &str = "
+pub(super) const APPEND: &str = concat!("
 WITH me AS MATERIALIZED (
     SELECT id FROM @.writer WHERE id = $1 AND session = $2 FOR SHARE
 ), item AS MATERIALIZED (
@@ -78,8 +81,11 @@ WITH me AS MATERIALIZED (
 ), dropped AS (
     DELETE FROM @.signal WHERE saga = ANY (ARRAY (SELECT number FROM accepted WHERE ending)) AND ask IS NOT NULL
         AND NOT EXISTS (SELECT FROM given WHERE given.number = signal.saga AND given.id = signal.id)
-)
-SELECT n FROM accepted UNION ALL SELECT 0 WHERE NOT EXISTS (SELECT FROM me)";
+), ",
+    plain!("$35", "$36", "$37", "$38", "$39", "$40", "$41", "$42", "$43", "$44", "$45", "$46", "$47"),
+    "
+SELECT n FROM accepted UNION ALL SELECT n FROM plain UNION ALL SELECT 0 WHERE NOT EXISTS (SELECT FROM me)"
+);
 
 /// Why items were not accepted. One that would be accepted by now, `open`, is to be sent again.
 pub(super) const REFUSED: &str = "
@@ -172,12 +178,10 @@ async fn attempt(
     loop {
         let next = lock(shared).next(batch);
         let Some(items) = next else { return Ok(()) };
-        let round = Round::new(batch, items);
+        let round = Round::divided(batch, items);
         lock(shared).doubtful.clone_from(&round.items);
-        let sent = session
-            .client
-            .query(session.statement(Sql::Append), &round.parameters(&writer, &session.name))
-            .await;
+        let (statement, parameters) = round.statement(&writer, &session.name);
+        let sent = session.client.query(session.statement(statement), &parameters).await;
         let refused = {
             let mut progress = lock(shared);
             let rows = match sent.map_err(Trouble::from) {

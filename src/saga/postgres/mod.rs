@@ -71,11 +71,13 @@
 //! # Cost
 //!
 //! Three connections. An append of one entry costs a round trip and a flush of the server's log; the entries of a batch share both. What
-//! that comes to beside the server's own insert is measured by the test `measure` of `tests/saga_journal_postgres`.
+//! that comes to beside the server's own insert is measured by the test `measure` of `tests/saga_journal_postgres`, and for whole sagas
+//! by the benchmark `saga`.
 
 mod append;
 mod claim;
 mod link;
+mod plain;
 mod read;
 mod request;
 mod rounds;

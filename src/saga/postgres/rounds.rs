@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::HashSet};
 
 use tokio_postgres::types::ToSql;
 
-use super::link::Trouble;
+use super::{link::Trouble, plain::Plain, schema::Sql};
 use crate::saga::{
     Timestamp,
     journal::{Append, StoreError},
@@ -13,8 +13,8 @@ use crate::saga::{
 /// What one statement carries at most, in bytes, unless one item alone has more.
 const ROOM: usize = 16 << 20;
 
-/// What `parameters` returns.
-type Parameters<'a> = Vec<&'a (dyn ToSql + Sync)>;
+/// What a statement is sent with.
+pub(super) type Parameters<'a> = Vec<&'a (dyn ToSql + Sync)>;
 
 /// Some items of a batch, at most one for each saga, as columns.
 #[derive(Default)]
@@ -49,6 +49,8 @@ pub(super) struct Round<'a> {
     woken: Vec<Option<i64>>,
     last: Vec<Option<i64>>,
     gone: Vec<bool>,
+    /// Those of the items, the last ones, that are laid out apart.
+    plain: Plain<'a>,
 }
 
 #[derive(Default)]
@@ -75,6 +77,21 @@ impl<'a> Round<'a> {
             round.push(n, &batch[at]);
         }
         round.items = items;
+        round
+    }
+
+    /// Lays out these items of a batch, the plain ones apart and behind the others.
+    pub(super) fn divided(batch: &'a [Append], items: Vec<usize>) -> Self {
+        let by = items.first().map_or("", |&at| batch[at].by.as_str());
+        let (mut plain, others): (Vec<_>, Vec<_>) =
+            items.into_iter().partition(|&at| Plain::is(&batch[at], by));
+        let mut round = Round::new(batch, others);
+        round.plain = Plain::new(by, round.items.len());
+        plain.sort_by(|&one, &other| batch[one].saga.cmp(&batch[other].saga));
+        for &at in &plain {
+            round.plain.push(&batch[at]);
+        }
+        round.items.extend(plain);
         round
     }
 
@@ -142,8 +159,18 @@ impl<'a> Round<'a> {
         })
     }
 
-    /// For [`APPEND`](super::append::APPEND).
-    pub(super) fn parameters<'p>(&'p self, writer: &'p &str, session: &'p String) -> Parameters<'p> {
+    /// What appends them, and with which parameters.
+    pub(super) fn statement<'p>(&'p self, writer: &'p &str, session: &'p String) -> (Sql, Parameters<'p>) {
+        let (sql, mut parameters) = match self.saga.is_empty() {
+            true => (Sql::Plain, vec![writer as _, session as _]),
+            false => (Sql::Append, self.parameters(writer, session)),
+        };
+        parameters.extend(self.plain.parameters());
+        (sql, parameters)
+    }
+
+    /// For [`APPEND`](super::append::APPEND), up to the plain items.
+    fn parameters<'p>(&'p self, writer: &'p &str, session: &'p String) -> Parameters<'p> {
         vec![
             writer,
             session,

@@ -139,6 +139,7 @@ CREATE TABLE IF NOT EXISTS @.writer (
 pub(super) enum Sql {
     Now,
     Append,
+    Plain,
     Refused,
     Written,
     Heartbeat,
@@ -156,9 +157,10 @@ pub(super) enum Sql {
 }
 
 impl Sql {
-    pub(super) const ALL: [Sql; 16] = [
+    pub(super) const ALL: [Sql; 17] = [
         Sql::Now,
         Sql::Append,
+        Sql::Plain,
         Sql::Refused,
         Sql::Written,
         Sql::Heartbeat,
@@ -180,6 +182,7 @@ impl Sql {
         match self {
             Sql::Now => "SELECT ~",
             Sql::Append => super::append::APPEND,
+            Sql::Plain => super::plain::PLAIN,
             Sql::Refused => super::append::REFUSED,
             Sql::Written => super::append::WRITTEN,
             Sql::Heartbeat => super::claim::HEARTBEAT,
