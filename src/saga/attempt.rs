@@ -1,7 +1,7 @@
 //! A step's code, and one try of it through its policies: how an attempt's end becomes an outcome.
 
 use std::{
-    any::Any,
+    any::{Any, TypeId},
     fmt,
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -15,6 +15,7 @@ use std::{
 };
 
 use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
 
 use super::{
     definition::{Definition, Inputs},
@@ -23,13 +24,27 @@ use super::{
     orchestrator::Inner,
     record::{Payload, SagaId},
     step::{Failure, FailureKind, Step, Verified},
+    transact::AnyJob,
 };
-use crate::{BoxedStack, error::Error};
+use crate::{
+    BoxedStack,
+    error::Error,
+    sync::{Mutex, lock},
+};
 
 pub(crate) type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-pub(crate) type Act = Arc<dyn Fn(&Told) -> Pending<Result<Payload, Failure>> + Send + Sync>;
-pub(crate) type Undo = Arc<dyn Fn(&Told) -> Pending<Result<(), Failure>> + Send + Sync>;
+pub(crate) type Act = Arc<dyn Fn(&Told) -> Pending<Result<Acted<Payload>, Failure>> + Send + Sync>;
+pub(crate) type Undo = Arc<dyn Fn(&Told) -> Pending<Result<Acted<()>, Failure>> + Send + Sync>;
 pub(crate) type Verify = Arc<dyn Fn(&Told) -> Pending<Result<Verified<Payload>, Failure>> + Send + Sync>;
+
+/// What a step's code has answered with.
+#[derive(Debug)]
+pub enum Acted<T> {
+    /// What came of it.
+    Done(T),
+    /// Work for the transaction in which that is recorded.
+    Job(AnyJob),
+}
 
 /// Whether a payload is the JSON of a certain type.
 pub(crate) type Check = fn(&Payload) -> Result<(), serde_json::Error>;
@@ -45,6 +60,8 @@ pub(crate) struct StepCode {
     pub(crate) check: Check,
     /// Whether a payload is the JSON of the message that it waits for.
     pub(crate) check_message: Option<Check>,
+    /// What kinds of work it has for the journal's transaction.
+    pub(crate) jobs: Vec<(TypeId, &'static str)>,
     pub(crate) act: Option<Act>,
     pub(crate) undo: Option<Undo>,
     pub(crate) verify: Option<Verify>,
@@ -60,6 +77,7 @@ impl StepCode {
             base: 0,
             check,
             check_message,
+            jobs: Vec::new(),
             act: None,
             undo: None,
             verify: None,
@@ -154,6 +172,8 @@ enum Tried {
     Undone,
     Rejected(String),
     Verified(Verified<Payload>),
+    /// It has happened, in the transaction that recorded it.
+    Recorded,
     /// Not to be repeated by the policies, whatever it is.
     Final(Failure),
     /// Not begun, because none may be any more.
@@ -172,13 +192,34 @@ pub(crate) struct Flags {
     /// Whether no other attempt may begin.
     pub(crate) stop: AtomicBool,
     pub(crate) attempts: AtomicU32,
+    /// Work that waits for the driver to have it done.
+    handed: Mutex<Option<Handed>>,
+}
+
+/// Work, and who waits for what becomes of it.
+pub(crate) struct Handed {
+    pub(crate) job: AnyJob,
+    pub(crate) told: oneshot::Sender<Result<(), Failure>>,
 }
 
 impl Flags {
     pub(crate) fn new(inner: Arc<Inner>) -> Self {
         let no = || AtomicBool::new(false);
         let lapses = inner.lapses();
-        Flags { inner, lapses, tainted: no(), running: no(), stop: no(), attempts: AtomicU32::new(0) }
+        let attempts = AtomicU32::new(0);
+        Flags { inner, lapses, tainted: no(), running: no(), stop: no(), attempts, handed: Mutex::new(None) }
+    }
+
+    /// Has work done by the driver, which alone knows where the saga stands.
+    async fn hand(&self, job: AnyJob) -> Result<(), Failure> {
+        let (told, answer) = oneshot::channel();
+        *lock(&self.handed) = Some(Handed { job, told });
+        answer.await.unwrap_or_else(|_| Err(Failure::unstarted("the driver has stopped")))
+    }
+
+    /// The work that somebody waits for.
+    pub(crate) fn handed(&self) -> Option<Handed> {
+        lock(&self.handed).take().filter(|handed| !handed.told.is_closed())
     }
 }
 
@@ -189,6 +230,8 @@ pub(crate) enum Ended {
     Outcome(Outcome),
     /// The compensation is done.
     Undone,
+    /// It was done in the transaction that recorded it: nothing is left to be decided.
+    Recorded,
     /// The driver has said that no attempt is to begin any more.
     Stopped,
     /// A policy did not let it begin; it may come back after so long.
@@ -246,7 +289,11 @@ pub(crate) async fn verify(definition: Arc<Definition>, step: usize, told: Told,
     let (Some(verify), Some(stack)) = (&code.verify, &code.forward) else {
         unreachable!("a step that is to be verified says how");
     };
-    conclude(stack.call(|| attempt(&flags, &told, |told| verify(told), Tried::Verified))).await
+    let ask = |told: &Told| {
+        let answer = verify(told);
+        async { answer.await.map(Acted::Done) }
+    };
+    conclude(stack.call(|| attempt(&flags, &told, ask, Tried::Verified))).await
 }
 
 /// One attempt: what the policies see as an error may be repeated by them, what they see as a value may not.
@@ -257,7 +304,7 @@ async fn attempt<T, Fut>(
     judge: impl FnOnce(T) -> Tried,
 ) -> Result<Attempted, Failure>
 where
-    Fut: Future<Output = Result<T, Failure>>,
+    Fut: Future<Output = Result<Acted<T>, Failure>>,
 {
     if flags.stop.load(Relaxed) || flags.inner.lapses() != flags.lapses {
         return Ok(Attempted(Tried::Stopped));
@@ -271,10 +318,18 @@ where
     let running = Running::begin(flags);
     let mut told = told.clone();
     told.attempt = number;
-    let ended = Caught(async move { begin(&told).await }).await;
+    let act = async move {
+        match begin(&told).await? {
+            Acted::Done(value) => Ok(Some(value)),
+            // Its policies see the transaction as a part of the attempt.
+            Acted::Job(job) => flags.hand(job).await.map(|()| None),
+        }
+    };
+    let ended = Caught(act).await;
     drop(running);
     let tried = match ended {
-        Ok(Ok(value)) => judge(value),
+        Ok(Ok(Some(value))) => judge(value),
+        Ok(Ok(None)) => Tried::Recorded,
         Ok(Err(failure)) => match failure.kind() {
             FailureKind::Unknown => return Err(failure),
             kind => {
@@ -302,6 +357,7 @@ async fn conclude(call: impl Future<Output = Result<Attempted, Error<Failure>>>)
     let failure = match ended {
         Ok(Attempted(Tried::Output(output))) => return Ended::Outcome(Outcome::Completed(output)),
         Ok(Attempted(Tried::Undone)) => return Ended::Undone,
+        Ok(Attempted(Tried::Recorded)) => return Ended::Recorded,
         Ok(Attempted(Tried::Stopped)) => return Ended::Stopped,
         Ok(Attempted(Tried::Rejected(why))) => return Ended::Outcome(Outcome::Rejected(why)),
         Ok(Attempted(Tried::Verified(verified))) => {
@@ -374,7 +430,7 @@ impl<F: Future> Future for Caught<F> {
     }
 }
 
-fn message(panic: &(dyn Any + Send)) -> String {
+pub(crate) fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
 }

@@ -13,6 +13,7 @@ use super::{
     shape::{Class, DefinitionError, Kind, Node, Shape, Unknown},
     step::{Failure, Step},
     steps::Steps,
+    transact::Answer,
 };
 
 mod adding;
@@ -216,55 +217,65 @@ impl<I: DeserializeOwned + Send + 'static> Builder<I> {
     ///
     /// `action` is given the step and the outputs of what it is behind. It is called once per attempt, and possibly again after a crash,
     /// always with the same key.
-    pub fn step<D, O, F, Fut>(&mut self, name: &str, behind: D, action: F) -> Adding<'_, I, D, O, Undecided>
+    pub fn step<D, A, F, Fut>(
+        &mut self,
+        name: &str,
+        behind: D,
+        action: F,
+    ) -> Adding<'_, I, D, A::Output, Undecided>
     where
         D: Inputs,
-        O: Serialize + DeserializeOwned + Send + 'static,
+        A: Answer,
         F: Fn(Step<I>, D::Values) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<O, Failure>> + Send + 'static,
+        Fut: Future<Output = Result<A, Failure>> + Send + 'static,
     {
         Adding::new(self, name, behind, Class::Compensatable, action)
     }
 
     /// The step that decides: before it the saga may be turned round, after it the saga will be completed. At most one.
-    pub fn pivot<D, O, F, Fut>(&mut self, name: &str, behind: D, action: F) -> Adding<'_, I, D, O, Decided>
+    pub fn pivot<D, A, F, Fut>(
+        &mut self,
+        name: &str,
+        behind: D,
+        action: F,
+    ) -> Adding<'_, I, D, A::Output, Decided>
     where
         D: Inputs,
-        O: Serialize + DeserializeOwned + Send + 'static,
+        A: Answer,
         F: Fn(Step<I>, D::Values) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<O, Failure>> + Send + 'static,
+        Fut: Future<Output = Result<A, Failure>> + Send + 'static,
     {
         Adding::new(self, name, behind, Class::Pivot, action)
     }
 
     /// A step that is repeated until it succeeds. Everything that may still fail has to come before it.
-    pub fn retriable<D, O, F, Fut>(
+    pub fn retriable<D, A, F, Fut>(
         &mut self,
         name: &str,
         behind: D,
         action: F,
-    ) -> Adding<'_, I, D, O, Decided>
+    ) -> Adding<'_, I, D, A::Output, Decided>
     where
         D: Inputs,
-        O: Serialize + DeserializeOwned + Send + 'static,
+        A: Answer,
         F: Fn(Step<I>, D::Values) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<O, Failure>> + Send + 'static,
+        Fut: Future<Output = Result<A, Failure>> + Send + 'static,
     {
         Adding::new(self, name, behind, Class::Retriable, action)
     }
 
     /// A step that changes nothing.
-    pub fn read_only<D, O, F, Fut>(
+    pub fn read_only<D, A, F, Fut>(
         &mut self,
         name: &str,
         behind: D,
         action: F,
-    ) -> Adding<'_, I, D, O, Decided>
+    ) -> Adding<'_, I, D, A::Output, Decided>
     where
         D: Inputs,
-        O: Serialize + DeserializeOwned + Send + 'static,
+        A: Answer,
         F: Fn(Step<I>, D::Values) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<O, Failure>> + Send + 'static,
+        Fut: Future<Output = Result<A, Failure>> + Send + 'static,
     {
         Adding::new(self, name, behind, Class::ReadOnly, action)
     }
@@ -357,6 +368,7 @@ impl<I: DeserializeOwned + Send + 'static> Builder<I> {
             unknown: Unknown::Retry,
             has_undo: false,
             no_undo: None,
+            transactional: false,
             before,
         };
         self.add(node, code)

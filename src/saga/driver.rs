@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    attempt::{self, Ended, Flags, Pending, Told},
+    attempt::{self, Ended, Flags, Handed, Pending, Told},
     definition::Definition,
     journal::{Ask, Request},
     key::Direction,
@@ -102,7 +102,7 @@ impl Driver {
         let shape = machine.shape();
         // Somebody may have tried what was due; of what is recorded before it is sent, that is known.
         let tried = (shape.actions - shape.at_most_once) | machine.tried();
-        let tainted = if recovered { machine.due() & tried } else { Steps::NONE };
+        let tainted = if recovered { (machine.due() & tried) - shape.transactional } else { Steps::NONE };
         let inner = ledger.inner.clone();
         let lapses = ledger.lapses;
         Driver {
@@ -161,6 +161,7 @@ impl Driver {
             let nap = wake.filter(|_| !self.draining).map_or(IDLE, |wake| wake.since(now));
             match self.next_event(nap).await {
                 Happened::Ended(flight) => self.ended(flight).await?,
+                Happened::Handed(step, direction, handed) => self.transact(step, direction, handed).await?,
                 Happened::Mail(Some(mail)) => self.receive(mail).await?,
                 Happened::Mail(None) => return Err(Stop::Closed),
                 Happened::Time => {}
@@ -188,7 +189,8 @@ impl Driver {
 
     /// Whether nothing would be forgotten: whoever takes the saga up next has to believe that what is due may have been tried.
     fn can_be_let_go(&self) -> bool {
-        (self.machine().due() & self.machine().shape().actions).within(self.touched())
+        let shape = self.machine().shape();
+        ((self.machine().due() & shape.actions) - shape.transactional).within(self.touched())
     }
 
     // === records, while what is in flight goes on
@@ -295,7 +297,7 @@ impl Driver {
                     self.commit(armed).await?;
                     return Ok(true);
                 }
-                (Some(_), Some(until)) => (self.inner.now() >= until).then(null),
+                (Some(_), Some(until)) => (self.inner.now() >= until).then(Payload::null),
             },
         };
         let Some(output) = output else { return Ok(false) };
@@ -353,7 +355,8 @@ impl Driver {
         };
         let spent = (flags.attempts.load(Relaxed), self.inner.now().since(began));
         let aborted = self.machine().cause().is_some();
-        if direction == Direction::Do && flags.tainted.load(Relaxed) && !asking {
+        let certain = self.machine().shape().transactional.contains(step);
+        if direction == Direction::Do && flags.tainted.load(Relaxed) && !asking && !certain {
             self.tainted.insert(step);
         }
         // In flight when the saga was turned round, and known to have had no effect: it has not to be undone.
@@ -370,7 +373,11 @@ impl Driver {
         match (direction, ended) {
             (_, Ended::Undecodable(why)) => Err(Stop::Blocked(format!("{}: {why}", self.path(step)))),
             // No attempt was begun any more, and nothing follows from that.
-            (_, Ended::Stopped) => Ok(()),
+            (_, Ended::Stopped | Ended::Recorded) => Ok(()),
+            // It is not recorded, so that it has not happened; and its policies do not want to go on.
+            (Direction::Do, Ended::Outcome(Outcome::Unknown(why))) if certain => {
+                self.decide(step, Outcome::Rejected(why), asking, spent).await
+            }
             (_, Ended::Refused { why, after }) => {
                 if !self.tainted.contains(step) {
                     self.resend.insert(step);
@@ -415,6 +422,25 @@ impl Driver {
             }
             (Direction::Do, Ended::Outcome(outcome)) => self.decide(step, outcome, asking, spent).await,
         }
+    }
+
+    /// Has work done that a flight has handed over, and tells it what became of that. A saga that was turned round in the meantime has
+    /// no such flight any more.
+    async fn transact(&mut self, step: usize, direction: Direction, handed: Handed) -> Result<(), Stop> {
+        let Some(flight) = self.flights.iter().find(|flight| flight.step == step) else { return Ok(()) };
+        let attempts = flight.flags.attempts.load(Relaxed);
+        let (path, ms) = (self.path(step), millis(self.inner.now().since(flight.began)));
+        let record = move |output| match direction {
+            Direction::Do => Record::Completed { step: path.clone(), output, attempts, ms },
+            Direction::Undo => Record::Undone { step: path.clone(), attempts, ms },
+        };
+        let done = beside(&mut self.flights, self.ledger.transact(handed.job, record)).await?;
+        let recorded = done.is_ok();
+        let heard = handed.told.send(done).is_ok();
+        // What has given up waiting for it, and what it may have begun since, is to no purpose now; the others hear of it at once.
+        self.flights.retain(|flight| heard || !recorded || flight.step != step);
+        beside(&mut self.flights, std::future::ready(())).await;
+        Ok(())
     }
 
     /// Records what follows from the outcome of a step, going forward.
@@ -507,7 +533,7 @@ impl Driver {
                 touched.remove(*step);
             }
         }
-        touched
+        touched - machine.shape().transactional
     }
 
     /// No attempt begins any more, and what waits between attempts is gone. What is running is waited for.
@@ -530,6 +556,9 @@ impl Driver {
     /// The saga is being turned round.
     fn turn_flights(&mut self) {
         self.stop_flights();
+        // What would be done in a transaction is not done.
+        let certain = self.machine().shape().transactional;
+        self.flights.retain(|flight| flight.direction == Direction::Undo || !certain.contains(flight.step));
         self.retry_at.clear();
         self.patience = Some(self.inner.now().after(PATIENCE));
     }
@@ -665,13 +694,18 @@ impl Driver {
         let landed = poll_fn(|cx| {
             poll_flights(flights, cx);
             match flights.iter().position(|flight| flight.ended.is_some()) {
-                Some(at) => Poll::Ready(flights.swap_remove(at)),
-                None => Poll::Pending,
+                Some(at) => Poll::Ready(Happened::Ended(flights.swap_remove(at))),
+                None => match flights.iter().find_map(|flight| Some((flight, flight.flags.handed()?))) {
+                    Some((flight, handed)) => {
+                        Poll::Ready(Happened::Handed(flight.step, flight.direction, handed))
+                    }
+                    None => Poll::Pending,
+                },
             }
         });
         tokio::select! {
             biased;
-            flight = landed => Happened::Ended(flight),
+            happened = landed => happened,
             mail = mail.recv() => Happened::Mail(mail),
             () = tokio::time::sleep(nap) => Happened::Time,
         }
@@ -680,6 +714,8 @@ impl Driver {
 
 enum Happened {
     Ended(Flight),
+    /// A flight has work for the transaction that records what comes of it.
+    Handed(usize, Direction, Handed),
     Mail(Option<Mail>),
     Time,
 }
@@ -705,8 +741,4 @@ async fn beside<T>(flights: &mut [Flight], waited_for: impl Future<Output = T>) 
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn null() -> Payload {
-    Payload::encode(&()).unwrap_or_else(|_| unreachable!("null has a JSON"))
 }

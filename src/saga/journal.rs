@@ -4,8 +4,9 @@
 //! *orchestrators* are, *requests* from outside, and *locks*. One conformance suite holds all implementations to what is
 //! said here.
 
-use std::{fmt, future::Future, pin::Pin, time::Duration};
+use std::{any::TypeId, fmt, future::Future, pin::Pin, time::Duration};
 
+pub use super::transact::{AnyJob, Job, Work};
 use super::{
     orchestrator::random,
     record::{Entry, Incarnation, Order, Payload, SagaId, Timestamp},
@@ -34,8 +35,16 @@ pub trait Journal: Send + Sync + 'static {
     /// A saga may come more than once: its items are then taken in their order, each behind the one before it. Of two that begin with the same lock the first one gets it.
     fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>>;
 
+    /// Whether it does work of the type `job`, a [`Job`], in the transaction of an [`Append`]; none unless a store says so.
+    fn does(&self, job: TypeId) -> bool {
+        let _none = job;
+        false
+    }
+
     /// Whether its futures do their work while they are polled, and so keep the polling thread busy. They are then
     /// polled by threads of their own.
+    ///
+    /// Where they do not, an append with [`work`](Append::work) is asked for by itself, and others meanwhile.
     fn blocks(&self) -> bool;
 
     /// Registers an orchestrator or prolongs its lease: until `now + lease` its sagas are not claimed by others.
@@ -308,6 +317,9 @@ pub struct Append {
     pub begin: Option<Begin>,
     /// What is appended; may be empty, when only the row changes. The first one's `seq` has to be the row's `len`.
     pub entries: Vec<Entry>,
+    /// Work that makes the only entry: it is done in the same transaction, behind the checks. If it fails, whatever it did is rolled
+    /// back, and the answer is [`Failed`](Refusal::Failed). `entries` is empty then.
+    pub work: Option<Work>,
     /// Where the saga then stands. A terminal phase sets `finished` to the last entry's `at`, lets the locks go and
     /// drops the requests that still wait. It ends the ownership and the `wake` too, whatever `release` and `wake` say, so that
     /// nothing is appended to a saga that is over.
@@ -347,6 +359,18 @@ pub enum Refusal {
         /// Who has it.
         holder: SagaId,
     },
+    /// Its work has failed, and was rolled back.
+    Failed {
+        /// What it said.
+        why: String,
+    },
+    /// Its work is for another kind of store.
+    Foreign {
+        /// Which.
+        store: String,
+    },
+    /// Its work has ended the transaction that it was given. Nothing was recorded, and what it did is not known.
+    Ended,
 }
 
 impl fmt::Display for Refusal {
@@ -357,6 +381,13 @@ impl fmt::Display for Refusal {
             Refusal::Missing => f.write_str("there is no saga with this id"),
             Refusal::Gap { expected } => write!(f, "the next entry is {expected}"),
             Refusal::Locked { key, holder } => write!(f, "the lock {key:?} is held by saga {holder}"),
+            Refusal::Failed { why } => write!(f, "its work was rolled back: {why}"),
+            Refusal::Foreign { store } => {
+                write!(f, "its work is for a journal in {store}, and the orchestrator's is another")
+            }
+            Refusal::Ended => {
+                f.write_str("its work has ended the transaction that it was given: what it did is not known")
+            }
         }
     }
 }

@@ -82,6 +82,7 @@ fn append(owner: usize, epoch: u64, len: u64, crc: u32, release: bool) -> Append
         epoch,
         begin: (len == 0).then_some(begin),
         entries: if release { Vec::new() } else { vec![entry] },
+        work: None,
         phase: Phase::Running,
         note: String::new(),
         wake: release.then_some(Timestamp(0)),

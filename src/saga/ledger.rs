@@ -5,10 +5,11 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::{
-    journal::{Append, Begin, StoreError},
+    journal::{AnyJob, Append, Begin, Refusal, StoreError, Work},
     machine::Machine,
     orchestrator::{Finished, Inner, Status},
-    record::{Entry, Record, SagaId, Timestamp},
+    record::{Entry, Payload, Record, SagaId, Timestamp},
+    step::Failure,
     writer::{WriteError, Written},
 };
 use crate::event::Event;
@@ -92,6 +93,7 @@ impl Ledger {
             epoch: self.epoch,
             begin,
             entries,
+            work: None,
             phase,
             note: self.machine.note().to_owned(),
             wake: release.flatten(),
@@ -136,6 +138,63 @@ impl Ledger {
         }
         self.publish(&records);
         Ok(())
+    }
+
+    /// Has work done and what comes of it recorded, in one transaction of the store, and waits until that is durable. What the
+    /// work has failed with, if it was rolled back: then the saga is as before.
+    ///
+    /// Nothing else may be queued meanwhile: where the next entry goes is known afterwards.
+    pub(crate) async fn transact(
+        &mut self,
+        job: AnyJob,
+        record: impl Fn(Payload) -> Record + Send + Sync + 'static,
+    ) -> Result<Result<(), Failure>, Stop> {
+        // Where the saga stands then does not depend on what comes of it.
+        let mut after = self.machine.clone();
+        after.apply(&record(Payload::null())).map_err(|illegal| Stop::Blocked(illegal.to_string()))?;
+        let (saga, by, at) = (self.id.clone(), self.inner.by.clone(), self.inner.now());
+        let (seq, crc, epoch) = (self.len, self.crc, self.epoch);
+        let most = self.inner.settings.max_output;
+        let work = Work::new(job, seq, move |output| {
+            let bytes = output.as_str().len();
+            if bytes > most {
+                return Err(Failure::rejected(format!("its output has {bytes} bytes, allowed are {most}")));
+            }
+            let record = record(output);
+            let entry = Entry::new(&saga, seq, crc, epoch, at, &by, &record)?;
+            Ok((record, entry))
+        });
+        let written = self.inner.writer.append(Append {
+            saga: self.id.clone(),
+            by: self.inner.by.clone(),
+            epoch,
+            begin: None,
+            entries: Vec::new(),
+            work: Some(work.clone()),
+            phase: after.phase(),
+            note: after.note().to_owned(),
+            wake: None,
+            release: false,
+            answers: Vec::new(),
+        });
+        match written.wait().await {
+            Ok(()) => {}
+            Err(WriteError::Refused(Refusal::Failed { why })) => {
+                return Ok(Err(work.failure().unwrap_or_else(|| Failure::unknown(why))));
+            }
+            Err(WriteError::Refused(refusal @ (Refusal::Foreign { .. } | Refusal::Ended))) => {
+                return Err(Stop::Blocked(refusal.to_string()));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let Some((record, entry)) = work.recorded() else {
+            // A store that does not know of work has taken the append for one without entries.
+            return Err(Stop::Blocked("the journal has done no work, and says that it has".to_owned()));
+        };
+        self.machine.apply(&record).map_err(|illegal| Stop::Blocked(illegal.to_string()))?;
+        (self.len, self.crc) = (seq + 1, entry.crc);
+        self.publish(&[record]);
+        Ok(Ok(()))
     }
 
     /// Lets the saga as a whole wait for a person.

@@ -28,6 +28,7 @@ pub(crate) mod shape;
 pub mod sqlite;
 mod step;
 mod steps;
+mod transact;
 pub mod view;
 mod writer;
 
@@ -42,3 +43,4 @@ pub use orchestrator::{
 pub use record::{Cause, Entry, Incarnation, InvalidId, Order, Payload, Record, SagaId, Timestamp};
 pub use shape::{Class, DefinitionError, Unknown};
 pub use step::{Failure, Step, Verified};
+pub use transact::{Answer, Transact};

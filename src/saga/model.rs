@@ -387,6 +387,7 @@ fn build(steps: &[(u8, u8, u8, u8)]) -> Option<Shape> {
             unknown,
             has_undo: class == Class::Compensatable && behind & 0x80 == 0,
             no_undo: None,
+            transactional: false,
             before: (0..at).filter(|a| behind >> a & 1 != 0).collect(),
         }
     });

@@ -140,6 +140,11 @@ impl Payload {
         Ok(Payload(serde_json::value::to_raw_value(value)?.into()))
     }
 
+    /// The JSON of nothing.
+    pub(crate) fn null() -> Self {
+        Payload::encode(&()).unwrap_or_else(|_| unreachable!("null has a JSON"))
+    }
+
     /// Decodes it.
     ///
     /// # Errors

@@ -86,6 +86,8 @@ pub(crate) struct Node {
     pub(crate) has_undo: bool,
     /// Why there is not, where that was said; for people, and no part of the digest.
     pub(crate) no_undo: Option<String>,
+    /// Whether its effect and its record are one transaction of the journal.
+    pub(crate) transactional: bool,
     /// What has to be complete before it is due.
     pub(crate) before: Steps,
 }
@@ -107,6 +109,8 @@ pub(crate) struct Shape {
     pub(crate) at_most_once: Steps,
     /// What runs code.
     pub(crate) actions: Steps,
+    /// What has happened when that is recorded, and otherwise has not: nothing of it is ever in doubt.
+    pub(crate) transactional: Steps,
 }
 
 impl Shape {
@@ -148,6 +152,7 @@ impl Shape {
             committed,
             at_most_once: of(&|node| node.kind == Kind::Action && node.unknown.at_most_once()),
             actions: of(&|node| node.kind == Kind::Action),
+            transactional: of(&|node| node.transactional),
             behind,
             nodes,
         };
@@ -252,6 +257,9 @@ fn digest(nodes: &[Node]) -> String {
             Kind::Signal(_) => b"signal",
         });
         add(&[u8::from(node.has_undo)]);
+        if node.transactional {
+            add(b"transactional");
+        }
         node.before.iter().for_each(|step| add(nodes[step].path.as_bytes()));
         add(b";");
     }
@@ -295,8 +303,16 @@ pub(crate) mod tests {
             };
             let before = before.collect();
             let path = path.to_owned();
-            let kind = Kind::Action;
-            nodes.push(Node { path, class, kind, unknown: Unknown::Retry, has_undo, no_undo: None, before });
+            nodes.push(Node {
+                path,
+                class,
+                kind: Kind::Action,
+                unknown: Unknown::Retry,
+                has_undo,
+                no_undo: None,
+                transactional: false,
+                before,
+            });
         }
         Shape::new("test", 1, nodes)
     }

@@ -91,31 +91,57 @@ async fn write(journal: Arc<dyn Journal>, mut jobs: mpsc::UnboundedReceiver<Opti
         if closed && appends.is_empty() {
             return;
         }
-        // A batch of one is not tried twice.
-        let again = if appends.len() > 1 { appends.clone() } else { Vec::new() };
-        match journal.append(appends).await {
-            Ok(results) => {
-                for (answer, result) in answers.into_iter().zip(results) {
-                    let _ = answer.send(result.map_err(WriteError::Refused));
-                }
-            }
-            Err(error) if again.is_empty() || is_of_all(&error) => {
-                for answer in answers {
-                    let _ = answer.send(Err(WriteError::Store(error.clone())));
-                }
-            }
-            // One of them may be the cause. What was written nevertheless is refused as a repetition, and read anew by its owner.
-            Err(_) => {
-                for (append, answer) in again.into_iter().zip(answers) {
-                    let _ = answer.send(match journal.append(vec![append]).await {
-                        Ok(mut results) => results.pop().unwrap_or(Ok(())).map_err(WriteError::Refused),
-                        Err(error) => Err(WriteError::Store(error)),
-                    });
-                }
-            }
+        // A transaction of its own may take its time. What the same saga has queued before is answered by then; behind it nothing is.
+        let apart = !journal.blocks() && appends.iter().any(|append| append.work.is_some());
+        let (appends, answers, apart) =
+            if apart { parted(appends, answers) } else { (appends, answers, Vec::new()) };
+        write_batch(&*journal, appends, answers).await;
+        for Job { append, answer } in apart {
+            let journal = journal.clone();
+            tokio::spawn(async move { write_batch(&*journal, vec![append], vec![answer]).await });
         }
         if closed {
             return;
+        }
+    }
+}
+
+/// Those without work, and those with.
+fn parted(
+    appends: Vec<Append>,
+    answers: Vec<oneshot::Sender<Answer>>,
+) -> (Vec<Append>, Vec<oneshot::Sender<Answer>>, Vec<Job>) {
+    let jobs = appends.into_iter().zip(answers).map(|(append, answer)| Job { append, answer });
+    let (apart, rest): (Vec<Job>, Vec<Job>) = jobs.partition(|job| job.append.work.is_some());
+    let (appends, answers) = rest.into_iter().map(|Job { append, answer }| (append, answer)).unzip();
+    (appends, answers, apart)
+}
+
+async fn write_batch(journal: &dyn Journal, appends: Vec<Append>, answers: Vec<oneshot::Sender<Answer>>) {
+    if appends.is_empty() {
+        return;
+    }
+    // A batch of one is not tried twice.
+    let again = if appends.len() > 1 { appends.clone() } else { Vec::new() };
+    match journal.append(appends).await {
+        Ok(results) => {
+            for (answer, result) in answers.into_iter().zip(results) {
+                let _ = answer.send(result.map_err(WriteError::Refused));
+            }
+        }
+        Err(error) if again.is_empty() || is_of_all(&error) => {
+            for answer in answers {
+                let _ = answer.send(Err(WriteError::Store(error.clone())));
+            }
+        }
+        // One of them may be the cause. What was written nevertheless is refused as a repetition, and read anew by its owner.
+        Err(_) => {
+            for (append, answer) in again.into_iter().zip(answers) {
+                let _ = answer.send(match journal.append(vec![append]).await {
+                    Ok(mut results) => results.pop().unwrap_or(Ok(())).map_err(WriteError::Refused),
+                    Err(error) => Err(WriteError::Store(error)),
+                });
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     saga::{
         Failure, Key, Order, Payload, SagaId, Verified,
-        attempt::{Pending as Waiting, StepCode, Told},
+        attempt::{Acted, Pending as Waiting, StepCode, Told},
         definition::Definition,
         memory::Memory,
     },
@@ -351,8 +351,9 @@ impl World {
     pub(super) fn around(self: &Arc<Self>, definition: &Definition) -> Definition {
         let code = definition.code.iter().zip(&definition.shape.nodes).map(|(code, node)| {
             let step: Arc<str> = node.path.as_str().into();
-            let act = code.act.clone().map(|inner| self.wrap(&step, What::Act, inner, judge::<Payload>));
-            let undo = code.undo.clone().map(|inner| self.wrap(&step, What::Undo, inner, judge::<()>));
+            let act =
+                code.act.clone().map(|inner| self.wrap(&step, What::Act, inner, judge::<Acted<Payload>>));
+            let undo = code.undo.clone().map(|inner| self.wrap(&step, What::Undo, inner, judge::<Acted<()>>));
             let ask = code.verify.clone().map(|inner| {
                 self.wrap(&step, What::Verify, inner, |answer: &Result<Verified<Payload>, Failure>| {
                     match answer {
@@ -370,7 +371,7 @@ impl World {
         match self.bug {
             Some(Bug::SkipCompensation) => {
                 if let Some(at) = undo {
-                    definition.code[at].undo = Some(Arc::new(|_| Box::pin(async { Ok(()) })));
+                    definition.code[at].undo = Some(Arc::new(|_| Box::pin(async { Ok(Acted::Done(())) })));
                 }
             }
             Some(Bug::ForwardAfterAbort) => {
@@ -379,7 +380,7 @@ impl World {
                     let undo = definition.code[at].undo.clone();
                     let path =
                         definition.shape.nodes.last().map(|node| node.path.clone()).unwrap_or_default();
-                    definition.code[at].undo = undo.map(|undo| -> Code<()> {
+                    definition.code[at].undo = undo.map(|undo| -> Code<Acted<()>> {
                         Arc::new(move |told: &Told| {
                             let mut on = told.clone();
                             if let Ok(key) = Key::new(told.key.saga(), &path, What::Act.direction()) {

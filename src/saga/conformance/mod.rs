@@ -321,6 +321,7 @@ impl Pen {
             epoch: self.epoch,
             begin: None,
             entries,
+            work: None,
             phase: Phase::Running,
             note: String::new(),
             wake: None,

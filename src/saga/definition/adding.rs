@@ -1,6 +1,6 @@
 //! A step on its way into a definition: its code, its policies, its undo.
 
-use std::{fmt, future::Future, marker::PhantomData, sync::Arc, time::Duration};
+use std::{any::TypeId, fmt, future::Future, marker::PhantomData, sync::Arc, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -10,10 +10,11 @@ use crate::{
     call::Run,
     error::ConfigError,
     saga::{
-        attempt::{Act, Attempted, StepCode, Told, Undo, Verify},
+        attempt::{Act, Acted, Attempted, StepCode, Told, Undo, Verify},
         record::Payload,
         shape::{Class, Kind, Node, Unknown},
         step::{Failure, Step, Verified},
+        transact::{Answer, Job, Transact},
     },
     stack::List,
 };
@@ -33,6 +34,7 @@ pub struct Adding<'a, I, D, O, C> {
     behind: D,
     node: Node,
     act: Act,
+    jobs: Vec<(TypeId, &'static str)>,
     verify: Option<Verify>,
     forward: Option<BoxedStack<Attempted, Failure>>,
     backward: Option<BoxedStack<Attempted, Failure>>,
@@ -51,7 +53,7 @@ where
     D: Inputs,
     O: Serialize + DeserializeOwned + Send + 'static,
 {
-    pub(super) fn new<F, Fut>(
+    pub(super) fn new<A, F, Fut>(
         builder: &'a mut Builder<I>,
         name: &str,
         behind: D,
@@ -59,17 +61,14 @@ where
         action: F,
     ) -> Self
     where
+        A: Answer<Output = O>,
         F: Fn(Step<I>, D::Values) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<O, Failure>> + Send + 'static,
+        Fut: Future<Output = Result<A, Failure>> + Send + 'static,
     {
         let before = builder.before(&behind);
         let act: Act = Arc::new(move |told: &Told| {
             let called = told.arguments(&behind).map(|(step, values)| action(step, values));
-            Box::pin(async move {
-                let output = called?.await?;
-                Payload::encode(&output)
-                    .map_err(|error| Failure::unknown(format!("its output has no JSON: {error}")))
-            })
+            Box::pin(async move { called?.await?.acted() })
         });
         let node = Node {
             path: name.to_owned(),
@@ -78,9 +77,20 @@ where
             unknown: Unknown::Retry,
             has_undo: false,
             no_undo: None,
+            transactional: A::job().is_some(),
             before,
         };
-        Adding { builder, behind, node, act, verify: None, forward: None, backward: None, types: PhantomData }
+        Adding {
+            builder,
+            behind,
+            node,
+            act,
+            jobs: A::job().into_iter().collect(),
+            verify: None,
+            forward: None,
+            backward: None,
+            types: PhantomData,
+        }
     }
 
     /// Puts it behind more steps, whose outputs it is not given.
@@ -143,6 +153,13 @@ where
         if self.node.unknown == Unknown::Verify && self.verify.is_none() {
             self.builder.refuse(format!("step {:?} is to be verified, but nothing says how", self.node.path));
         }
+        if self.node.transactional && self.node.unknown != Unknown::Retry {
+            self.builder.refuse(format!(
+                "step {:?} is done in the transaction that records it: there is nothing unknown about it that a policy could \
+                 decide on",
+                self.node.path
+            ));
+        }
         self.node.has_undo = undo.is_some();
         let stacks = || -> Result<_, ConfigError> {
             let forward = match self.forward {
@@ -168,6 +185,7 @@ where
             base: 0,
             check: is_json_of::<O>,
             check_message: None,
+            jobs: self.jobs,
             act: Some(self.act),
             undo,
             verify: self.verify,
@@ -210,7 +228,27 @@ where
                 let output = told.own_output()?;
                 Ok(undo(step, values, output))
             });
-            Box::pin(async move { called?.await })
+            Box::pin(async move { called?.await.map(Acted::Done) })
+        });
+        self.finish(Some(undo))
+    }
+
+    /// Adds the step with what undoes it, as [`compensate`](Self::compensate) does, where `undo` answers with work for the transaction
+    /// that records that the step is undone: see [`Transact`].
+    pub fn compensate_in_transaction<J, F, Fut>(mut self, undo: F) -> Output<O>
+    where
+        J: Job,
+        F: Fn(Step<I>, D::Values, Option<O>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Transact<(), J>, Failure>> + Send + 'static,
+    {
+        let behind = self.behind;
+        self.jobs.extend(Transact::<(), J>::job());
+        let undo: Undo = Arc::new(move |told: &Told| {
+            let called = told.arguments(&behind).and_then(|(step, values)| {
+                let output = told.own_output()?;
+                Ok(undo(step, values, output))
+            });
+            Box::pin(async move { Ok(Acted::Job(called?.await?.into_job())) })
         });
         self.finish(Some(undo))
     }

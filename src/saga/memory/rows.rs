@@ -219,7 +219,7 @@ impl Rows {
     /// Accepts an item and writes it, or changes nothing.
     pub(super) fn append(&mut self, item: Append, now: Timestamp) -> Result<(), Refusal> {
         self.check(&item)?;
-        let Append { saga, by, epoch, begin, entries, phase, note, wake, release, answers } = item;
+        let Append { saga, by, epoch, begin, entries, phase, note, wake, release, answers, .. } = item;
         if let Some(begin) = begin {
             let created = entries.first().map_or(now, |entry| entry.at);
             let mut head = Head::new(saga.clone(), begin.definition, created);

@@ -643,6 +643,7 @@ impl Inner {
             epoch: head.epoch,
             begin: None,
             entries: vec![entry],
+            work: None,
             phase: Phase::Abandoned,
             note: reason.clone(),
             wake: None,

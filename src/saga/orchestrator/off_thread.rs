@@ -1,6 +1,6 @@
 //! A journal that blocks whoever polls it, asked from threads that may be blocked.
 
-use std::{sync::Arc, time::Duration};
+use std::{any::TypeId, sync::Arc, time::Duration};
 
 use tokio::{runtime::Handle, task::spawn_blocking};
 
@@ -38,6 +38,10 @@ impl Journal for OffThread {
 
     fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
         self.run(|journal| journal.append(batch))
+    }
+
+    fn does(&self, job: TypeId) -> bool {
+        self.0.does(job)
     }
 
     fn blocks(&self) -> bool {

@@ -170,6 +170,15 @@ impl Opening {
             if twin.is_some_and(|twin| *twin != id) {
                 return Err(OpenError::Twice { name: id.name, version: id.version });
             }
+            for (node, code) in definition.shape.nodes.iter().zip(&definition.code) {
+                if let Some((_, store)) = code.jobs.iter().find(|(job, _)| !journal.does(*job)) {
+                    return Err(OpenError::Transaction {
+                        definition: id.name,
+                        step: node.path.clone(),
+                        store: (*store).to_owned(),
+                    });
+                }
+            }
             known.insert(id, definition);
         }
 
@@ -231,6 +240,15 @@ pub enum OpenError {
         /// The version.
         version: u32,
     },
+    /// A step has work for the transaction of another kind of store than the journal's.
+    Transaction {
+        /// The definition.
+        definition: String,
+        /// The step.
+        step: String,
+        /// For what store its work is.
+        store: String,
+    },
     /// The store.
     Store(StoreError),
 }
@@ -245,6 +263,10 @@ impl fmt::Display for OpenError {
                     "two different definitions are named {name:?} version {version}: give the newer another version"
                 )
             }
+            OpenError::Transaction { definition, step, store } => write!(
+                f,
+                "step {step:?} of {definition:?} is to be done in a transaction of the journal, which would have to be in {store}"
+            ),
             OpenError::Store(error) => error.fmt(f),
         }
     }

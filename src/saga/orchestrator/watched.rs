@@ -1,6 +1,6 @@
 //! A journal of which is known when nobody has it any more.
 
-use std::{convert::Infallible, time::Duration};
+use std::{any::TypeId, convert::Infallible, time::Duration};
 
 use tokio::sync::mpsc;
 
@@ -37,6 +37,10 @@ impl<J: Journal> Journal for Watched<J> {
 
     fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
         self.journal.append(batch)
+    }
+
+    fn does(&self, job: TypeId) -> bool {
+        self.journal.does(job)
     }
 
     fn blocks(&self) -> bool {

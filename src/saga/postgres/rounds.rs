@@ -96,7 +96,7 @@ impl<'a> Round<'a> {
     }
 
     fn push(&mut self, n: i64, item: &'a Append) {
-        let Append { saga, by, epoch, begin, entries, phase, note, wake, release, answers } = item;
+        let Append { saga, by, epoch, begin, entries, phase, note, wake, release, answers, .. } = item;
         let ending = phase.is_terminal();
         let whole = entries.windows(2).all(|pair| pair[0].seq.checked_add(1) == Some(pair[1].seq));
         self.numbers.push(n);
