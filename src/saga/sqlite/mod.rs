@@ -48,9 +48,11 @@ mod open;
 mod read;
 #[cfg(test)]
 mod tests;
+mod work;
 mod write;
 
 use std::{
+    any::TypeId,
     fmt,
     path::{Path, PathBuf},
     sync::{
@@ -61,9 +63,15 @@ use std::{
 };
 
 pub use open::Settings;
-use rusqlite::Connection;
+/// The client, version 0.40, whose transactions the work of steps is given.
+pub use rusqlite;
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
+pub use work::{InTransaction, in_transaction};
 
-use self::open::{Opened, Use, failure, poisons};
+use self::{
+    open::{Opened, Use, failure, poisons},
+    work::{Guard, Over},
+};
 use super::{
     Incarnation, SagaId, Timestamp,
     journal::{
@@ -82,6 +90,7 @@ struct Shared {
     reader: Mutex<Connection>,
     // Held to the last: while the connections above live, nobody else may begin.
     _guard: Mutex<Option<Connection>>,
+    authority: Guard,
     use_as: Use,
     poisoned: AtomicBool,
     path: PathBuf,
@@ -127,6 +136,7 @@ impl Sqlite {
             writer: Mutex::new(opened.writer),
             reader: Mutex::new(opened.reader),
             _guard: Mutex::new(opened.guard),
+            authority: opened.authority,
             use_as,
             poisoned: AtomicBool::new(false),
             path,
@@ -154,32 +164,72 @@ impl Sqlite {
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<(T, bool)>,
     ) -> Result<T, StoreError> {
+        self.transact(|tx| Ok(work(tx)?)).map_err(|over| self.over_with(over))
+    }
+
+    fn transact<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<(T, bool), Over>) -> Result<T, Over> {
         let connection = lock(&self.0.writer);
         // Behind the lock: another thread may have failed while this one waited.
-        self.whole()?;
-        let run = |sql: &str| connection.prepare_cached(sql)?.execute([]).map(drop);
+        self.whole().map_err(Over::Store)?;
         let write = || {
-            run("BEGIN IMMEDIATE")?;
-            let (answer, written) = work(&connection)?;
-            run(if written { "COMMIT" } else { "ROLLBACK" })?;
+            let tx = Transaction::new_unchecked(&connection, TransactionBehavior::Immediate)?;
+            let (answer, written) = work(&tx)?;
+            if written {
+                tx.commit()?
+            } else {
+                tx.rollback()?
+            }
             Ok(answer)
         };
-        write().map_err(|error| {
-            if !connection.is_autocommit() && run("ROLLBACK").is_err() {
-                self.0.poisoned.store(true, SeqCst);
+        let done = write();
+        // What has failed is rolled back when it is dropped; if that has failed, too, nobody knows.
+        if done.is_err() && !connection.is_autocommit() && connection.execute_batch("ROLLBACK").is_err() {
+            self.0.poisoned.store(true, SeqCst);
+        }
+        done
+    }
+
+    fn over_with(&self, over: Over) -> StoreError {
+        match over {
+            Over::Sql(error) => self.failed(&error, true),
+            Over::Store(error) => error,
+            Over::Ended => StoreError::Io("the transaction has ended too early".to_owned()),
+        }
+    }
+
+    /// A batch in one transaction. Work that has spoilt all of it has been begun, and is not begun a second time; then the others are written.
+    fn append_all(&self, batch: &[Append]) -> Result<Vec<Result<(), Refusal>>, StoreError> {
+        self.orchestrates()?;
+        let mut tries = batch.iter().filter(|item| item.work.is_some()).count();
+        loop {
+            let over = match self.transact(|tx| write::append(tx, batch, Sqlite::now(), &self.0.authority)) {
+                Ok(answers) => return Ok(answers),
+                Err(over) => over,
+            };
+            let spoilt = match &over {
+                Over::Ended => true,
+                // A constraint that is looked at when the transaction ends.
+                Over::Sql(error) => error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation),
+                Over::Store(_) => false,
+            };
+            if !spoilt || tries == 0 {
+                return Err(self.over_with(over));
             }
-            self.failed(&error, true)
-        })
+            tries -= 1;
+        }
+    }
+
+    fn orchestrates(&self) -> Result<(), StoreError> {
+        if self.0.use_as == Use::Tool {
+            let place = self.0.path.display();
+            return Err(StoreError::InUse(format!("{place} was opened by a tool, to look at it")));
+        }
+        Ok(())
     }
 
     /// What only an orchestrator does.
     fn own<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<(T, bool)>) -> Result<T, StoreError> {
-        if self.0.use_as == Use::Tool {
-            return Err(StoreError::InUse(format!(
-                "{} was opened by a tool, to look at it",
-                self.0.path.display()
-            )));
-        }
+        self.orchestrates()?;
         self.write(work)
     }
 
@@ -200,7 +250,11 @@ impl Journal for Sqlite {
     }
 
     fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
-        Box::pin(async move { self.own(|connection| write::append(connection, &batch, Sqlite::now())) })
+        Box::pin(async move { self.append_all(&batch) })
+    }
+
+    fn does(&self, job: TypeId) -> bool {
+        job == TypeId::of::<InTransaction>()
     }
 
     fn blocks(&self) -> bool {

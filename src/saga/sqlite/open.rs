@@ -8,7 +8,7 @@ use std::{
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
-use super::Sqlite;
+use super::{Sqlite, work::Guard};
 use crate::saga::journal::StoreError;
 
 /// `mssa`, in the header of the file.
@@ -112,6 +112,7 @@ pub(super) struct Opened {
     pub(super) reader: Connection,
     /// Holds the lock on the file beside the database as long as it lives.
     pub(super) guard: Option<Connection>,
+    pub(super) authority: Guard,
 }
 
 impl Settings {
@@ -197,7 +198,8 @@ impl Settings {
         }
         let reader = self.connect()?;
         reader.pragma_update(None, "query_only", true).map_err(told)?;
-        Ok(Sqlite::over(Opened { writer, reader, guard }, self.use_as))
+        let authority = Guard::install(&writer).map_err(told)?;
+        Ok(Sqlite::over(Opened { writer, reader, guard, authority }, self.use_as))
     }
 
     fn connect(&self) -> Result<Connection, StoreError> {

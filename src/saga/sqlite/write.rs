@@ -2,9 +2,12 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Result, Row, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Result, Row, Transaction, params};
 
-use super::read;
+use super::{
+    read,
+    work::{Guard, Over},
+};
 use crate::saga::{
     Incarnation, SagaId, Timestamp,
     journal::{Append, Begin, Claim, Phase, Presence, Refusal, Request, Requested, Stored},
@@ -42,10 +45,11 @@ struct Statements<'c> {
 
 /// The items of a batch in their order, within a transaction. Whether anything was written.
 pub(super) fn append(
-    connection: &Connection,
+    connection: &Transaction<'_>,
     batch: &[Append],
     now: Timestamp,
-) -> Result<(Vec<std::result::Result<(), Refusal>>, bool)> {
+    guard: &Guard,
+) -> std::result::Result<(Vec<std::result::Result<(), Refusal>>, bool), Over> {
     let mut statements = Statements {
         connection,
         select: connection
@@ -65,23 +69,35 @@ pub(super) fn append(
     for item in batch {
         let answer = match statements.check(item)? {
             Err(refusal) => Err(refusal),
-            Ok(place) => {
-                written = true;
-                match (place, &item.begin) {
-                    (Some(place), _) => statements.go_on(item, &place)?,
-                    (None, Some(begin)) => statements.begin(item, begin, now)?,
-                    // The check has refused it as missing.
-                    (None, None) => {}
+            Ok(place) => match item.work.as_ref().map(|work| guard.run(connection, work)).transpose()? {
+                Some(Err(refusal)) => Err(refusal),
+                Some(Ok(entry)) => {
+                    let item = Append { entries: vec![entry], work: None, ..item.clone() };
+                    statements.write(&item, place, now)?;
+                    Ok(())
                 }
-                Ok(())
-            }
+                None => {
+                    statements.write(item, place, now)?;
+                    Ok(())
+                }
+            },
         };
+        written |= answer.is_ok();
         answers.push(answer);
     }
     Ok((answers, written))
 }
 
 impl Statements<'_> {
+    fn write(&mut self, item: &Append, place: Option<Place>, now: Timestamp) -> Result<()> {
+        match (place, &item.begin) {
+            (Some(place), _) => self.go_on(item, &place),
+            (None, Some(begin)) => self.begin(item, begin, now),
+            // The check has refused it as missing.
+            (None, None) => Ok(()),
+        }
+    }
+
     fn check(&mut self, item: &Append) -> Result<std::result::Result<Option<Place>, Refusal>> {
         let found = self.select.query_row([item.saga.as_str()], |row| {
             let owner = row.get_ref(2)?.as_str_or_null()?;
@@ -105,7 +121,8 @@ impl Statements<'_> {
             (None, Some(_)) => None,
         };
         let expected = place.as_ref().map_or(0, |place| place.len);
-        if (expected..).zip(&item.entries).any(|(seq, entry)| entry.seq != seq) {
+        let behind = item.work.iter().any(|work| work.seq() != expected);
+        if behind || (expected..).zip(&item.entries).any(|(seq, entry)| entry.seq != seq) {
             return Ok(Err(Refusal::Gap { expected }));
         }
         for key in item.begin.iter().flat_map(|begin| &begin.locks) {

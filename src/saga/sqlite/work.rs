@@ -1,0 +1,158 @@
+//! The work of transactional steps, within the transaction of a batch.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use rusqlite::{
+    Connection, Transaction,
+    hooks::{AuthAction, AuthContext, Authorization},
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::saga::{
+    Entry, Failure, Payload, Transact, attempt,
+    journal::{Job, Refusal, StoreError, Work},
+};
+
+/// What this journal does in its transactions; see [`in_transaction`].
+pub struct InTransaction(Box<dyn FnOnce(&Transaction<'_>) -> Result<Payload, Failure> + Send>);
+
+impl std::fmt::Debug for InTransaction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("InTransaction")
+    }
+}
+
+impl Job for InTransaction {
+    const STORE: &'static str = "SQLite";
+}
+
+/// The answer of an action whose effect is to be made in the database of the journal, in the transaction that records the step: either both
+/// are there afterwards or neither, whatever crashes.
+///
+/// ```
+/// use mainstay::saga::{Failure, Saga, sqlite};
+///
+/// let mut order = Saga::define::<u32>("order", 1);
+/// let left = order
+///     .step("reserve-stock", (), |step, ()| async move {
+///         Ok(sqlite::in_transaction(move |tx| {
+///             let taken = tx.execute("UPDATE stock SET left = left - ?1 WHERE left >= ?1", [step.input()])?;
+///             if taken == 0 {
+///                 return Err(Failure::rejected("sold out"));
+///             }
+///             Ok(tx.query_row("SELECT left FROM stock", [], |row| row.get::<_, u32>(0))?)
+///         }))
+///     })
+///     .compensate_in_transaction(|step, (), _left| async move {
+///         Ok(sqlite::in_transaction(move |tx| {
+///             tx.execute("UPDATE stock SET left = left + ?1", [step.input()])?;
+///             Ok(())
+///         }))
+///     });
+/// let order = order.build(left)?;
+/// # Ok::<(), mainstay::saga::DefinitionError>(())
+/// ```
+///
+/// `work` runs on the thread that writes the journal, and keeps every other saga waiting: it should change a few rows, and talk to nobody. When it
+/// fails or panics, all that it did is rolled back, and nobody else's.
+///
+/// Within it transactions can neither be begun nor ended, by whatever SQL, nor can the journal's own tables be changed: SQLite answers
+/// `not authorized`. Where a conflict clause or a trigger rolls the whole transaction back (`OR ROLLBACK`, `RAISE(ROLLBACK, ..)`), or a
+/// deferred foreign key is violated at the commit, the step has failed, and so has other work of the same batch, which is tried again; what is recorded of
+/// other sagas is not touched.
+pub fn in_transaction<O, F>(work: F) -> Transact<O, InTransaction>
+where
+    O: Serialize + DeserializeOwned + Send + 'static,
+    F: FnOnce(&Transaction<'_>) -> Result<O, Failure> + Send + 'static,
+{
+    Transact::new(InTransaction(Box::new(|tx| Payload::encode(&work(tx)?).map_err(Failure::from))))
+}
+
+/// What the work is rolled back to.
+const SAVEPOINT: &str = "mainstay_work";
+
+/// The tables that work does not change.
+const OURS: [&str; 6] = ["saga", "saga_event", "orchestrator", "signal", "semantic_lock", "meta"];
+
+/// Keeps work from what is not its own, while it runs.
+#[derive(Debug, Clone)]
+pub(super) struct Guard(Arc<AtomicBool>);
+
+impl Guard {
+    pub(super) fn install(connection: &Connection) -> rusqlite::Result<Self> {
+        let at_work = Arc::new(AtomicBool::new(false));
+        let watched = at_work.clone();
+        connection.authorizer(Some(move |context: AuthContext<'_>| {
+            let denied = watched.load(Relaxed)
+                && match context.action {
+                    AuthAction::Transaction { .. } => true,
+                    AuthAction::Savepoint { savepoint_name, .. } => savepoint_name == SAVEPOINT,
+                    AuthAction::Insert { table_name }
+                    | AuthAction::Update { table_name, .. }
+                    | AuthAction::Delete { table_name }
+                    | AuthAction::DropTable { table_name }
+                    | AuthAction::AlterTable { table_name, .. } => {
+                        OURS.iter().any(|ours| ours.eq_ignore_ascii_case(table_name))
+                    }
+                    _ => false,
+                };
+            if denied { Authorization::Deny } else { Authorization::Allow }
+        }))?;
+        Ok(Guard(at_work))
+    }
+
+    /// Does work, in a savepoint. What is to be answered if it has failed; an error if the transaction is over with it.
+    pub(super) fn run(&self, tx: &Transaction<'_>, work: &Work) -> Result<Result<Entry, Refusal>, Over> {
+        let job = match work.take::<InTransaction>() {
+            Ok(job) => job,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let run = |sql: &str| tx.prepare_cached(&format!("{sql} {SAVEPOINT}"))?.execute([]).map(drop);
+        run("SAVEPOINT")?;
+        self.0.store(true, Relaxed);
+        let done = catch_unwind(AssertUnwindSafe(|| (job.0)(tx)));
+        self.0.store(false, Relaxed);
+        let done = done.unwrap_or_else(|panic| {
+            Err(Failure::unknown(format!("panicked: {}", attempt::message(&*panic))))
+        });
+        if tx.is_autocommit() {
+            let said = done.err().map(|failure| format!(": {failure}")).unwrap_or_default();
+            let _ = work.failed(Failure::unknown(format!("it has rolled the whole transaction back{said}")));
+            return Err(Over::Ended);
+        }
+        match done.and_then(|output| work.made(output)) {
+            Ok(entry) => {
+                run("RELEASE")?;
+                Ok(Ok(entry))
+            }
+            Err(failure) => {
+                run("ROLLBACK TO")?;
+                run("RELEASE")?;
+                Ok(Err(work.failed(failure)))
+            }
+        }
+    }
+}
+
+/// Why a batch cannot go on.
+#[derive(Debug)]
+pub(super) enum Over {
+    /// The transaction has been rolled back by work that it had.
+    Ended,
+    /// SQLite says so.
+    Sql(rusqlite::Error),
+    /// Nothing was begun.
+    Store(StoreError),
+}
+
+impl From<rusqlite::Error> for Over {
+    fn from(error: rusqlite::Error) -> Self {
+        Over::Sql(error)
+    }
+}
