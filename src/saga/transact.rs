@@ -59,7 +59,8 @@ impl<O, J: Job> Transact<O, J> {
         Transact { job, output: PhantomData }
     }
 
-    pub(crate) fn into_job(self) -> AnyJob {
+    /// The work without its types, for an [`Append`](super::journal::Append).
+    pub fn into_job(self) -> AnyJob {
         AnyJob { store: J::STORE, job: Box::new(self.job) }
     }
 }

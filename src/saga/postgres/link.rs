@@ -126,7 +126,7 @@ pub(super) struct Session {
 }
 
 /// The task behind a connection. When this is dropped, so is the connection, and the server undoes what it has not committed.
-struct Driver(AbortHandle);
+pub(super) struct Driver(AbortHandle);
 
 impl Drop for Driver {
     fn drop(&mut self) {
@@ -157,11 +157,11 @@ impl Place {
     }
 
     /// After so long without a word a connection is taken for dead, while there is time left to try another one.
-    fn silence(&self) -> Duration {
+    pub(super) fn silence(&self) -> Duration {
         self.patience / 2
     }
 
-    async fn dial(&self) -> Result<(Client, Driver), Trouble> {
+    pub(super) async fn dial(&self) -> Result<(Client, Driver), Trouble> {
         let (client, driven) = self.dial.dial(&self.config).await?;
         Ok((client, Driver(tokio::spawn(driven).abort_handle())))
     }
@@ -260,7 +260,7 @@ impl Link {
 }
 
 /// Tries until it goes, until it cannot go, or until the patience is over.
-async fn persevere<T, F>(place: &Place, once: impl Fn() -> F) -> Result<T, StoreError>
+pub(super) async fn persevere<T, F>(place: &Place, once: impl Fn() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, Trouble>>,
 {

@@ -82,8 +82,10 @@ mod read;
 mod request;
 mod rounds;
 mod schema;
+mod work;
 
 use std::{
+    any::TypeId,
     fmt,
     future::{Future, IntoFuture},
     pin::Pin,
@@ -94,14 +96,19 @@ use std::{
     time::Duration,
 };
 
+/// The client, version 0.7, whose transactions the work of steps is given.
+pub use tokio_postgres;
 use tokio_postgres::{
     Config, NoTls, Socket,
     tls::{MakeTlsConnect, TlsConnect},
 };
 
+pub use work::{InTransaction, TRANSACTIONS, Working, in_transaction};
+
 use self::{
     link::{Dial, Link, Place, describe},
     schema::{Schema, Sql},
+    work::Lanes,
 };
 use super::{
     Incarnation, SagaId, Timestamp,
@@ -129,6 +136,7 @@ struct Links {
     writer: Link,
     reader: Link,
     claimer: Link,
+    lanes: Lanes,
 }
 
 /// How to connect; awaiting it does.
@@ -201,6 +209,7 @@ impl Connect {
             writer: Link::new(&place, true),
             reader: Link::new(&place, false),
             claimer: Link::new(&place, false),
+            lanes: Lanes::new(&place),
             place,
         };
         links.writer.prepare().await?;
@@ -240,7 +249,26 @@ impl Journal for Postgres {
     }
 
     fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
-        Box::pin(async move { append::append(&self.links.writer, &self.links.place.writer, &batch).await })
+        Box::pin(async move {
+            let mut answers = Vec::with_capacity(batch.len());
+            // Each item with work comes when those before it are answered.
+            for items in batch.chunk_by(|one, next| one.work.is_none() && next.work.is_none()) {
+                match items {
+                    [item @ Append { work: Some(work), .. }] => {
+                        answers.push(self.links.lanes.append(item, work).await?);
+                    }
+                    _ => {
+                        let Links { place, writer, .. } = &*self.links;
+                        answers.extend(append::append(writer, &place.writer, items).await?);
+                    }
+                }
+            }
+            Ok(answers)
+        })
+    }
+
+    fn does(&self, job: TypeId) -> bool {
+        Lanes::does(job)
     }
 
     fn blocks(&self) -> bool {
