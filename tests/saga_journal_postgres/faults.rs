@@ -27,7 +27,7 @@ const CLAIM: Message = Message::Statement("orphaned AS MATERIALIZED");
 const REQUEST: Message = Message::Statement("target AS MATERIALIZED");
 
 /// A journal that reaches its server through a proxy.
-async fn behind_proxy(place: &Place, patience: Duration) -> (Proxy, Postgres) {
+pub async fn behind_proxy(place: &Place, patience: Duration) -> (Proxy, Postgres) {
     let config: Config = place.url.parse().unwrap();
     let host = match &config.get_hosts()[0] {
         Host::Tcp(host) => host.clone(),
@@ -47,7 +47,7 @@ async fn behind_proxy(place: &Place, patience: Duration) -> (Proxy, Postgres) {
     (proxy, journal)
 }
 
-const CUTS: [Cut; 3] = [Cut::Before, Cut::After, Cut::Late(Duration::from_millis(150))];
+pub const CUTS: [Cut; 3] = [Cut::Before, Cut::After, Cut::Late(Duration::from_millis(150))];
 
 #[test]
 fn an_append_whose_answer_is_lost_is_done_once() {

@@ -8,6 +8,9 @@ mod measure;
 mod place;
 mod proxy;
 mod races;
+#[path = "../support/transact.rs"]
+mod transact;
+mod work;
 
 use std::sync::{
     Arc,
