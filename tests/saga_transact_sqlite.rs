@@ -14,7 +14,7 @@ use std::{
 };
 
 use mainstay::saga::{
-    Failure, Orchestrator, Outcome, Saga, Transact,
+    Failure, Orchestrator, Outcome, Saga, Transact, Unknown,
     journal::{Append, Job, Journal, Refusal},
     sqlite::{
         self, InTransaction, Sqlite,
@@ -352,4 +352,30 @@ async fn it_costs_no_forced_write_of_its_own() {
     assert_eq!(entries, SAGAS * (STEPS + 1));
     assert!(batches * 4 < entries, "{entries} entries in {batches} batches");
     assert_eq!(file.rows().await, ((SAGAS + 1) * STEPS) as i64);
+}
+
+/// Whether a step can be in doubt is a part of a definition, and what is never in doubt needs nobody to decide on it.
+#[test]
+fn a_definition_says_which_steps_are_never_in_doubt() {
+    let file = File::new();
+    let define = |transactional: bool, unknown: Unknown| {
+        let mut order = Saga::define::<u32>("order", 1);
+        let shop = file.clone();
+        let after = match transactional {
+            true => order.step("book", (), move |_, ()| {
+                let work = shop.book(How::Fine);
+                async move { Ok(work) }
+            }),
+            false => order.step("book", (), |_, ()| async { Ok("booked".to_owned()) }),
+        };
+        let booked = after.on_unknown(unknown).without_compensation("a test");
+        order.build(booked)
+    };
+    let digest = |transactional| define(transactional, Unknown::Retry).unwrap().digest().to_owned();
+    assert_ne!(digest(true), digest(false));
+    for unknown in [Unknown::Park, Unknown::Compensate] {
+        let refused = define(true, unknown).unwrap_err().to_string();
+        assert!(refused.contains("there is nothing unknown about it"), "{refused}");
+        define(false, unknown).unwrap();
+    }
 }

@@ -244,6 +244,43 @@ fn work_that_hangs_holds_up_nobody_and_comes_to_an_end() {
     });
 }
 
+/// A saga's transaction takes its time, and others are recorded meanwhile, by the same orchestrator.
+#[test]
+fn other_sagas_go_on_beside_a_transaction() {
+    with_server("other_sagas_go_on_beside_a_transaction", |server| async move {
+        let (began, mut beginning) = tokio::sync::mpsc::unbounded_channel();
+        let mut order = Saga::define::<bool>("order", 1);
+        let shop = server.clone();
+        order
+            .step("book", (), move |step, ()| {
+                let (go, gate) = tokio::sync::oneshot::channel::<()>();
+                let began = began.clone();
+                let work = shop.then(move |_| {
+                    Box::pin(async move {
+                        if *step.input() {
+                            began.send(go).unwrap();
+                            gate.await?;
+                        }
+                        Ok(())
+                    })
+                });
+                async move { Ok(work) }
+            })
+            .without_compensation("a test");
+        let saga = order.build(()).unwrap();
+        let orders = Orchestrator::open(server.journal()).register(&saga).start().await.unwrap();
+        orders.start(&saga, "slow", &true).await.unwrap();
+        let go = beginning.recv().await.unwrap();
+        assert_eq!(orders.run(&saga, "quick", &false).await.unwrap(), Outcome::Completed(()));
+        assert_eq!(kinds(&server.journal(), "slow").await, ["begun"]);
+        assert_eq!(server.rows().await, 1);
+        go.send(()).unwrap();
+        assert_eq!(orders.run(&saga, "slow", &true).await.unwrap(), Outcome::Completed(()));
+        assert_eq!(server.rows().await, 2);
+        orders.shutdown(Duration::from_secs(5)).await;
+    });
+}
+
 #[test]
 fn a_constraint_that_is_looked_at_last_rolls_it_back() {
     with_server("a_constraint_that_is_looked_at_last", |server| async move {

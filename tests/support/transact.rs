@@ -240,9 +240,18 @@ impl Drop for Gone {
 pub async fn what_was_turned_round_does_no_work<S: Shop>(shop: S) {
     let (began, mut beginning) = tokio::sync::mpsc::unbounded_channel();
     let mut order = Saga::define::<u32>("order", 1);
-    let book = shop.clone();
+    let (first, undo, book) = (shop.clone(), shop.clone(), shop.clone());
+    let first = order
+        .step("first", (), move |_, ()| {
+            let work = first.book(How::Fine);
+            async move { Ok(work) }
+        })
+        .compensate_in_transaction(move |_, (), _| {
+            let work = undo.unbook();
+            async move { Ok(work) }
+        });
     order
-        .step("book", (), move |_, ()| {
+        .step("book", first, move |_, _| {
             let (work, began) = (book.book(How::Fine), began.clone());
             let (gone, going) = tokio::sync::oneshot::channel();
             let gone = Gone(Some(gone));
@@ -254,17 +263,21 @@ pub async fn what_was_turned_round_does_no_work<S: Shop>(shop: S) {
                 Ok(work)
             }
         })
-        .compensate(|_, (), _| async { panic!("what has not happened is not undone") });
+        .compensate(|_, _, _| async { panic!("what has not happened is not undone") });
     let saga = order.build(()).unwrap();
     let orders = open(&shop, &saga).await;
     orders.start(&saga, "a", &1).await.unwrap();
     let (go, going) = beginning.recv().await.unwrap();
     orders.cancel("a", "no more").await.unwrap();
-    let outcome = orders.run(&saga, "a", &1).await.unwrap();
-    assert!(matches!(outcome, Outcome::Compensated(Cause::Cancelled { .. })), "{outcome:?}");
+    while kinds(&shop.journal(), "a").await.len() < 4 {
+        tokio::task::yield_now().await;
+    }
+    // If it still waits it is done now.
     let _ = go.send(());
     going.await.unwrap();
-    let aborted = stored(&shop.journal(), "a").await.entries.pop().unwrap().record().unwrap();
+    let outcome = orders.run(&saga, "a", &1).await.unwrap();
+    assert!(matches!(outcome, Outcome::Compensated(Cause::Cancelled { .. })), "{outcome:?}");
+    let aborted = stored(&shop.journal(), "a").await.entries[3].record().unwrap();
     assert!(matches!(&aborted, Record::Aborted { clean, .. } if clean == &["book"]), "{aborted:?}");
     orders.shutdown(Duration::from_secs(5)).await;
     assert_eq!(shop.rows().await, 0);
@@ -272,37 +285,43 @@ pub async fn what_was_turned_round_does_no_work<S: Shop>(shop: S) {
 
 /// What an owner that has died had in the air is known not to have happened.
 pub async fn who_takes_over_knows_that_nothing_has_happened<S: Shop>(shop: S) {
-    let define = |how: Option<How>, began: Arc<tokio::sync::Notify>| {
-        let mut order = Saga::define::<u32>("order", 1);
+    let define = |name: &str, how: Option<How>, began: Arc<tokio::sync::Notify>| {
+        let mut order = Saga::define::<u32>(name, 1);
         let book = shop.clone();
-        order
-            .step("book", (), move |_, ()| {
-                let (work, began) = (how.map(|how| book.book(how)), began.clone());
-                async move {
-                    began.notify_one();
-                    match work {
-                        Some(work) => Ok(work),
-                        None => std::future::pending().await,
-                    }
+        let act = move |_, ()| {
+            let (work, began) = (how.map(|how| book.book(how)), began.clone());
+            async move {
+                began.notify_one();
+                match work {
+                    Some(work) => Ok(work),
+                    None => std::future::pending().await,
                 }
-            })
-            .compensate(|_, (), _| async { panic!("what has not happened is not undone") });
+            }
+        };
+        let undo = |_, (), _| async { panic!("what has not happened is not undone") };
+        match name {
+            "pivot" => drop(order.pivot("book", (), act).add()),
+            _ => drop(order.step("book", (), act).compensate(undo)),
+        }
         order.build(()).unwrap()
     };
-    let began = Arc::new(tokio::sync::Notify::new());
-    let first = define(None, began.clone());
-    let lease = Duration::from_millis(300);
-    let dying = Orchestrator::open(shop.journal()).register(&first).lease(lease).start().await.unwrap();
-    dying.start(&first, "a", &1).await.unwrap();
-    began.notified().await;
-    drop(dying);
-    let second = define(Some(How::Rejected), began);
-    let orders = Orchestrator::open(shop.journal()).register(&second).poll(Duration::from_millis(20)).start();
-    let orders = orders.await.unwrap();
-    let outcome = orders.run(&second, "a", &1).await.unwrap();
-    assert!(matches!(outcome, Outcome::Compensated(Cause::Rejected { .. })), "{outcome:?}");
-    assert_eq!(kinds(&shop.journal(), "a").await, ["begun", "aborted"]);
-    orders.shutdown(Duration::from_secs(5)).await;
+    for name in ["order", "pivot"] {
+        let began = Arc::new(tokio::sync::Notify::new());
+        let first = define(name, None, began.clone());
+        let lease = Duration::from_millis(300);
+        let dying = Orchestrator::open(shop.journal()).register(&first).lease(lease).start().await.unwrap();
+        dying.start(&first, name, &1).await.unwrap();
+        began.notified().await;
+        drop(dying);
+        let second = define(name, Some(How::Rejected), began);
+        let orders =
+            Orchestrator::open(shop.journal()).register(&second).poll(Duration::from_millis(20)).start();
+        let orders = orders.await.unwrap();
+        let outcome = orders.run(&second, name, &1).await.unwrap();
+        assert!(matches!(outcome, Outcome::Compensated(Cause::Rejected { .. })), "{outcome:?}");
+        assert_eq!(kinds(&shop.journal(), name).await, ["begun", "aborted"]);
+        orders.shutdown(Duration::from_secs(5)).await;
+    }
 }
 
 /// Work for another kind of store is refused before anything begins, and by the journal too.

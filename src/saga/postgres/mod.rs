@@ -29,11 +29,12 @@
 //! | durable | a commit is answered when its log is flushed. Where `synchronous_commit` is `off` it is turned on for the journal's connections; any other setting is left as it is. A server with `fsync = off` promises nothing |
 //! | leases | end by the server's clock, whatever the clocks of the orchestrators say |
 //! | claims | step over rows that another claim has in hand. They wait for nobody, and never take a saga twice |
+//! | work of a step | in a transaction with a connection of its own, which locks the saga's row before and writes the entry behind it; other appends go on beside it. See [`in_transaction`] |
 //! | an answer that was lost | found out before the call returns: the next connection first makes sure that nothing that was sent before it can still take effect, then looks which items are written, then sends the others |
 //!
 //! Connections: one that writes, on which appends follow each other without waiting for the answer of the one before; one that reads, so
 //! that reading does not wait for a writer that hangs; one for claims and for forgetting. Each is made when it is first needed and made
-//! anew when it has broken.
+//! anew when it has broken. Steps that have [work](in_transaction) for a transaction have up to [`TRANSACTIONS`] more.
 //!
 //! What holds for servers that only speak Postgres's protocol: needed are statements with several changes
 //! (`WITH .. INSERT .. UPDATE ..`), `FOR UPDATE SKIP LOCKED` and identity columns; nothing is written in PL/pgSQL. The suite has run
@@ -70,7 +71,7 @@
 //!
 //! # Cost
 //!
-//! Three connections. An append of one entry costs a round trip and a flush of the server's log; the entries of a batch share both. What
+//! Three connections, and those of transactions with work. An append of one entry costs a round trip and a flush of the server's log; the entries of a batch share both. What
 //! that comes to beside the server's own insert is measured by the test `measure` of `tests/saga_journal_postgres`, and for whole sagas
 //! by the benchmark `saga`.
 

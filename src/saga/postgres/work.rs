@@ -1,6 +1,6 @@
 //! The work of transactional steps: each in a transaction of its own, beside the appends.
 
-use std::{any::TypeId, future::Future, pin::Pin, sync::Arc};
+use std::{any::TypeId, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{sync::Semaphore, time::timeout};
@@ -162,12 +162,15 @@ impl Lanes {
             let why = format!("all {TRANSACTIONS} connections for transactions are in use");
             return Ok(Err(work.failed(Failure::unstarted(why))));
         };
-        let mut last = String::new();
+        let until = crate::time::later(crate::time::now(), self.place.patience);
         // Any connection that has lain idle may have broken.
-        for _ in 0..=TRANSACTIONS {
+        loop {
             let mut lane = self.lane().await?;
             match lane.transact(&self.place, item, work).await {
-                Reached::NotBegun(why) => last = why,
+                Reached::NotBegun(why) if crate::time::now() >= until => {
+                    return Err(StoreError::Unavailable(why));
+                }
+                Reached::NotBegun(_) => tokio::time::sleep(Duration::from_millis(10)).await,
                 Reached::Answered(answer) => {
                     if !lane.client.is_closed() {
                         lock(&self.idle).push(lane);
@@ -181,7 +184,6 @@ impl Lanes {
                 }
             }
         }
-        Err(StoreError::Unavailable(last))
     }
 
     /// A connection that lies idle, or a new one.

@@ -19,6 +19,8 @@
 //!
 //! * The database is in WAL mode with `synchronous=FULL`: a batch of appends is one transaction and one `fdatasync`, and is
 //!   answered when that has succeeded. Its format is in `docs/saga-format.md`; the `sqlite3` shell reads it.
+//! * The [work](in_transaction) of a step is done in that transaction, in a savepoint of its own. It shares the `fdatasync`, and all other
+//!   sagas wait for it.
 //! * One connection writes. Another one reads, so that a status is told while a write waits for the disk.
 //! * Without [`shared`](Settings::shared) one process at a time works on it. The lock is the operating system's and ends with the process, and
 //!   whoever gets it knows that all orchestrators of before are dead: what they left is claimed at once, without waiting for leases.
