@@ -436,10 +436,14 @@ impl Driver {
         };
         let done = beside(&mut self.flights, self.ledger.transact(handed.job, record)).await?;
         let recorded = done.is_ok();
-        let heard = handed.told.send(done).is_ok();
-        // What has given up waiting for it, and what it may have begun since, is to no purpose now; the others hear of it at once.
-        self.flights.retain(|flight| heard || !recorded || flight.step != step);
-        beside(&mut self.flights, std::future::ready(())).await;
+        // It may have given up waiting.
+        let _ = handed.told.send(done);
+        if recorded {
+            // Its policies hear of it at once. Those that have given it up, or have begun another attempt, have done so to no purpose.
+            beside(&mut self.flights, std::future::ready(())).await;
+            let told = |flight: &Flight| matches!(flight.ended, Some(Ended::Recorded));
+            self.flights.retain(|flight| flight.step != step || told(flight));
+        }
         Ok(())
     }
 

@@ -5,10 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mainstay::saga::{
-    Failure, Orchestrator, Outcome, Saga, Transact,
-    journal::{Job, Journal, Refusal},
-    postgres::{self, InTransaction, Postgres, TRANSACTIONS, Working, tokio_postgres::Transaction},
+use mainstay::{
+    Retry,
+    saga::{
+        Failure, Orchestrator, Outcome, Saga, Transact,
+        journal::{Job, Journal, Refusal},
+        postgres::{self, InTransaction, Postgres, TRANSACTIONS, Working, tokio_postgres::Transaction},
+    },
 };
 
 use crate::{
@@ -278,6 +281,34 @@ fn other_sagas_go_on_beside_a_transaction() {
         assert_eq!(orders.run(&saga, "slow", &true).await.unwrap(), Outcome::Completed(()));
         assert_eq!(server.rows().await, 2);
         orders.shutdown(Duration::from_secs(5)).await;
+    });
+}
+
+/// What was under way when its attempt was given up counts, whatever the step's policies have begun or decided since.
+#[test]
+fn a_transaction_that_outlives_its_attempt_counts() {
+    with_server("a_transaction_that_outlives_its_attempt", |server| async move {
+        for (n, attempts) in [2, 50].into_iter().enumerate() {
+            let mut order = Saga::define::<u32>("order", 1);
+            let shop = server.clone();
+            let retry =
+                Retry::constant(Duration::from_millis(1)).max_attempts(attempts).no_budget().idempotent();
+            let stack = mainstay::stack("book").retry(retry).timeout(Duration::from_millis(100));
+            order
+                .step("book", (), move |_, ()| {
+                    let work = shop.run("SELECT pg_sleep(0.5)");
+                    async move { Ok(work) }
+                })
+                .through(stack.build().unwrap())
+                .without_compensation("a test");
+            let saga = order.build(()).unwrap();
+            let orders = Orchestrator::open(server.journal()).register(&saga).start().await.unwrap();
+            let name = format!("a{n}");
+            assert_eq!(orders.run(&saga, &name, &1).await.unwrap(), Outcome::Completed(()), "{attempts}");
+            assert_eq!(server.rows().await, n as i64 + 1, "{attempts}");
+            assert_eq!(kinds(&server.journal(), &name).await, ["begun", "completed"], "{attempts}");
+            orders.shutdown(Duration::from_secs(5)).await;
+        }
     });
 }
 

@@ -23,7 +23,9 @@ use crate::{
 pub type Working<'a, O> = Pin<Box<dyn Future<Output = Result<O, Failure>> + Send + 'a>>;
 
 /// What this journal does in its transactions; see [`in_transaction`].
-pub struct InTransaction(Box<dyn for<'a> FnOnce(&'a Transaction<'a>) -> Working<'a, Payload> + Send>);
+pub struct InTransaction(Box<Act>);
+
+type Act = dyn for<'a> FnOnce(&'a Transaction<'a>) -> Working<'a, Payload> + Send;
 
 impl std::fmt::Debug for InTransaction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -20,7 +20,9 @@ use crate::saga::{
 };
 
 /// What this journal does in its transactions; see [`in_transaction`].
-pub struct InTransaction(Box<dyn FnOnce(&Transaction<'_>) -> Result<Payload, Failure> + Send>);
+pub struct InTransaction(Box<Act>);
+
+type Act = dyn FnOnce(&Transaction<'_>) -> Result<Payload, Failure> + Send;
 
 impl std::fmt::Debug for InTransaction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
