@@ -294,19 +294,25 @@ fn a_transaction_that_outlives_its_attempt_counts() {
             let retry =
                 Retry::constant(Duration::from_millis(1)).max_attempts(attempts).no_budget().idempotent();
             let stack = mainstay::stack("book").retry(retry).timeout(Duration::from_millis(100));
-            order
+            let booked = order
                 .step("book", (), move |_, ()| {
                     let work = shop.run("SELECT pg_sleep(0.5)");
                     async move { Ok(work) }
                 })
                 .through(stack.build().unwrap())
                 .without_compensation("a test");
+            // The saga goes on, so that what its policies say is heard.
+            order.step("next", booked, |_, _| async { Ok(()) }).without_compensation("a test");
             let saga = order.build(()).unwrap();
             let orders = Orchestrator::open(server.journal()).register(&saga).start().await.unwrap();
             let name = format!("a{n}");
             assert_eq!(orders.run(&saga, &name, &1).await.unwrap(), Outcome::Completed(()), "{attempts}");
             assert_eq!(server.rows().await, n as i64 + 1, "{attempts}");
-            assert_eq!(kinds(&server.journal(), &name).await, ["begun", "completed"], "{attempts}");
+            assert_eq!(
+                kinds(&server.journal(), &name).await,
+                ["begun", "completed", "completed"],
+                "{attempts}"
+            );
             orders.shutdown(Duration::from_secs(5)).await;
         }
     });
