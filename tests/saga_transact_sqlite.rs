@@ -293,6 +293,9 @@ impl Journal for Counted {
         does(job: std::any::TypeId) -> bool;
         blocks() -> bool;
         heartbeat(by: &mainstay::saga::Incarnation, lease: Duration) -> mainstay::saga::journal::Pending<'_, ()>;
+        announce(by: &mainstay::saga::Incarnation, present: mainstay::saga::journal::Presence)
+            -> mainstay::saga::journal::Pending<'_, ()>;
+        orchestrators() -> mainstay::saga::journal::Pending<'_, Vec<mainstay::saga::journal::Registered>>;
         leave(by: &mainstay::saga::Incarnation) -> mainstay::saga::journal::Pending<'_, ()>;
         claim(claim: mainstay::saga::journal::Claim)
             -> mainstay::saga::journal::Pending<'_, Vec<mainstay::saga::journal::Stored>>;
