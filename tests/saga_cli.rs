@@ -318,7 +318,8 @@ async fn put(
     let entry = Entry::new(&saga, 0, 0, 1, store.now().await.unwrap(), &by, &record).unwrap();
     let begin = Some(Begin { definition, tag: String::new(), locks: Vec::new() });
     let (entries, note, release, answers) = (vec![entry], String::new(), owner.is_none(), Vec::new());
-    let append = Append { saga, by, epoch: 1, begin, entries, phase, note, wake, release, answers };
+    let append =
+        Append { saga, by, epoch: 1, begin, entries, phase, note, wake, release, answers, work: None };
     assert_eq!(store.append(vec![append]).await.unwrap(), [Ok(())]);
 }
 
