@@ -6,7 +6,7 @@ use crate::circuit_breaker::{Counts, State};
 use crate::error::{Kind, Name, Refused};
 #[cfg(feature = "saga")]
 use crate::saga::{
-    Record,
+    Census, Record,
     journal::{Phase, StoreError},
 };
 
@@ -140,6 +140,13 @@ pub enum Event<'a> {
         saga: &'a str,
         /// Why.
         why: &'a str,
+    },
+    /// The sagas in the store that are not over were counted; see [`Orchestrator::census`](crate::saga::Orchestrator::census).
+    #[cfg(feature = "saga")]
+    #[non_exhaustive]
+    SagaCensus {
+        /// How many there are.
+        census: &'a Census,
     },
     /// The store of sagas has failed; what depends on it is tried again.
     #[cfg(feature = "saga")]

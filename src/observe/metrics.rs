@@ -12,14 +12,18 @@ use crate::{Event, Observer};
 /// | `mainstay_fell_back_total` | counter | `policy`, `instead_of` |
 /// | `mainstay_circuit_transitions_total` | counter | `policy`, `to` |
 /// | `mainstay_circuit_state` | gauge | `policy`; 0 closed, 1 recovering, 2 half-open, 3 open |
-///
+/// | `mainstay_saga_open` | gauge | `definition`, `phase` of running, waiting, unwinding, stuck, parked: sagas in the store that are not over |
+/// | `mainstay_saga_oldest_seconds` | gauge | `definition`: the age of the oldest of these; 0 without any |
+/// | `mainstay_saga_open_blocked` | gauge | `definition`: how many of them this process has and cannot work on |
+/// | `mainstay_saga_unregistered` | gauge | sagas in the store whose definition is not registered in this process |
 /// | `mainstay_saga_records_total` | counter | `definition`, `kind` |
 /// | `mainstay_saga_entered_total` | counter | `definition`, `phase`: how often this process has brought a saga into it |
 /// | `mainstay_saga_age_seconds` | histogram | `definition`, `phase`: the age at which a saga came into it; for the last ones its duration |
 /// | `mainstay_saga_blocked_total` | counter | `definition` |
 /// | `mainstay_saga_store_failures_total` | counter | |
 ///
-/// The `saga` rows with the feature of that name. The label `policy` is the name without the key of a [`Keyed`](crate::Keyed) policy, so its values are as
+/// The `saga` rows with the feature of that name; the gauges among them are those of
+/// `saga::Orchestrator::census`: every process counts the whole store, so they are not to be added up. The label `policy` is the name without the key of a [`Keyed`](crate::Keyed) policy, so its values are as
 /// many as there are policies in the program. The state gauge is set only for policies without a key: one number
 /// cannot say the state of many. It has a value from the breaker's first transition on.
 #[derive(Debug, Clone, Copy, Default)]
@@ -67,11 +71,28 @@ impl Observer for Metrics {
                 counter!("mainstay_saga_blocked_total", "definition" => definition.to_owned()).increment(1);
             }
             #[cfg(feature = "saga")]
+            Event::SagaCensus { census } => saga_census(census),
+            #[cfg(feature = "saga")]
             Event::SagaStoreFailed { .. } => counter!("mainstay_saga_store_failures_total").increment(1),
             #[cfg(feature = "saga")]
             Event::SagaWaits { .. } | Event::SagaOverdue { .. } | Event::SagaOrderRefused { .. } => {}
         }
     }
+}
+
+#[cfg(feature = "saga")]
+fn saga_census(census: &crate::saga::Census) {
+    for open in &census.definitions {
+        let definition = open.definition.clone();
+        for (phase, sagas) in open.phases() {
+            gauge!("mainstay_saga_open", "definition" => definition.clone(), "phase" => phase.as_str())
+                .set(sagas as f64);
+        }
+        gauge!("mainstay_saga_open_blocked", "definition" => definition.clone()).set(open.blocked as f64);
+        gauge!("mainstay_saga_oldest_seconds", "definition" => definition)
+            .set(census.age(open).as_secs_f64());
+    }
+    gauge!("mainstay_saga_unregistered").set(census.unregistered as f64);
 }
 
 #[cfg(feature = "saga")]

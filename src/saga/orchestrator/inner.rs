@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::{
-    AskError, StartError, StartOptions, Status,
+    AskError, Census, StartError, StartOptions, Status,
     opening::Settings,
     waiters::Waiters,
     watched::{Gone, Here, shut_down},
@@ -21,11 +21,12 @@ use crate::{
     Bulkhead,
     bulkhead::OwnedPermit,
     event::{Event, Identity},
+    observe::span,
     saga::{
         definition::Definition,
         driver::{Driver, Mail},
         journal::{
-            Append, Ask, Begin, Claim, DefinitionId, Head, Journal, Phase, Presence, Query, Refusal, Request,
+            Append, Ask, Begin, Claim, DefinitionId, Head, Journal, Phase, Presence, Refusal, Request,
             StoreError, Stored,
         },
         ledger::{Ledger, Stop},
@@ -46,7 +47,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How often a saga is asked for whose begin had no answer and is not in the store: it may come there late.
 const LATE: u32 = 8;
 
-/// After so many leases it looks in the store for what it owns and nobody drives.
+/// After so many leases it looks through the store: what is open there, and what it owns and nobody drives.
 const LOOK: u32 = 6;
 
 /// A look through the whole store is made so seldom that it takes at most one part in this many of the time.
@@ -75,8 +76,10 @@ pub(crate) struct Inner {
     pub(super) lapses: AtomicU64,
     /// A claim had no answer: there may be sagas that are owned and not known.
     pub(super) unsure: AtomicBool,
-    /// When it looks for such sagas even so.
+    /// When it looks through the store even so.
     pub(super) look_at: Mutex<Instant>,
+    /// What was there at the last look.
+    pub(super) census: Mutex<Option<Census>>,
     /// Something was left in the store.
     pub(super) nudge: Notify,
     /// A saga is no longer live.
@@ -307,7 +310,7 @@ impl Inner {
     }
 
     /// Somebody has to look whether a saga is owned here and driven by nobody.
-    fn look_after(&self, id: SagaId) {
+    pub(super) fn look_after(&self, id: SagaId) {
         let lost = Lost { not_before: time::now(), trouble: Trouble::default() };
         lock(&self.lost).entry(id).or_insert(lost);
         self.nudge.notify_one();
@@ -581,7 +584,7 @@ impl Inner {
         let look = time::now() >= *lock(&self.look_at);
         if self.unsure.swap(false, Relaxed) || look {
             let began = time::now();
-            self.look_for_own().await.inspect_err(|_| self.unsure.store(true, Relaxed))?;
+            self.look_through().await.inspect_err(|_| self.unsure.store(true, Relaxed))?;
             let took = time::now().saturating_duration_since(began);
             let pause = self.settings.lease.saturating_mul(LOOK).max(took.saturating_mul(SHARE));
             *lock(&self.look_at) = time::later(time::now(), pause);
@@ -705,32 +708,11 @@ fn cut(why: &mut String) {
     }
 }
 
-impl Inner {
-    /// Finds what it owns in the store and nobody drives: a claim was made whose answer was lost.
-    async fn look_for_own(&self) -> Result<(), StoreError> {
-        let phases = Phase::ALL.into_iter().filter(|phase| !phase.is_terminal()).collect();
-        let mut query = Query { phases, limit: 1_000, ..Query::default() };
-        loop {
-            let heads = self.journal()?.list(query.clone()).await?;
-            let Some(last) = heads.last() else { return Ok(()) };
-            query.after = Some(last.id.clone());
-            let own = heads.into_iter().filter(|head| head.owner.as_ref() == Some(&self.by));
-            for head in own {
-                let known = lock(&self.live).contains_key(&head.id)
-                    || lock(&self.blocked).contains_key(&head.id)
-                    || lock(&self.lost).contains_key(&head.id);
-                if !known {
-                    self.look_after(head.id);
-                }
-            }
-        }
-    }
-}
-
 async fn drive(inner: Arc<Inner>, mut driver: Driver) {
     let name = driver.ledger.machine.shape().id.name.clone();
     let id = driver.ledger.id.clone();
-    match driver.run().await {
+    let span = span::saga(&name, &id, driver.ledger.epoch);
+    match span.within(driver.run()).await {
         Ok(()) => driver.seat.left = Left::Done,
         Err(stop) => inner.stopped(&name, &id, &mut driver.seat, stop),
     }

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{event::Event, sync::lock};
 
+mod census;
 mod error;
 mod inner;
 mod off_thread;
@@ -26,6 +27,7 @@ mod opening;
 mod waiters;
 mod watched;
 
+pub use census::{Census, Open};
 pub use error::{AskError, InvalidText, StartError};
 pub(crate) use inner::{Inner, Seat, fold};
 pub use opening::{OpenError, Opening};
@@ -311,6 +313,18 @@ impl Orchestrator {
     /// How many sagas it works on now.
     pub fn live(&self) -> usize {
         lock(&self.0.0.live).len()
+    }
+
+    /// How many sagas in the store are not over, by definition and phase, and since when the oldest of them is not: as it was last counted, by
+    /// one pass over their rows. `None` until the first.
+    ///
+    /// It is counted when the orchestrator starts, and again every 6 leases, a minute with the default, or less often, so that it
+    /// takes no more than a twentieth of the time. Each orchestrator counts the whole store, so that the numbers of several are the same, not
+    /// parts of a sum. A saga that begins or ends meanwhile may be missing or still there; none is counted twice.
+    ///
+    /// Asks memory, not the store.
+    pub fn census(&self) -> Option<Census> {
+        lock(&self.0.0.census).clone()
     }
 
     /// Who it is in the store.

@@ -207,6 +207,7 @@ impl Opening {
             lapses: AtomicU64::new(0),
             unsure: AtomicBool::new(false),
             look_at: Mutex::new(asked),
+            census: Mutex::default(),
             nudge: Notify::new(),
             moved: Notify::new(),
             waiters: Waiters::default(),
