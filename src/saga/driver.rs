@@ -124,8 +124,9 @@ impl Driver {
         }
     }
 
-    /// Drives the saga until it is over, or why not.
-    pub(crate) async fn run(&mut self) -> Result<(), Stop> {
+    /// Drives the saga until it is over, or why not. Nothing is begun before its `turn` comes.
+    pub(crate) async fn run(&mut self, turn: Duration) -> Result<(), Stop> {
+        self.wait_for(turn).await?;
         loop {
             if self.machine().phase().is_terminal() {
                 return Ok(());
@@ -167,6 +168,23 @@ impl Driver {
                 Happened::Time => {}
             }
         }
+    }
+
+    /// Lets others go first; what is asked of it meanwhile is done.
+    async fn wait_for(&mut self, turn: Duration) -> Result<(), Stop> {
+        if turn.is_zero() {
+            return Ok(());
+        }
+        let mut turn = pin!(tokio::time::sleep(turn));
+        while !self.draining && !self.machine().phase().is_terminal() {
+            let mail = tokio::select! {
+                biased;
+                mail = self.mail.recv() => mail.ok_or(Stop::Closed)?,
+                () = &mut turn => break,
+            };
+            self.receive(mail).await?;
+        }
+        Ok(())
     }
 
     async fn receive(&mut self, mail: Mail) -> Result<(), Stop> {

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use super::{
     AskError, Census, StartError, StartOptions, Status,
     opening::Settings,
+    ramp::Ramp,
     waiters::Waiters,
     watched::{Gone, Here, shut_down},
 };
@@ -80,6 +81,8 @@ pub(crate) struct Inner {
     pub(super) look_at: Mutex<Instant>,
     /// What was there at the last look.
     pub(super) census: Mutex<Option<Census>>,
+    /// When what was left over may go on.
+    pub(super) ramp: Mutex<Ramp>,
     /// Something was left in the store.
     pub(super) nudge: Notify,
     /// A saga is no longer live.
@@ -366,7 +369,7 @@ impl Inner {
                 Ok(()) => {
                     seat.trouble.len = 1;
                     let _ = told.send(answer);
-                    drive(inner, Driver::new(ledger, driven, mail, seat, false)).await;
+                    drive(inner, Driver::new(ledger, driven, mail, seat, false), Duration::ZERO).await;
                 }
                 Err(error) => {
                     seat.left = match error {
@@ -477,8 +480,9 @@ impl Inner {
                     return;
                 }
             }
+            let turn = lock(&inner.ramp).place(time::now());
             let driver = Driver::new(ledger, definition, mail, seat, true);
-            drive(inner, driver).await;
+            drive(inner, driver, turn).await;
         });
     }
 
@@ -708,11 +712,11 @@ fn cut(why: &mut String) {
     }
 }
 
-async fn drive(inner: Arc<Inner>, mut driver: Driver) {
+async fn drive(inner: Arc<Inner>, mut driver: Driver, turn: Duration) {
     let name = driver.ledger.machine.shape().id.name.clone();
     let id = driver.ledger.id.clone();
     let span = span::saga(&name, &id, driver.ledger.epoch);
-    match span.within(driver.run()).await {
+    match span.within(driver.run(turn)).await {
         Ok(()) => driver.seat.left = Left::Done,
         Err(stop) => inner.stopped(&name, &id, &mut driver.seat, stop),
     }

@@ -24,6 +24,7 @@ mod error;
 mod inner;
 mod off_thread;
 mod opening;
+mod ramp;
 mod waiters;
 mod watched;
 

@@ -16,6 +16,7 @@ use super::{
     Orchestrator, Owner,
     inner::{Inner, Listeners, keep},
     off_thread::OffThread,
+    ramp::Ramp,
     random,
     waiters::Waiters,
     watched::{Gone, Watched},
@@ -45,6 +46,7 @@ pub(crate) struct Settings {
     pub(crate) max_output: usize,
     pub(crate) max_recoveries: u32,
     pub(crate) stuck_retry: Option<Duration>,
+    pub(crate) ramp: (usize, Duration),
 }
 
 /// An orchestrator in the making; see [`Orchestrator::open`].
@@ -57,6 +59,7 @@ pub(crate) struct Settings {
 /// | [`max_input`](Opening::max_input), [`max_output`](Opening::max_output) | 256 KiB | |
 /// | [`max_recoveries`](Opening::max_recoveries) | 5 | |
 /// | [`stuck_retry`](Opening::stuck_retry) | every 5 minutes | above zero |
+/// | [`recovery_ramp`](Opening::recovery_ramp) | 256, doubled every 250 ms | 1 or more; above zero |
 #[must_use = "an orchestrator does nothing until it is started"]
 pub struct Opening {
     journal: Arc<dyn Journal>,
@@ -87,6 +90,7 @@ impl Opening {
                 max_output: 256 * 1024,
                 max_recoveries: 5,
                 stuck_retry: Some(Duration::from_secs(300)),
+                ramp: (256, Duration::from_millis(250)),
             },
             identity: Identity::new("saga"),
         }
@@ -148,6 +152,15 @@ impl Opening {
         self
     }
 
+    /// How fast sagas go on that were left over by others, or whose time has come: in each period of `every` at most twice as many as in
+    /// the one before, and never fewer than `sagas`. Those that were just started do not wait, nor does what is asked of a saga.
+    ///
+    /// After a crash its participants do not meet all sagas at once: with the default, 10,000 have all gone on after 1.25 s.
+    pub fn recovery_ramp(mut self, sagas: usize, every: Duration) -> Self {
+        self.settings.ramp = (sagas, every);
+        self
+    }
+
     /// Starts it, on the current tokio runtime: registers it in the store, and begins to take up what was left there.
     ///
     /// # Errors
@@ -162,6 +175,9 @@ impl Opening {
         not_zero(settings.lease, "saga.lease")?;
         not_zero(settings.poll, "saga.poll")?;
         not_zero(settings.stuck_retry.unwrap_or(Duration::MAX), "saga.stuck_retry")?;
+        let (first, every) = settings.ramp;
+        ConfigError::unless(first > 0, "saga.recovery_ramp.sagas", first, "1 or more")?;
+        not_zero(every, "saga.recovery_ramp.every")?;
         let admission = Bulkhead::new(settings.max_live)?;
         let mut known: HashMap<DefinitionId, Arc<Definition>> = HashMap::new();
         for definition in definitions {
@@ -208,6 +224,7 @@ impl Opening {
             unsure: AtomicBool::new(false),
             look_at: Mutex::new(asked),
             census: Mutex::default(),
+            ramp: Mutex::new(Ramp::new(first, every)),
             nudge: Notify::new(),
             moved: Notify::new(),
             waiters: Waiters::default(),
