@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     Orchestrator, Owner,
-    inner::{Inner, Listeners, keep},
+    inner::{Inner, Listeners, beat, keep},
     off_thread::OffThread,
     random,
     waiters::Waiters,
@@ -209,6 +209,7 @@ impl Opening {
             look_at: Mutex::new(asked),
             census: Mutex::default(),
             nudge: Notify::new(),
+            beat: Notify::new(),
             moved: Notify::new(),
             waiters: Waiters::default(),
             draining: AtomicBool::new(false),
@@ -219,6 +220,7 @@ impl Opening {
             swept: watch::Sender::new(false),
         });
         inner.extend_lease(asked);
+        tokio::spawn(beat(inner.clone()));
         tokio::spawn(keep(inner.clone()));
         Ok(Orchestrator(Arc::new(Owner(inner))))
     }
