@@ -1,4 +1,4 @@
-//! What an orchestrator's tasks share, and the one that keeps it going: the lease, what is left over, what comes from outside.
+//! What an orchestrator's tasks share, and those that keep it going: the lease, what is left over, what comes from outside.
 
 use std::{
     collections::{HashMap, hash_map::Entry as Slot},
@@ -85,10 +85,16 @@ pub(crate) struct Inner {
     pub(super) ramp: Mutex<Ramp>,
     /// Something was left in the store.
     pub(super) nudge: Notify,
+    /// The lease may be over for others: a saga was taken although it was held.
+    pub(super) beat: Notify,
     /// A saga is no longer live.
     pub(super) moved: Notify,
     pub(crate) waiters: Waiters,
+    /// How often something was recorded of any saga: while that goes on, it is not the store as a whole that fails.
+    pub(crate) recorded: AtomicU64,
     pub(super) draining: AtomicBool,
+    /// The store has to be opened anew before anything can be recorded.
+    pub(super) poisoned: AtomicBool,
     /// Held by the keeper and by every driver.
     pub(super) here: Mutex<Option<Here>>,
     /// Tells that none of them is there any more.
@@ -130,11 +136,15 @@ pub(super) struct Trouble {
     times: u32,
     /// How often it may have been the cause itself.
     blamed: u32,
+    /// How much had been recorded of all sagas when it was last taken up.
+    recorded: u64,
 }
 
 /// A saga that cannot be worked on.
 pub(super) struct Blocked {
     pub(super) status: Status,
+    /// Under which ownership it was found to be so.
+    epoch: u64,
     /// Its records make sense, so that a person's order can be followed.
     obeys: bool,
     /// It is so damaged that it cannot even be given up.
@@ -215,12 +225,20 @@ impl Inner {
     }
 
     /// Whether a payload from outside may become an output.
-    pub(super) fn fits(&self, payload: &Payload) -> Result<(), AskError> {
+    pub(crate) fn fits(&self, payload: &Payload) -> Result<(), AskError> {
         let (bytes, most) = (payload.as_str().len(), self.settings.max_output);
         if bytes <= most {
             return Ok(());
         }
         Err(AskError::Payload(format!("it has {bytes} bytes of JSON, allowed are {most}")))
+    }
+
+    /// Tells that the store has failed, and keeps in mind when it will not work again.
+    pub(super) fn store_failed(&self, error: &StoreError) {
+        if *error == StoreError::Poisoned {
+            self.poisoned.store(true, Relaxed);
+        }
+        self.identity.emit(&Event::SagaStoreFailed { error });
     }
 
     fn is_closed(&self) -> bool {
@@ -246,12 +264,6 @@ impl Inner {
             self.lapses.fetch_add(1, Relaxed);
         }
         *until = time::later(asked, self.settings.lease.mul_f64(0.9));
-    }
-
-    /// Whether a third of the lease has passed.
-    fn beat_is_due(&self) -> bool {
-        let until = *lock(&self.leased_until);
-        time::later(time::now(), self.settings.lease.mul_f64(0.6)) >= until
     }
 
     pub(crate) fn has_lease(&self) -> bool {
@@ -283,14 +295,21 @@ impl Inner {
         id: &SagaId,
         definition: &Arc<Definition>,
         permit: OwnedPermit,
-        trouble: Trouble,
+        mut trouble: Trouble,
     ) -> Option<(Seat, watch::Sender<Status>, mpsc::UnboundedReceiver<Mail>)> {
         let (mail, letters) = mpsc::unbounded_channel();
         let (status, seen) = watch::channel(Status::default());
         let left = Left::Failed;
+        trouble.recorded = self.recorded.load(Relaxed);
         match lock(&self.live).entry(id.clone()) {
             Slot::Occupied(_) => return None,
-            Slot::Vacant(slot) => slot.insert(Live { mail, status: seen, definition: definition.clone() }),
+            Slot::Vacant(slot) => {
+                // Under the same lock as those that are told of an end: nobody is left out.
+                if self.draining.load(Relaxed) {
+                    let _ = mail.send(Mail::Drain);
+                }
+                slot.insert(Live { mail, status: seen, definition: definition.clone() })
+            }
         };
         self.waiters.tell(id);
         let here = lock(&self.here).clone();
@@ -337,24 +356,41 @@ impl Inner {
         if self.is_closed() || self.draining.load(Relaxed) {
             return Err(StartError::Closed);
         }
+        if self.poisoned.load(Relaxed) {
+            return Err(StartError::Store(StoreError::Poisoned));
+        }
         if !self.definitions.contains_key(&definition.shape.id) {
             return Err(StartError::Unregistered(definition.shape.id.clone()));
         }
-        let permit = match self.admission.try_acquire() {
-            Ok(permit) => permit.into_owned(),
-            // What has begun before takes no place.
-            Err(busy) => {
-                return match self.journal()?.load(&id).await? {
-                    Some(stored) => self.same_as(&stored, &definition, &id, &input),
-                    None => Err(StartError::Busy(busy)),
-                };
+        let (mut seat, status, mail) = loop {
+            let permit = match self.admission.try_acquire() {
+                Ok(permit) => permit.into_owned(),
+                // What has begun before takes no place.
+                Err(busy) => {
+                    return match self.journal()?.load(&id).await? {
+                        Some(stored) => self.same_as(&stored, &definition, &id, &input),
+                        None => Err(StartError::Busy(busy)),
+                    };
+                }
+            };
+            // It is among the live ones before its beginning can be seen in the store, so that nobody here takes it for abandoned.
+            if let Some(seat) = self.seat(&id, &definition, permit, Trouble::default()) {
+                break seat;
             }
+            // Somebody is just starting it, or it has begun.
+            if let Some((mut status, _)) = self.watch(&id) {
+                let _ = status.wait_for(|status| status.phase.is_some()).await;
+            }
+            if let Some(stored) = self.journal()?.load(&id).await? {
+                return self.same_as(&stored, &definition, &id, &input);
+            }
+            // Whoever was faster could not begin it.
+            if self.is_closed() || self.draining.load(Relaxed) {
+                return Err(StartError::Closed);
+            }
+            tokio::task::yield_now().await;
         };
         let now = self.now();
-        // It is among the live ones before its beginning can be seen in the store, so that nobody here takes it for abandoned.
-        let Some((mut seat, status, mail)) = self.seat(&id, &definition, permit, Trouble::default()) else {
-            return self.same(&definition, &id, &input).await;
-        };
         let machine = Machine::new(definition.shape.clone());
         let mut ledger = Ledger::new(self.clone(), id.clone(), machine, (1, 0, 0), now, status);
         let begin = Begin { definition: definition.shape.id.clone(), tag: options.tag, locks: options.locks };
@@ -390,7 +426,7 @@ impl Inner {
             Err(WriteError::Refused(_)) => self.same(&definition, &id, &input).await,
             // It may have begun, and then it is looked after.
             Err(WriteError::Store(error)) => {
-                self.identity.emit(&Event::SagaStoreFailed { error: &error });
+                self.store_failed(&error);
                 Err(StartError::Store(error))
             }
         }
@@ -399,9 +435,8 @@ impl Inner {
     /// Whether the saga that exists is the one that was to be started.
     async fn same(&self, definition: &Definition, id: &SagaId, input: &Payload) -> Result<(), StartError> {
         let Some(stored) = self.journal()?.load(id).await? else {
-            // It is just being started, by somebody else who is told what becomes of it.
             return Err(StartError::Store(StoreError::Unavailable(
-                "the same saga is just being started".to_owned(),
+                "the saga that has this id was just forgotten".to_owned(),
             )));
         };
         self.same_as(&stored, definition, id, input)
@@ -440,15 +475,19 @@ impl Inner {
         let Some(definition) = self.definitions.get(&stored.head.definition).cloned() else {
             // A store gives nothing that was not asked for.
             let why = "its definition is not registered".to_owned();
-            self.block(&stored.head.definition.name, id, Status::of(&stored.head, Some(why)), false);
+            let Head { epoch, ref definition, .. } = stored.head;
+            self.block(&definition.name, id, epoch, Status::of(&stored.head, Some(why)), false);
             return;
         };
         let lost = lock(&self.lost).remove(&id);
         let trouble = lost.map(|lost| lost.trouble).filter(|trouble| trouble.len == stored.head.len);
         let trouble = trouble.unwrap_or(Trouble { len: stored.head.len, ..Trouble::default() });
         let Some((mut seat, status, mail)) = self.seat(&id, &definition, permit, trouble) else {
-            // Its last driver is just leaving, and the keeper looks again then.
-            self.look_after(id);
+            // Its last driver is leaving, and the keeper looks again then; not before, or it would claim its own again and again when
+            // a jump of the store's clock has ended its lease.
+            let lost = Lost { not_before: time::now(), trouble: Trouble::default() };
+            lock(&self.lost).entry(id).or_insert(lost);
+            self.beat.notify_one();
             return;
         };
         let Head { epoch, len, crc, created, recoveries, .. } = stored.head;
@@ -456,7 +495,7 @@ impl Inner {
             Ok(machine) => machine,
             Err(why) => {
                 seat.left = Left::Done;
-                self.block(&definition.shape.id.name, id, Status::of(&stored.head, Some(why)), false);
+                self.block(&definition.shape.id.name, id, epoch, Status::of(&stored.head, Some(why)), false);
                 return;
             }
         };
@@ -476,7 +515,14 @@ impl Inner {
                     ),
                 };
                 if let Err(stop) = ledger.park(reason).await {
-                    inner.stopped(&definition.shape.id.name, &ledger.id.clone(), &mut seat, stop);
+                    inner.stopped(&definition.shape.id.name, (&ledger.id.clone(), epoch), &mut seat, stop);
+                    return;
+                }
+            } else if trouble.times > 0 {
+                // Nothing is asked of a participant before it is seen that the store takes anything at all of this saga. If it does, and
+                // then not what came of it, the saga is the cause.
+                if let Err(stop) = ledger.answer(Vec::new(), Vec::new()).await {
+                    inner.stopped(&definition.shape.id.name, (&ledger.id.clone(), epoch), &mut seat, stop);
                     return;
                 }
             }
@@ -486,27 +532,60 @@ impl Inner {
         });
     }
 
-    fn block(&self, definition: &str, id: SagaId, status: Status, obeys: bool) {
+    fn block(&self, definition: &str, id: SagaId, epoch: u64, status: Status, obeys: bool) {
         let why = status.blocked.as_deref().unwrap_or_default();
         self.identity.emit(&Event::SagaBlocked { definition, saga: id.as_str(), why });
-        lock(&self.blocked).insert(id.clone(), Blocked { status, obeys, hopeless: false });
+        lock(&self.blocked).insert(id.clone(), Blocked { status, epoch, obeys, hopeless: false });
         self.waiters.tell(&id);
     }
 
-    fn stopped(&self, definition: &str, id: &SagaId, seat: &mut Seat, stop: Stop) {
+    /// Lets go what cannot be worked on, or each orderly end would count as a death at it.
+    pub(super) async fn release_blocked(&self) {
+        let blocked = std::mem::take(&mut *lock(&self.blocked));
+        let released: Vec<_> = blocked
+            .into_iter()
+            .filter_map(|(saga, Blocked { status, epoch, .. })| {
+                let phase = status.phase?;
+                Some(self.writer.append(Append {
+                    saga,
+                    by: self.by.clone(),
+                    epoch,
+                    begin: None,
+                    entries: Vec::new(),
+                    phase,
+                    note: status.note,
+                    wake: Some(Timestamp(0)),
+                    release: true,
+                    answers: Vec::new(),
+                    work: None,
+                }))
+            })
+            .collect();
+        for written in released {
+            // What is refused has another owner, and what the store could not do counts as a death.
+            let _ = written.wait().await;
+        }
+    }
+
+    fn stopped(&self, definition: &str, (id, epoch): (&SagaId, u64), seat: &mut Seat, stop: Stop) {
         match stop {
             Stop::Released | Stop::Closed => seat.left = Left::Done,
             // An append of its own that was not made leaves a gap, and the saga its own: it is asked for once more.
-            Stop::Fenced => seat.left = Left::Fenced,
+            Stop::Fenced => {
+                seat.left = Left::Fenced;
+                self.beat.notify_one();
+            }
             Stop::Blocked(why) => {
                 seat.left = Left::Done;
                 let last = lock(&self.live).get(id).map(|live| live.status.borrow().clone());
                 let status = Status { blocked: Some(why), ..last.unwrap_or_default() };
-                self.block(definition, id.clone(), status, true);
+                self.block(definition, id.clone(), epoch, status, true);
             }
             Stop::Lost(error) => {
-                seat.left = Left::store(&error);
-                self.identity.emit(&Event::SagaStoreFailed { error: &error });
+                // A saga is the cause only if something else can be recorded.
+                let others = self.recorded.load(Relaxed) > seat.trouble.recorded;
+                seat.left = if others { Left::store(&error) } else { Left::Store };
+                self.store_failed(&error);
             }
         }
     }
@@ -575,40 +654,18 @@ impl Inner {
     }
 
     async fn round(self: &Arc<Self>) -> Result<(), StoreError> {
-        if self.beat_is_due() {
-            let asked = time::now();
-            self.journal()?.heartbeat(&self.by, self.settings.lease).await?;
-            self.extend_lease(asked);
-            let now = self.journal()?.now().await?;
-            *lock(&self.clock) = (now, time::now());
-        }
-        if self.draining.load(Relaxed) {
+        if self.may_not_take() {
             return Ok(());
         }
-        let look = time::now() >= *lock(&self.look_at);
-        if self.unsure.swap(false, Relaxed) || look {
-            let began = time::now();
-            self.look_through().await.inspect_err(|_| self.unsure.store(true, Relaxed))?;
-            let took = time::now().saturating_duration_since(began);
-            let pause = self.settings.lease.saturating_mul(LOOK).max(took.saturating_mul(SHARE));
-            *lock(&self.look_at) = time::later(time::now(), pause);
-        }
-        for (id, trouble) in self.due_lost() {
-            if lock(&self.live).contains_key(&id) || self.admission.in_use() >= self.settings.max_live {
-                continue;
-            }
-            // It stays among the lost ones until it is known what became of it: nobody else looks after what is owned here.
-            let claimed = self.journal()?.claim(self.claim(Some(id.clone()), 1)).await?;
-            if !claimed.is_empty() {
-                self.adopt_all(claimed).await?;
-                continue;
-            }
-            lock(&self.lost).remove(&id);
-            if trouble.len == 0 && (1..LATE).contains(&trouble.times) {
-                self.lose(id, trouble, Left::Store);
-            }
+        for batch in self.due_lost().chunks(CLAIM) {
+            let (claimed, done) = self.claim_lost(batch).await;
+            self.adopt_all(claimed).await?;
+            done?;
         }
         loop {
+            if self.may_not_take() {
+                return Ok(());
+            }
             let free = self.settings.max_live.saturating_sub(self.admission.in_use());
             let limit = free.min(CLAIM);
             if limit == 0 {
@@ -622,6 +679,15 @@ impl Inner {
                 break;
             }
             tokio::task::yield_now().await;
+        }
+        // Behind the claims: what was left by others waits for nobody's look.
+        let look = time::now() >= *lock(&self.look_at);
+        if self.unsure.swap(false, Relaxed) || look {
+            let began = time::now();
+            self.look_through().await.inspect_err(|_| self.unsure.store(true, Relaxed))?;
+            let took = time::now().saturating_duration_since(began);
+            let pause = self.settings.lease.saturating_mul(LOOK).max(took.saturating_mul(SHARE));
+            *lock(&self.look_at) = time::later(time::now(), pause);
         }
         for request in self.requests().await? {
             if !self.give_up(&request).await? {
@@ -702,6 +768,49 @@ impl Inner {
         *lock(&self.announced) = Some(says);
         Ok(())
     }
+
+    /// Whether it takes nothing now: it is ending, or others could take at once what it takes.
+    fn may_not_take(&self) -> bool {
+        self.draining.load(Relaxed) || !self.has_lease()
+    }
+
+    /// Claims sagas of which it has lost sight, each by its name; those that it got, also when the store fails behind them.
+    async fn claim_lost(&self, batch: &[(SagaId, Trouble)]) -> (Vec<Stored>, Result<(), StoreError>) {
+        let mut claimed = Vec::new();
+        for (id, trouble) in batch {
+            let full = self.admission.in_use() + claimed.len() >= self.settings.max_live;
+            if full || self.may_not_take() || lock(&self.live).contains_key(id) {
+                continue;
+            }
+            // It stays among the lost ones until it is known what became of it: nobody else looks after what is owned here.
+            let one = match self.journal() {
+                Ok(journal) => journal.claim(self.claim(Some(id.clone()), 1)).await,
+                Err(error) => Err(error),
+            };
+            match one {
+                Ok(one) if one.is_empty() => {
+                    lock(&self.lost).remove(id);
+                    if trouble.len == 0 && (1..LATE).contains(&trouble.times) {
+                        self.lose(id.clone(), *trouble, Left::Store);
+                    }
+                }
+                Ok(one) => claimed.extend(one),
+                Err(error) => return (claimed, Err(error)),
+            }
+        }
+        (claimed, Ok(()))
+    }
+
+    /// Prolongs the lease, and looks what time it is in the store.
+    async fn heartbeat(&self) -> Result<(), StoreError> {
+        let journal = self.journal()?;
+        let asked = time::now();
+        journal.heartbeat(&self.by, self.settings.lease).await?;
+        self.extend_lease(asked);
+        let now = journal.now().await?;
+        *lock(&self.clock) = (now, time::now());
+        Ok(())
+    }
 }
 
 /// A reason as it is announced: of at most 200 characters.
@@ -714,15 +823,43 @@ fn cut(why: &mut String) {
 
 async fn drive(inner: Arc<Inner>, mut driver: Driver, turn: Duration) {
     let name = driver.ledger.machine.shape().id.name.clone();
-    let id = driver.ledger.id.clone();
-    let span = span::saga(&name, &id, driver.ledger.epoch);
+    let (id, epoch) = (driver.ledger.id.clone(), driver.ledger.epoch);
+    let span = span::saga(&name, &id, epoch);
     match span.within(driver.run(turn)).await {
         Ok(()) => driver.seat.left = Left::Done,
-        Err(stop) => inner.stopped(&name, &id, &mut driver.seat, stop),
+        Err(stop) => inner.stopped(&name, (&id, epoch), &mut driver.seat, stop),
     }
 }
 
-/// Keeps the lease and looks after what comes, until the orchestrator is closed.
+/// Keeps the lease until the orchestrator is closed: beside the keeper, whose work may take longer than the lease.
+pub(super) async fn beat(inner: Arc<Inner>) {
+    let mut closed = inner.closed.subscribe();
+    let _here = lock(&inner.here).clone();
+    let third = inner.settings.lease / 3;
+    let mut pause = third;
+    loop {
+        tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => return,
+            () = inner.beat.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+        let done = tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => return,
+            done = inner.heartbeat() => done,
+        };
+        pause = match done {
+            Ok(()) => third,
+            Err(error) => {
+                inner.store_failed(&error);
+                inner.settings.poll.min(third)
+            }
+        };
+    }
+}
+
+/// Looks after what comes, until the orchestrator is closed.
 pub(super) async fn keep(inner: Arc<Inner>) {
     let mut closed = inner.closed.subscribe();
     let _here = lock(&inner.here).clone();
@@ -733,7 +870,7 @@ pub(super) async fn keep(inner: Arc<Inner>) {
             done = inner.round() => done,
         };
         if let Err(error) = done {
-            inner.identity.emit(&Event::SagaStoreFailed { error: &error });
+            inner.store_failed(&error);
         }
         let pause = inner.settings.poll.min(inner.settings.lease / 3);
         tokio::select! {

@@ -17,7 +17,7 @@ use super::{
     machine::Machine,
     record::{Cause, Incarnation, InvalidId, Order, Payload, SagaId, Timestamp},
 };
-use crate::{event::Event, sync::lock};
+use crate::sync::lock;
 
 mod census;
 mod error;
@@ -328,6 +328,13 @@ impl Orchestrator {
         lock(&self.0.0.census).clone()
     }
 
+    /// Whether its store has failed so that nothing can be recorded any more: it was [`Poisoned`](StoreError::Poisoned). Starts are
+    /// refused with that then, and nothing goes on, while what the store has locked stays locked. Shut it down, and open store and
+    /// orchestrator anew. It is noticed with the next heartbeat at the latest, after a third of a lease.
+    pub fn failed(&self) -> bool {
+        self.0.0.poisoned.load(Relaxed)
+    }
+
     /// Who it is in the store.
     pub fn incarnation(&self) -> &Incarnation {
         &self.0.0.by
@@ -345,8 +352,14 @@ impl Orchestrator {
     ///
     /// When this returns, nothing of it has the store any more, which can be opened anew, unless the store does not answer for as
     /// long as a lease. Clones and handles that are left can ask nothing any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped it stops where it is, as when its last clone is dropped; others may have its sagas when its lease is
+    /// over.
     pub async fn shutdown(self, grace: Duration) {
         let inner = &self.0.0;
+        let _closing = Closing(inner);
         inner.draining.store(true, Relaxed);
         for seat in lock(&inner.live).values() {
             let _ = seat.mail.send(Mail::Drain);
@@ -365,12 +378,13 @@ impl Orchestrator {
         // A store that does not answer is waited for no longer than until others may have the sagas.
         let most = inner.settings.lease;
         let _ = tokio::time::timeout(most, async { inner.gone.lock().await.recv().await }).await;
+        let _ = tokio::time::timeout(most, inner.release_blocked()).await;
         inner.writer.close();
         let journal = lock(&inner.journal).take();
         if let Some(journal) = journal {
             let left = tokio::time::timeout(most, journal.leave(&inner.by)).await;
             if let Ok(Err(error)) = left {
-                inner.identity.emit(&Event::SagaStoreFailed { error: &error });
+                inner.store_failed(&error);
             }
         }
         let _ = tokio::time::timeout(most, async { inner.let_go.lock().await.recv().await }).await;
@@ -378,6 +392,15 @@ impl Orchestrator {
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.0.0
+    }
+}
+
+/// Closes it when whoever shuts it down waits no longer.
+struct Closing<'a>(&'a Inner);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     Orchestrator, Owner,
-    inner::{Inner, Listeners, keep},
+    inner::{Inner, Listeners, beat, keep},
     off_thread::OffThread,
     ramp::Ramp,
     random,
@@ -226,9 +226,12 @@ impl Opening {
             census: Mutex::default(),
             ramp: Mutex::new(Ramp::new(first, every)),
             nudge: Notify::new(),
+            beat: Notify::new(),
             moved: Notify::new(),
             waiters: Waiters::default(),
+            recorded: AtomicU64::new(0),
             draining: AtomicBool::new(false),
+            poisoned: AtomicBool::new(false),
             here: Mutex::new(Some(here)),
             gone: tokio::sync::Mutex::new(gone),
             let_go: tokio::sync::Mutex::new(let_go),
@@ -236,6 +239,7 @@ impl Opening {
             swept: watch::Sender::new(false),
         });
         inner.extend_lease(asked);
+        tokio::spawn(beat(inner.clone()));
         tokio::spawn(keep(inner.clone()));
         Ok(Orchestrator(Arc::new(Owner(inner))))
     }
