@@ -9,10 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
-    AskError, Census, StartError, StartOptions, Status,
+    AskError, Census, Status,
     opening::Settings,
     ramp::Ramp,
     waiters::Waiters,
@@ -27,8 +27,7 @@ use crate::{
         definition::Definition,
         driver::{Driver, Mail},
         journal::{
-            Append, Ask, Begin, Claim, DefinitionId, Head, Journal, Phase, Presence, Refusal, Request,
-            StoreError, Stored,
+            Append, Ask, Claim, DefinitionId, Head, Journal, Phase, Presence, Request, StoreError, Stored,
         },
         ledger::{Ledger, Stop},
         machine::Machine,
@@ -131,7 +130,7 @@ pub(super) struct Lost {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Trouble {
     /// How many entries it had.
-    len: u64,
+    pub(super) len: u64,
     /// How often it was lost.
     times: u32,
     /// How often it may have been the cause itself.
@@ -153,7 +152,7 @@ pub(super) struct Blocked {
 
 /// How a driver has left its saga.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Left {
+pub(super) enum Left {
     /// It is over or somebody else's: nobody has to look after it here.
     Done,
     /// The store knows whose it is.
@@ -181,8 +180,8 @@ impl Left {
 pub(crate) struct Seat {
     inner: Arc<Inner>,
     id: SagaId,
-    left: Left,
-    trouble: Trouble,
+    pub(super) left: Left,
+    pub(super) trouble: Trouble,
     _permit: OwnedPermit,
     _here: Option<Here>,
 }
@@ -241,7 +240,7 @@ impl Inner {
         self.identity.emit(&Event::SagaStoreFailed { error });
     }
 
-    fn is_closed(&self) -> bool {
+    pub(super) fn is_closed(&self) -> bool {
         *self.closed.borrow()
     }
 
@@ -290,7 +289,7 @@ impl Inner {
 
     // === sagas
 
-    fn seat(
+    pub(super) fn seat(
         self: &Arc<Self>,
         id: &SagaId,
         definition: &Arc<Definition>,
@@ -344,129 +343,6 @@ impl Inner {
         let lost = lock(&self.lost);
         let due = lost.iter().filter(|(_, lost)| lost.not_before <= now);
         due.map(|(id, lost)| (id.clone(), lost.trouble)).collect()
-    }
-
-    pub(super) async fn begin(
-        self: &Arc<Self>,
-        definition: Arc<Definition>,
-        id: SagaId,
-        input: Payload,
-        options: StartOptions,
-    ) -> Result<(), StartError> {
-        if self.is_closed() || self.draining.load(Relaxed) {
-            return Err(StartError::Closed);
-        }
-        if self.poisoned.load(Relaxed) {
-            return Err(StartError::Store(StoreError::Poisoned));
-        }
-        if !self.definitions.contains_key(&definition.shape.id) {
-            return Err(StartError::Unregistered(definition.shape.id.clone()));
-        }
-        let (mut seat, status, mail) = loop {
-            let permit = match self.admission.try_acquire() {
-                Ok(permit) => permit.into_owned(),
-                // What has begun before takes no place.
-                Err(busy) => {
-                    return match self.journal()?.load(&id).await? {
-                        Some(stored) => self.same_as(&stored, &definition, &id, &input),
-                        None => Err(StartError::Busy(busy)),
-                    };
-                }
-            };
-            // It is among the live ones before its beginning can be seen in the store, so that nobody here takes it for abandoned.
-            if let Some(seat) = self.seat(&id, &definition, permit, Trouble::default()) {
-                break seat;
-            }
-            // Somebody is just starting it, or it has begun.
-            if let Some((mut status, _)) = self.watch(&id) {
-                let _ = status.wait_for(|status| status.phase.is_some()).await;
-            }
-            if let Some(stored) = self.journal()?.load(&id).await? {
-                return self.same_as(&stored, &definition, &id, &input);
-            }
-            // Whoever was faster could not begin it.
-            if self.is_closed() || self.draining.load(Relaxed) {
-                return Err(StartError::Closed);
-            }
-            tokio::task::yield_now().await;
-        };
-        let now = self.now();
-        let machine = Machine::new(definition.shape.clone());
-        let mut ledger = Ledger::new(self.clone(), id.clone(), machine, (1, 0, 0), now, status);
-        let begin = Begin { definition: definition.shape.id.clone(), tag: options.tag, locks: options.locks };
-        let deadline = options.deadline.map(|after| now.after(after));
-        let (told, begun) = oneshot::channel();
-        let (inner, driven) = (self.clone(), definition.clone());
-        let record = Record::Begun { input: input.clone(), deadline };
-        // A task of its own: what was queued is looked after, even if nobody waits for it any more.
-        tokio::spawn(async move {
-            let answer = ledger.begin(begin, record).await;
-            match &answer {
-                Ok(()) => {
-                    seat.trouble.len = 1;
-                    let _ = told.send(answer);
-                    drive(inner, Driver::new(ledger, driven, mail, seat, false), Duration::ZERO).await;
-                }
-                Err(error) => {
-                    seat.left = match error {
-                        WriteError::Refused(_) => Left::Done,
-                        WriteError::Store(_) => Left::Store,
-                    };
-                    drop((seat, ledger, mail));
-                    let _ = told.send(answer);
-                }
-            }
-        });
-        let ended = || WriteError::Store(StoreError::Unavailable("the runtime has ended".to_owned()));
-        match begun.await.unwrap_or_else(|_| Err(ended())) {
-            Ok(()) => Ok(()),
-            Err(WriteError::Refused(Refusal::Locked { key, holder })) => {
-                Err(StartError::Locked { key, holder })
-            }
-            Err(WriteError::Refused(_)) => self.same(&definition, &id, &input).await,
-            // It may have begun, and then it is looked after.
-            Err(WriteError::Store(error)) => {
-                self.store_failed(&error);
-                Err(StartError::Store(error))
-            }
-        }
-    }
-
-    /// Whether the saga that exists is the one that was to be started.
-    async fn same(&self, definition: &Definition, id: &SagaId, input: &Payload) -> Result<(), StartError> {
-        let Some(stored) = self.journal()?.load(id).await? else {
-            return Err(StartError::Store(StoreError::Unavailable(
-                "the saga that has this id was just forgotten".to_owned(),
-            )));
-        };
-        self.same_as(&stored, definition, id, input)
-    }
-
-    fn same_as(
-        &self,
-        stored: &Stored,
-        definition: &Definition,
-        id: &SagaId,
-        input: &Payload,
-    ) -> Result<(), StartError> {
-        let begun = stored.entries.first().and_then(|entry| entry.record().ok());
-        let equal = |a: &Payload, b: &Payload| {
-            let value = |payload: &Payload| payload.decode::<serde_json::Value>().ok();
-            a == b || value(a) == value(b)
-        };
-        match begun {
-            Some(Record::Begun { input: first, .. })
-                if stored.head.definition.name == definition.shape.id.name && equal(&first, input) =>
-            {
-                // Its begin may have had no answer and have come to the store after it was looked for there.
-                let owned = stored.head.owner.as_ref() == Some(&self.by);
-                if owned && !lock(&self.live).contains_key(id) && !lock(&self.blocked).contains_key(id) {
-                    self.look_after(id.clone());
-                }
-                Ok(())
-            }
-            _ => Err(StartError::Different { id: id.clone() }),
-        }
     }
 
     /// Drives a saga that was claimed.
@@ -821,7 +697,7 @@ fn cut(why: &mut String) {
     }
 }
 
-async fn drive(inner: Arc<Inner>, mut driver: Driver, turn: Duration) {
+pub(super) async fn drive(inner: Arc<Inner>, mut driver: Driver, turn: Duration) {
     let name = driver.ledger.machine.shape().id.name.clone();
     let (id, epoch) = (driver.ledger.id.clone(), driver.ledger.epoch);
     let span = span::saga(&name, &id, epoch);

@@ -25,6 +25,7 @@ mod inner;
 mod off_thread;
 mod opening;
 mod ramp;
+mod starting;
 mod waiters;
 mod watched;
 
@@ -111,7 +112,7 @@ impl Orchestrator {
         if bytes > most {
             return Err(StartError::Input(format!("it has {bytes} bytes of JSON, allowed are {most}")));
         }
-        inner.begin(saga.definition.clone(), id.clone(), input, options).await?;
+        inner.start(saga.definition.clone(), id.clone(), input, options).await?;
         Ok(Handle::new(self.clone(), saga.clone(), id))
     }
 
@@ -410,6 +411,7 @@ pub struct StartOptions {
     deadline: Option<Duration>,
     tag: String,
     locks: Vec<String>,
+    patience: Duration,
 }
 
 impl StartOptions {
@@ -426,9 +428,17 @@ impl StartOptions {
     }
 
     /// A *semantic lock*: no other saga that asks for this key begins until this one is over. All of a saga's locks are taken
-    /// with its first record, or none. At most 64, each of at most [`InvalidText::MAX`] bytes without control characters.
+    /// with its first record, or none; see also [`wait_for_locks`](Self::wait_for_locks). At most 64, each of at most [`InvalidText::MAX`] bytes without control characters.
     pub fn lock(mut self, key: impl Into<String>) -> Self {
         self.locks.push(key.into());
+        self
+    }
+
+    /// How long the start waits for its locks while others hold them; not at all unless set, and then it is refused with
+    /// [`StartError::Locked`]. Of several that wait any may be the next. Where the holder is driven by another process, its end is seen in
+    /// the store, after at most 10 s.
+    pub fn wait_for_locks(mut self, patience: Duration) -> Self {
+        self.patience = patience;
         self
     }
 

@@ -1,0 +1,187 @@
+//! Beginning a saga: once, whoever asks how often.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    Inner, StartError, StartOptions, Waiter,
+    inner::{Left, Trouble, drive},
+};
+use crate::{
+    saga::{
+        definition::Definition,
+        driver::Driver,
+        journal::{Begin, Refusal, StoreError, Stored},
+        ledger::Ledger,
+        machine::Machine,
+        record::{Payload, Record, SagaId},
+        writer::WriteError,
+    },
+    sync::lock,
+    time,
+};
+
+impl Inner {
+    /// Begins a saga, after waiting as long as it may until its locks are free. While it waits it takes no place among the live ones.
+    pub(super) async fn start(
+        self: &Arc<Self>,
+        definition: Arc<Definition>,
+        id: SagaId,
+        input: Payload,
+        options: StartOptions,
+    ) -> Result<(), StartError> {
+        let until = time::later(time::now(), options.patience);
+        loop {
+            let begun = self.begin(definition.clone(), id.clone(), input.clone(), options.clone()).await;
+            let left = until.saturating_duration_since(time::now());
+            match &begun {
+                Err(StartError::Locked { holder, .. }) if !left.is_zero() => {
+                    // At the end of its patience it asks once more.
+                    if let Ok(Err(error)) = tokio::time::timeout(left, self.is_over(holder)).await {
+                        return Err(StartError::Store(error));
+                    }
+                }
+                _ => return begun,
+            }
+        }
+    }
+
+    /// Waits until a saga is over, wherever it is driven.
+    async fn is_over(self: &Arc<Self>, id: &SagaId) -> Result<(), StoreError> {
+        let waiter = Waiter::new(self, id);
+        loop {
+            let moves = waiter.moves();
+            match waiter.look().await? {
+                Some(stored) if !stored.head.phase.is_terminal() => waiter.wait(moves).await,
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    async fn begin(
+        self: &Arc<Self>,
+        definition: Arc<Definition>,
+        id: SagaId,
+        input: Payload,
+        options: StartOptions,
+    ) -> Result<(), StartError> {
+        if self.is_closed() || self.draining.load(Relaxed) {
+            return Err(StartError::Closed);
+        }
+        if self.poisoned.load(Relaxed) {
+            return Err(StartError::Store(StoreError::Poisoned));
+        }
+        if !self.definitions.contains_key(&definition.shape.id) {
+            return Err(StartError::Unregistered(definition.shape.id.clone()));
+        }
+        let (mut seat, status, mail) = loop {
+            let permit = match self.admission.try_acquire() {
+                Ok(permit) => permit.into_owned(),
+                // What has begun before takes no place.
+                Err(busy) => {
+                    return match self.journal()?.load(&id).await? {
+                        Some(stored) => self.same_as(&stored, &definition, &id, &input),
+                        None => Err(StartError::Busy(busy)),
+                    };
+                }
+            };
+            // It is among the live ones before its beginning can be seen in the store, so that nobody here takes it for abandoned.
+            if let Some(seat) = self.seat(&id, &definition, permit, Trouble::default()) {
+                break seat;
+            }
+            // Somebody is just starting it, or it has begun.
+            if let Some((mut status, _)) = self.watch(&id) {
+                let _ = status.wait_for(|status| status.phase.is_some()).await;
+            }
+            if let Some(stored) = self.journal()?.load(&id).await? {
+                return self.same_as(&stored, &definition, &id, &input);
+            }
+            // Whoever was faster could not begin it.
+            if self.is_closed() || self.draining.load(Relaxed) {
+                return Err(StartError::Closed);
+            }
+            tokio::task::yield_now().await;
+        };
+        let now = self.now();
+        let machine = Machine::new(definition.shape.clone());
+        let mut ledger = Ledger::new(self.clone(), id.clone(), machine, (1, 0, 0), now, status);
+        let begin = Begin { definition: definition.shape.id.clone(), tag: options.tag, locks: options.locks };
+        let deadline = options.deadline.map(|after| now.after(after));
+        let (told, begun) = oneshot::channel();
+        let (inner, driven) = (self.clone(), definition.clone());
+        let record = Record::Begun { input: input.clone(), deadline };
+        // A task of its own: what was queued is looked after, even if nobody waits for it any more.
+        tokio::spawn(async move {
+            let answer = ledger.begin(begin, record).await;
+            match &answer {
+                Ok(()) => {
+                    seat.trouble.len = 1;
+                    let _ = told.send(answer);
+                    drive(inner, Driver::new(ledger, driven, mail, seat, false), Duration::ZERO).await;
+                }
+                Err(error) => {
+                    seat.left = match error {
+                        WriteError::Refused(_) => Left::Done,
+                        WriteError::Store(_) => Left::Store,
+                    };
+                    drop((seat, ledger, mail));
+                    let _ = told.send(answer);
+                }
+            }
+        });
+        let ended = || WriteError::Store(StoreError::Unavailable("the runtime has ended".to_owned()));
+        match begun.await.unwrap_or_else(|_| Err(ended())) {
+            Ok(()) => Ok(()),
+            Err(WriteError::Refused(Refusal::Locked { key, holder })) => {
+                Err(StartError::Locked { key, holder })
+            }
+            Err(WriteError::Refused(_)) => self.same(&definition, &id, &input).await,
+            // It may have begun, and then it is looked after.
+            Err(WriteError::Store(error)) => {
+                self.store_failed(&error);
+                Err(StartError::Store(error))
+            }
+        }
+    }
+
+    /// Whether the saga that exists is the one that was to be started.
+    async fn same(&self, definition: &Definition, id: &SagaId, input: &Payload) -> Result<(), StartError> {
+        let Some(stored) = self.journal()?.load(id).await? else {
+            return Err(StartError::Store(StoreError::Unavailable(
+                "the saga that has this id was just forgotten".to_owned(),
+            )));
+        };
+        self.same_as(&stored, definition, id, input)
+    }
+
+    fn same_as(
+        &self,
+        stored: &Stored,
+        definition: &Definition,
+        id: &SagaId,
+        input: &Payload,
+    ) -> Result<(), StartError> {
+        let begun = stored.entries.first().and_then(|entry| entry.record().ok());
+        let equal = |a: &Payload, b: &Payload| {
+            let value = |payload: &Payload| payload.decode::<serde_json::Value>().ok();
+            a == b || value(a) == value(b)
+        };
+        match begun {
+            Some(Record::Begun { input: first, .. })
+                if stored.head.definition.name == definition.shape.id.name && equal(&first, input) =>
+            {
+                // Its begin may have had no answer and have come to the store after it was looked for there.
+                let owned = stored.head.owner.as_ref() == Some(&self.by);
+                if owned && !lock(&self.live).contains_key(id) && !lock(&self.blocked).contains_key(id) {
+                    self.look_after(id.clone());
+                }
+                Ok(())
+            }
+            _ => Err(StartError::Different { id: id.clone() }),
+        }
+    }
+}
