@@ -7,7 +7,7 @@ use std::{
     pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc;
@@ -24,7 +24,7 @@ use super::{
     shape::Kind,
     steps::Steps,
 };
-use crate::{event::Event, observe::span};
+use crate::{event::Event, observe::span, time};
 
 /// How long a driver with nothing to do but wait stays in memory.
 const LINGER: Duration = Duration::from_secs(1);
@@ -42,6 +42,9 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// How long it waits for a flight or a letter when nothing else is to come.
 const IDLE: Duration = Duration::from_secs(3_600);
 
+/// How long it relies on what the wall clock said: a jump forward makes a durable timer due earlier than it was told.
+const CLOCK: Duration = Duration::from_secs(60);
+
 /// What reaches a saga from outside.
 #[derive(Debug)]
 pub(crate) enum Mail {
@@ -57,7 +60,7 @@ struct Flight {
     /// Whether the participant is being asked, rather than told.
     asking: bool,
     flags: Arc<Flags>,
-    began: Timestamp,
+    began: Instant,
     future: Pending<Ended>,
     /// How it has ended, until that is looked at.
     ended: Option<Ended>,
@@ -76,12 +79,12 @@ pub(crate) struct Driver {
     resend: Steps,
     /// How often a participant has said that it has nothing of what it was sent.
     refusals: u32,
-    /// When a step that was refused or is stuck is tried again.
-    retry_at: Vec<(usize, Timestamp)>,
+    /// When a step that was refused or is stuck is tried again; by the clock of this process, which is not set.
+    retry_at: Vec<(usize, Instant)>,
     /// Whether it was said that a deadline came too late.
     overdue: bool,
     /// Until when what was in flight when the saga was turned round is waited for.
-    patience: Option<Timestamp>,
+    patience: Option<Instant>,
     /// The requests that were answered: they are handed over again until that is seen in the store.
     answered: HashSet<String>,
     /// How often the lease had run out when the saga was last known to be its owner's.
@@ -137,7 +140,7 @@ impl Driver {
                 continue;
             }
             // What has its time before this is dispatched now, or cannot be.
-            let dispatched = self.inner.now();
+            let dispatched = time::now();
             if !self.draining {
                 let inner = self.inner.clone();
                 let lapses = beside(&mut self.flights, inner.holds_lease()).await?;
@@ -151,15 +154,19 @@ impl Driver {
                     continue;
                 }
             }
-            let now = self.inner.now();
-            let wake = if self.draining { Some(now) } else { self.wake(dispatched) };
-            let far = wake.is_none_or(|wake| wake > now.after(LINGER));
+            let rest = if self.draining { None } else { self.rest(dispatched) };
+            let far = rest.is_none_or(|rest| rest > LINGER);
             let idle = far && self.mail.is_empty() && self.can_be_let_go();
             if self.flights.is_empty() && (idle || self.draining) {
+                let wake = match rest {
+                    // At once, whatever the clock of the next owner says.
+                    _ if self.draining => Some(Timestamp(0)),
+                    rest => rest.map(|rest| self.inner.now().after(rest)),
+                };
                 self.ledger.release(wake).await?;
                 return Err(Stop::Released);
             }
-            let nap = wake.filter(|_| !self.draining).map_or(IDLE, |wake| wake.since(now));
+            let nap = rest.map_or(IDLE, |rest| rest.min(CLOCK));
             match self.next_event(nap).await {
                 Happened::Ended(flight) => self.ended(flight).await?,
                 Happened::Handed(step, direction, handed) => self.transact(step, direction, handed).await?,
@@ -250,7 +257,7 @@ impl Driver {
                 break;
             }
         }
-        let now = self.inner.now();
+        let now = time::now();
         if self.patience.is_some_and(|until| now >= until) {
             self.flights.retain(|flight| flight.direction == Direction::Undo || flight.ended.is_some());
         }
@@ -360,7 +367,7 @@ impl Driver {
             (Direction::Do, true) => span.around(attempt::verify(definition, step, told, flags.clone())),
             (Direction::Undo, _) => span.around(attempt::backward(definition, step, told, flags.clone())),
         };
-        let began = self.inner.now();
+        let began = time::now();
         self.retry_at.retain(|(other, _)| *other != step);
         self.flights.push(Flight { step, direction, asking, flags, began, future, ended: None });
     }
@@ -371,7 +378,7 @@ impl Driver {
         let Flight { step, direction, asking, flags, began, ended: Some(ended), .. } = flight else {
             return Ok(());
         };
-        let spent = (flags.attempts.load(Relaxed), self.inner.now().since(began));
+        let spent = (flags.attempts.load(Relaxed), time::now().saturating_duration_since(began));
         let aborted = self.machine().cause().is_some();
         let certain = self.machine().shape().transactional.contains(step);
         if direction == Direction::Do && flags.tainted.load(Relaxed) && !asking && !certain {
@@ -447,7 +454,7 @@ impl Driver {
     async fn transact(&mut self, step: usize, direction: Direction, handed: Handed) -> Result<(), Stop> {
         let Some(flight) = self.flights.iter().find(|flight| flight.step == step) else { return Ok(()) };
         let attempts = flight.flags.attempts.load(Relaxed);
-        let (path, ms) = (self.path(step), millis(self.inner.now().since(flight.began)));
+        let (path, ms) = (self.path(step), millis(time::now().saturating_duration_since(flight.began)));
         let record = move |output| match direction {
             Direction::Do => Record::Completed { step: path.clone(), output, attempts, ms },
             Direction::Undo => Record::Undone { step: path.clone(), attempts, ms },
@@ -582,7 +589,7 @@ impl Driver {
         let certain = self.machine().shape().transactional;
         self.flights.retain(|flight| flight.direction == Direction::Undo || !certain.contains(flight.step));
         self.retry_at.clear();
-        self.patience = Some(self.inner.now().after(PATIENCE));
+        self.patience = Some(time::later(time::now(), PATIENCE));
     }
 
     // === from outside
@@ -682,21 +689,21 @@ impl Driver {
     // === time
 
     fn try_again_after(&mut self, step: usize, after: Duration) {
-        let at = self.inner.now().after(after);
+        let at = time::later(time::now(), after);
         self.retry_at.retain(|(other, _)| *other != step);
         self.retry_at.push((step, at));
     }
 
     /// Steps whose time to be tried again has not come.
-    fn not_yet(&self, now: Timestamp) -> Steps {
+    fn not_yet(&self, now: Instant) -> Steps {
         let waiting: Steps =
             self.retry_at.iter().filter(|(_, at)| *at > now).map(|(step, _)| *step).collect();
         if self.inner.settings.stuck_retry.is_some() { waiting } else { waiting | self.machine().stuck() }
     }
 
-    /// When there is something to do even if nothing happens. What was to be tried before `dispatched` and was not waits for something
-    /// else.
-    fn wake(&self, dispatched: Timestamp) -> Option<Timestamp> {
+    /// How long until there is something to do even if nothing happens. What was to be tried before `dispatched` and was not waits for
+    /// something else. What is recorded goes by the store's clock, and what is not by this process's.
+    fn rest(&self, dispatched: Instant) -> Option<Duration> {
         let machine = self.machine();
         if machine.is_held() {
             return None;
@@ -708,7 +715,9 @@ impl Driver {
         let open = (machine.due() | machine.undo_due()) - machine.parked();
         let again = self.retry_at.iter().filter(|(step, at)| open.contains(*step) && *at > dispatched);
         let again = again.map(|(_, at)| *at);
-        armed.chain(again).chain(deadline).chain(patience).min()
+        let (wall, here) = (self.inner.now(), time::now());
+        let recorded = armed.chain(deadline).map(|at| at.since(wall));
+        recorded.chain(again.chain(patience).map(|at| at.saturating_duration_since(here))).min()
     }
 
     async fn next_event(&mut self, nap: Duration) -> Happened {

@@ -28,7 +28,7 @@
 //!   [`Memory::dead`], drops what used the connection, and goes on with [`Memory::reopen`].
 //! * [`Memory::acknowledge_unsynced`] makes a store that breaks its promise: it answers first, and syncs when
 //!   [`Memory::sync`] is called. Tests that claim to notice lost acknowledgements are to be run against it.
-//! * Time is that of tokio's clock, paused or not, on top of a fixed date.
+//! * Time is that of tokio's clock, paused or not, on top of a fixed date; [`Memory::set_clock`] makes it jump.
 //!
 //! # Sharing
 //!
@@ -212,6 +212,13 @@ impl Memory {
     /// Loses the entries of a saga from the `len`-th on, while its head still counts them; how many it were.
     pub fn truncate(&self, saga: &SagaId, len: usize) -> usize {
         lock(&self.device).rows.truncate(saga, len)
+    }
+
+    /// Sets the device's clock, as a person or a time server does; it goes on from there. Leases, wakes and durable timers go by it.
+    pub fn set_clock(&self, now: Timestamp) {
+        let mut device = lock(&self.device);
+        device.begin = now;
+        device.since = crate::time::now();
     }
 
     // --- processes ---

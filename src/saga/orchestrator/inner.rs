@@ -447,8 +447,10 @@ impl Inner {
         let trouble = lost.map(|lost| lost.trouble).filter(|trouble| trouble.len == stored.head.len);
         let trouble = trouble.unwrap_or(Trouble { len: stored.head.len, ..Trouble::default() });
         let Some((mut seat, status, mail)) = self.seat(&id, &definition, permit, trouble) else {
-            // Its last driver is just leaving, and the keeper looks again then.
-            self.look_after(id);
+            // Its last driver is leaving, and the keeper looks again then; not before, or it would claim its own again and again when
+            // a jump of the store's clock has ended its lease.
+            let lost = Lost { not_before: time::now(), trouble: Trouble::default() };
+            lock(&self.lost).entry(id).or_insert(lost);
             return;
         };
         let Head { epoch, len, crc, created, recoveries, .. } = stored.head;
