@@ -61,22 +61,25 @@ fn second_try(first: fn() -> Failure) -> Saga<u32, Output<u32>> {
     saga.build(output).unwrap()
 }
 
-/// A breaker that is open for 20 s from now on.
-fn tripped() -> CircuitBreaker {
+/// A breaker that is open from now on, and for how long.
+fn tripped() -> (CircuitBreaker, Duration) {
     let config = CircuitBreaker::config().consecutive_failures(1).open_wait(seconds(20), 1.0, seconds(20));
     let breaker = config.immediate_close().build().unwrap();
     breaker.try_acquire().unwrap().failure();
-    breaker
+    let wait = breaker.try_acquire().unwrap_err().retry_after().unwrap();
+    assert!(wait > seconds(5), "{wait:?}");
+    (breaker, wait)
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_step_waits_as_long_as_its_policy_says() {
     for jump in ["back", "none", "forward"] {
         let (store, refusals) = (Memory::new(), Arc::new(AtomicU32::new(0)));
+        let (breaker, wait) = tripped();
         let mut saga = Saga::define::<u32>("refused", 1);
         let output = saga
             .step("step", (), |_, ()| async { Ok(1_u32) })
-            .through(mainstay::stack("breaker").circuit_breaker(tripped()).build().unwrap())
+            .through(mainstay::stack("breaker").circuit_breaker(breaker).build().unwrap())
             .without_compensation("nothing");
         let saga = saga.build(output).unwrap();
         let counted = refusals.clone();
@@ -93,7 +96,7 @@ async fn a_refused_step_waits_as_long_as_its_policy_says() {
             _ => {}
         }
         let took = took(&handle).await + seconds(1);
-        assert!(took >= seconds(20) && took < seconds(21), "{jump}: {took:?}");
+        assert!(took >= wait && took < wait + seconds(1), "{jump}: {took:?} for {wait:?}");
         // It is not asked again and again in between: the wait is obeyed, not only repeated until it is over.
         assert_eq!(refusals.load(SeqCst), 1, "{jump}");
     }
@@ -215,7 +218,7 @@ async fn what_was_let_go_at_an_end_is_taken_up_by_a_clock_that_is_behind() {
     assert!(took < seconds(2), "{took:?}");
 }
 
-/// A lease is a date too. Set forward, others may take what is owned, once; the epoch keeps it in one hand. Set back, what a dead
+/// A lease is a date too. Set forward, others may take what is owned until its owner has noticed; the epoch keeps it in one hand. Set back, what a dead
 /// orchestrator has left is taken later by as much.
 #[tokio::test(start_paused = true)]
 async fn a_lease_goes_by_the_wall_clock_and_nothing_is_done_twice_for_that() {
@@ -251,7 +254,7 @@ async fn a_lease_goes_by_the_wall_clock_and_nothing_is_done_twice_for_that() {
         if jump == "back" {
             assert_eq!((outcome, stored.head.epoch), (Outcome::Completed(0), 1), "nobody has taken it");
         } else {
-            assert!(stored.head.epoch <= 2, "it has changed hands {} times", stored.head.epoch);
+            assert!(stored.head.epoch <= 5, "it has changed hands {} times", stored.head.epoch);
         }
         drop((first, second));
     }
@@ -267,4 +270,42 @@ async fn a_lease_goes_by_the_wall_clock_and_nothing_is_done_twice_for_that() {
     let second = open(&store, &saga).await;
     let took = took(&second.handle(&saga, "s").unwrap()).await;
     assert!(took > HOUR && took < HOUR + seconds(15), "{took:?}");
+}
+
+/// What else the store is asked for may take longer than the lease.
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_kept_while_other_operations_hang() {
+    let store = Memory::new();
+    let mut saga = Saga::define::<u32>("slow", 1);
+    let output = saga
+        .step("slow", (), |_, ()| async {
+            tokio::time::sleep(seconds(90)).await;
+            Ok(1_u32)
+        })
+        .through(mainstay::stack("bare").build().unwrap())
+        .without_compensation("nothing");
+    let saga = saga.build(output).unwrap();
+    let other = store.connect();
+    let (first, second) = (open(&store, &saga).await, open(&other, &saga).await);
+    first.start(&saga, "s", &1).await.unwrap();
+    tokio::time::sleep(seconds(1)).await;
+    // A claim that takes four leases.
+    store.fault(Operation::Claim, 0, Fault::Stall(seconds(40)));
+    tokio::time::sleep(seconds(80)).await;
+    let head = store.stored(&SagaId::new("s").unwrap()).unwrap().head;
+    assert_eq!(
+        (head.epoch, head.owner.as_ref()),
+        (1, Some(first.incarnation())),
+        "it was taken from a living owner"
+    );
+    // What fails is asked again.
+    store.fault(
+        Operation::Heartbeat,
+        0,
+        Fault::Fail(mainstay::saga::StoreError::Unavailable("planned".to_owned())),
+    );
+    tokio::time::sleep(seconds(60)).await;
+    let head = store.stored(&SagaId::new("s").unwrap()).unwrap().head;
+    assert_eq!((head.epoch, head.phase), (1, Phase::Completed));
+    drop(second);
 }

@@ -1,4 +1,4 @@
-//! What an orchestrator's tasks share, and the one that keeps it going: the lease, what is left over, what comes from outside.
+//! What an orchestrator's tasks share, and those that keep it going: the lease, what is left over, what comes from outside.
 
 use std::{
     collections::{HashMap, hash_map::Entry as Slot},
@@ -85,6 +85,8 @@ pub(crate) struct Inner {
     pub(super) ramp: Mutex<Ramp>,
     /// Something was left in the store.
     pub(super) nudge: Notify,
+    /// The lease may be over for others: a saga was taken although it was held.
+    pub(super) beat: Notify,
     /// A saga is no longer live.
     pub(super) moved: Notify,
     pub(crate) waiters: Waiters,
@@ -246,12 +248,6 @@ impl Inner {
             self.lapses.fetch_add(1, Relaxed);
         }
         *until = time::later(asked, self.settings.lease.mul_f64(0.9));
-    }
-
-    /// Whether a third of the lease has passed.
-    fn beat_is_due(&self) -> bool {
-        let until = *lock(&self.leased_until);
-        time::later(time::now(), self.settings.lease.mul_f64(0.6)) >= until
     }
 
     pub(crate) fn has_lease(&self) -> bool {
@@ -451,6 +447,7 @@ impl Inner {
             // a jump of the store's clock has ended its lease.
             let lost = Lost { not_before: time::now(), trouble: Trouble::default() };
             lock(&self.lost).entry(id).or_insert(lost);
+            self.beat.notify_one();
             return;
         };
         let Head { epoch, len, crc, created, recoveries, .. } = stored.head;
@@ -499,7 +496,10 @@ impl Inner {
         match stop {
             Stop::Released | Stop::Closed => seat.left = Left::Done,
             // An append of its own that was not made leaves a gap, and the saga its own: it is asked for once more.
-            Stop::Fenced => seat.left = Left::Fenced,
+            Stop::Fenced => {
+                seat.left = Left::Fenced;
+                self.beat.notify_one();
+            }
             Stop::Blocked(why) => {
                 seat.left = Left::Done;
                 let last = lock(&self.live).get(id).map(|live| live.status.borrow().clone());
@@ -577,40 +577,18 @@ impl Inner {
     }
 
     async fn round(self: &Arc<Self>) -> Result<(), StoreError> {
-        if self.beat_is_due() {
-            let asked = time::now();
-            self.journal()?.heartbeat(&self.by, self.settings.lease).await?;
-            self.extend_lease(asked);
-            let now = self.journal()?.now().await?;
-            *lock(&self.clock) = (now, time::now());
-        }
-        if self.draining.load(Relaxed) {
+        if self.may_not_take() {
             return Ok(());
         }
-        let look = time::now() >= *lock(&self.look_at);
-        if self.unsure.swap(false, Relaxed) || look {
-            let began = time::now();
-            self.look_through().await.inspect_err(|_| self.unsure.store(true, Relaxed))?;
-            let took = time::now().saturating_duration_since(began);
-            let pause = self.settings.lease.saturating_mul(LOOK).max(took.saturating_mul(SHARE));
-            *lock(&self.look_at) = time::later(time::now(), pause);
-        }
-        for (id, trouble) in self.due_lost() {
-            if lock(&self.live).contains_key(&id) || self.admission.in_use() >= self.settings.max_live {
-                continue;
-            }
-            // It stays among the lost ones until it is known what became of it: nobody else looks after what is owned here.
-            let claimed = self.journal()?.claim(self.claim(Some(id.clone()), 1)).await?;
-            if !claimed.is_empty() {
-                self.adopt_all(claimed).await?;
-                continue;
-            }
-            lock(&self.lost).remove(&id);
-            if trouble.len == 0 && (1..LATE).contains(&trouble.times) {
-                self.lose(id, trouble, Left::Store);
-            }
+        for batch in self.due_lost().chunks(CLAIM) {
+            let (claimed, done) = self.claim_lost(batch).await;
+            self.adopt_all(claimed).await?;
+            done?;
         }
         loop {
+            if self.may_not_take() {
+                return Ok(());
+            }
             let free = self.settings.max_live.saturating_sub(self.admission.in_use());
             let limit = free.min(CLAIM);
             if limit == 0 {
@@ -624,6 +602,15 @@ impl Inner {
                 break;
             }
             tokio::task::yield_now().await;
+        }
+        // Behind the claims: what was left by others waits for nobody's look.
+        let look = time::now() >= *lock(&self.look_at);
+        if self.unsure.swap(false, Relaxed) || look {
+            let began = time::now();
+            self.look_through().await.inspect_err(|_| self.unsure.store(true, Relaxed))?;
+            let took = time::now().saturating_duration_since(began);
+            let pause = self.settings.lease.saturating_mul(LOOK).max(took.saturating_mul(SHARE));
+            *lock(&self.look_at) = time::later(time::now(), pause);
         }
         for request in self.requests().await? {
             if !self.give_up(&request).await? {
@@ -704,6 +691,49 @@ impl Inner {
         *lock(&self.announced) = Some(says);
         Ok(())
     }
+
+    /// Whether it takes nothing now: it is ending, or others could take at once what it takes.
+    fn may_not_take(&self) -> bool {
+        self.draining.load(Relaxed) || !self.has_lease()
+    }
+
+    /// Claims sagas of which it has lost sight, each by its name; those that it got, also when the store fails behind them.
+    async fn claim_lost(&self, batch: &[(SagaId, Trouble)]) -> (Vec<Stored>, Result<(), StoreError>) {
+        let mut claimed = Vec::new();
+        for (id, trouble) in batch {
+            let full = self.admission.in_use() + claimed.len() >= self.settings.max_live;
+            if full || self.may_not_take() || lock(&self.live).contains_key(id) {
+                continue;
+            }
+            // It stays among the lost ones until it is known what became of it: nobody else looks after what is owned here.
+            let one = match self.journal() {
+                Ok(journal) => journal.claim(self.claim(Some(id.clone()), 1)).await,
+                Err(error) => Err(error),
+            };
+            match one {
+                Ok(one) if one.is_empty() => {
+                    lock(&self.lost).remove(id);
+                    if trouble.len == 0 && (1..LATE).contains(&trouble.times) {
+                        self.lose(id.clone(), *trouble, Left::Store);
+                    }
+                }
+                Ok(one) => claimed.extend(one),
+                Err(error) => return (claimed, Err(error)),
+            }
+        }
+        (claimed, Ok(()))
+    }
+
+    /// Prolongs the lease, and looks what time it is in the store.
+    async fn heartbeat(&self) -> Result<(), StoreError> {
+        let journal = self.journal()?;
+        let asked = time::now();
+        journal.heartbeat(&self.by, self.settings.lease).await?;
+        self.extend_lease(asked);
+        let now = journal.now().await?;
+        *lock(&self.clock) = (now, time::now());
+        Ok(())
+    }
 }
 
 /// A reason as it is announced: of at most 200 characters.
@@ -724,7 +754,35 @@ async fn drive(inner: Arc<Inner>, mut driver: Driver, turn: Duration) {
     }
 }
 
-/// Keeps the lease and looks after what comes, until the orchestrator is closed.
+/// Keeps the lease until the orchestrator is closed: beside the keeper, whose work may take longer than the lease.
+pub(super) async fn beat(inner: Arc<Inner>) {
+    let mut closed = inner.closed.subscribe();
+    let _here = lock(&inner.here).clone();
+    let third = inner.settings.lease / 3;
+    let mut pause = third;
+    loop {
+        tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => return,
+            () = inner.beat.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+        let done = tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => return,
+            done = inner.heartbeat() => done,
+        };
+        pause = match done {
+            Ok(()) => third,
+            Err(error) => {
+                inner.identity.emit(&Event::SagaStoreFailed { error: &error });
+                inner.settings.poll.min(third)
+            }
+        };
+    }
+}
+
+/// Looks after what comes, until the orchestrator is closed.
 pub(super) async fn keep(inner: Arc<Inner>) {
     let mut closed = inner.closed.subscribe();
     let _here = lock(&inner.here).clone();

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     Orchestrator, Owner,
-    inner::{Inner, Listeners, keep},
+    inner::{Inner, Listeners, beat, keep},
     off_thread::OffThread,
     ramp::Ramp,
     random,
@@ -226,6 +226,7 @@ impl Opening {
             census: Mutex::default(),
             ramp: Mutex::new(Ramp::new(first, every)),
             nudge: Notify::new(),
+            beat: Notify::new(),
             moved: Notify::new(),
             waiters: Waiters::default(),
             draining: AtomicBool::new(false),
@@ -236,6 +237,7 @@ impl Opening {
             swept: watch::Sender::new(false),
         });
         inner.extend_lease(asked);
+        tokio::spawn(beat(inner.clone()));
         tokio::spawn(keep(inner.clone()));
         Ok(Orchestrator(Arc::new(Owner(inner))))
     }
