@@ -265,8 +265,8 @@ async fn a_lease_goes_by_the_wall_clock_and_nothing_is_done_twice_for_that() {
     first.start(&saga, "s", &1).await.unwrap();
     store.dead().await;
     drop(first);
-    back(&store, HOUR).await;
     let store = store.connect();
+    back(&store, HOUR).await;
     let second = open(&store, &saga).await;
     let took = took(&second.handle(&saga, "s").unwrap()).await;
     assert!(took > HOUR && took < HOUR + seconds(15), "{took:?}");
