@@ -88,15 +88,23 @@ impl StepCode {
 
     /// Whether this may be recorded as the step's output.
     pub(crate) fn accepts(&self, payload: &Payload) -> Result<(), String> {
-        (self.check)(payload).map_err(|error| error.to_string())
+        checked(self.check, payload)
     }
 
     /// Whether this may be recorded as the message that the step waits for.
     pub(crate) fn accepts_message(&self, payload: &Payload) -> Result<(), String> {
         match self.check_message {
-            Some(check) => check(payload).map_err(|error| error.to_string()),
+            Some(check) => checked(check, payload),
             None => Err("the step waits for no message".to_owned()),
         }
+    }
+}
+
+/// A `Deserialize` that panics is one that cannot read it.
+fn checked(check: Check, payload: &Payload) -> Result<(), String> {
+    match catch_unwind(|| check(payload)) {
+        Ok(read) => read.map_err(|error| error.to_string()),
+        Err(panic) => Err(format!("panicked: {}", message(panic.as_ref()))),
     }
 }
 

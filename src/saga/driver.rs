@@ -502,6 +502,8 @@ impl Driver {
                 }
                 Ok(())
             }
+            // Nothing new is begun; who has the saga next asks.
+            Next::Verify if self.draining => Ok(()),
             Next::Verify => {
                 self.fly(step, Direction::Do, true);
                 Ok(())
@@ -605,9 +607,10 @@ impl Driver {
                     Some(code) => code.accepts_message(&payload).map_err(Illegal),
                     None => Err(Illegal(format!("no step {step:?} waits for a message"))),
                 };
+                let fits = self.inner.fits(&payload).map_err(|error| Illegal(error.to_string()));
                 let record = Record::Signalled { step: step.clone(), payload: payload.clone() };
                 // What its step could not read would block the saga.
-                match read.and_then(|()| self.is_legal(&record)) {
+                match read.and(fits).and_then(|()| self.is_legal(&record)) {
                     Ok(()) => self.answer(vec![record], vec![id]).await,
                     Err(illegal) => self.refuse(id, by, Ask::Signal { step, payload }, illegal).await,
                 }
@@ -658,6 +661,16 @@ impl Driver {
             saga: self.ledger.id.as_str(),
             why: &why,
         });
+        // What is too large is not stored for being so.
+        let ask = match ask {
+            Ask::Signal { step, payload } if self.inner.fits(&payload).is_err() => {
+                Ask::Signal { step, payload: Payload::null() }
+            }
+            Ask::Order(Order::Complete { step, output }) if self.inner.fits(&output).is_err() => {
+                Ask::Order(Order::Complete { step, output: Payload::null() })
+            }
+            ask => ask,
+        };
         let refused = Record::Refused { by, ask, why };
         // Of messages no more than the first few are recorded.
         let records = self.is_legal(&refused).map(|()| refused).into_iter().collect();
@@ -669,6 +682,7 @@ impl Driver {
         if let Order::Complete { step, output } = order {
             let place = self.machine().shape().find(step);
             let read = place.map_or(Ok(()), |place| self.definition.code[place].accepts(output));
+            let read = self.inner.fits(output).map_err(|error| error.to_string()).and(read);
             return read.map_err(|why| Illegal(format!("the output of {step} cannot be this: {why}")));
         }
         let Order::Reject { step: path, .. } = order else { return Ok(()) };

@@ -137,6 +137,8 @@ pub(super) struct Trouble {
 /// A saga that cannot be worked on.
 pub(super) struct Blocked {
     pub(super) status: Status,
+    /// Under which ownership it was found to be so.
+    epoch: u64,
     /// Its records make sense, so that a person's order can be followed.
     obeys: bool,
     /// It is so damaged that it cannot even be given up.
@@ -217,7 +219,7 @@ impl Inner {
     }
 
     /// Whether a payload from outside may become an output.
-    pub(super) fn fits(&self, payload: &Payload) -> Result<(), AskError> {
+    pub(crate) fn fits(&self, payload: &Payload) -> Result<(), AskError> {
         let (bytes, most) = (payload.as_str().len(), self.settings.max_output);
         if bytes <= most {
             return Ok(());
@@ -286,7 +288,13 @@ impl Inner {
         let left = Left::Failed;
         match lock(&self.live).entry(id.clone()) {
             Slot::Occupied(_) => return None,
-            Slot::Vacant(slot) => slot.insert(Live { mail, status: seen, definition: definition.clone() }),
+            Slot::Vacant(slot) => {
+                // Under the same lock as those that are told of an end: nobody is left out.
+                if self.draining.load(Relaxed) {
+                    let _ = mail.send(Mail::Drain);
+                }
+                slot.insert(Live { mail, status: seen, definition: definition.clone() })
+            }
         };
         self.waiters.tell(id);
         let here = lock(&self.here).clone();
@@ -336,21 +344,35 @@ impl Inner {
         if !self.definitions.contains_key(&definition.shape.id) {
             return Err(StartError::Unregistered(definition.shape.id.clone()));
         }
-        let permit = match self.admission.try_acquire() {
-            Ok(permit) => permit.into_owned(),
-            // What has begun before takes no place.
-            Err(busy) => {
-                return match self.journal()?.load(&id).await? {
-                    Some(stored) => self.same_as(&stored, &definition, &id, &input),
-                    None => Err(StartError::Busy(busy)),
-                };
+        let (mut seat, status, mail) = loop {
+            let permit = match self.admission.try_acquire() {
+                Ok(permit) => permit.into_owned(),
+                // What has begun before takes no place.
+                Err(busy) => {
+                    return match self.journal()?.load(&id).await? {
+                        Some(stored) => self.same_as(&stored, &definition, &id, &input),
+                        None => Err(StartError::Busy(busy)),
+                    };
+                }
+            };
+            // It is among the live ones before its beginning can be seen in the store, so that nobody here takes it for abandoned.
+            if let Some(seat) = self.seat(&id, &definition, permit, Trouble::default()) {
+                break seat;
             }
+            // Somebody is just starting it, or it has begun.
+            if let Some((mut status, _)) = self.watch(&id) {
+                let _ = status.wait_for(|status| status.phase.is_some()).await;
+            }
+            if let Some(stored) = self.journal()?.load(&id).await? {
+                return self.same_as(&stored, &definition, &id, &input);
+            }
+            // Whoever was faster could not begin it.
+            if self.is_closed() || self.draining.load(Relaxed) {
+                return Err(StartError::Closed);
+            }
+            tokio::task::yield_now().await;
         };
         let now = self.now();
-        // It is among the live ones before its beginning can be seen in the store, so that nobody here takes it for abandoned.
-        let Some((mut seat, status, mail)) = self.seat(&id, &definition, permit, Trouble::default()) else {
-            return self.same(&definition, &id, &input).await;
-        };
         let machine = Machine::new(definition.shape.clone());
         let mut ledger = Ledger::new(self.clone(), id.clone(), machine, (1, 0, 0), now, status);
         let begin = Begin { definition: definition.shape.id.clone(), tag: options.tag, locks: options.locks };
@@ -395,9 +417,8 @@ impl Inner {
     /// Whether the saga that exists is the one that was to be started.
     async fn same(&self, definition: &Definition, id: &SagaId, input: &Payload) -> Result<(), StartError> {
         let Some(stored) = self.journal()?.load(id).await? else {
-            // It is just being started, by somebody else who is told what becomes of it.
             return Err(StartError::Store(StoreError::Unavailable(
-                "the same saga is just being started".to_owned(),
+                "the saga that has this id was just forgotten".to_owned(),
             )));
         };
         self.same_as(&stored, definition, id, input)
@@ -436,7 +457,8 @@ impl Inner {
         let Some(definition) = self.definitions.get(&stored.head.definition).cloned() else {
             // A store gives nothing that was not asked for.
             let why = "its definition is not registered".to_owned();
-            self.block(&stored.head.definition.name, id, Status::of(&stored.head, Some(why)), false);
+            let Head { epoch, ref definition, .. } = stored.head;
+            self.block(&definition.name, id, epoch, Status::of(&stored.head, Some(why)), false);
             return;
         };
         let lost = lock(&self.lost).remove(&id);
@@ -455,7 +477,7 @@ impl Inner {
             Ok(machine) => machine,
             Err(why) => {
                 seat.left = Left::Done;
-                self.block(&definition.shape.id.name, id, Status::of(&stored.head, Some(why)), false);
+                self.block(&definition.shape.id.name, id, epoch, Status::of(&stored.head, Some(why)), false);
                 return;
             }
         };
@@ -475,7 +497,7 @@ impl Inner {
                     ),
                 };
                 if let Err(stop) = ledger.park(reason).await {
-                    inner.stopped(&definition.shape.id.name, &ledger.id.clone(), &mut seat, stop);
+                    inner.stopped(&definition.shape.id.name, (&ledger.id.clone(), epoch), &mut seat, stop);
                     return;
                 }
             }
@@ -485,14 +507,42 @@ impl Inner {
         });
     }
 
-    fn block(&self, definition: &str, id: SagaId, status: Status, obeys: bool) {
+    fn block(&self, definition: &str, id: SagaId, epoch: u64, status: Status, obeys: bool) {
         let why = status.blocked.as_deref().unwrap_or_default();
         self.identity.emit(&Event::SagaBlocked { definition, saga: id.as_str(), why });
-        lock(&self.blocked).insert(id.clone(), Blocked { status, obeys, hopeless: false });
+        lock(&self.blocked).insert(id.clone(), Blocked { status, epoch, obeys, hopeless: false });
         self.waiters.tell(&id);
     }
 
-    fn stopped(&self, definition: &str, id: &SagaId, seat: &mut Seat, stop: Stop) {
+    /// Lets go what cannot be worked on, or each orderly end would count as a death at it.
+    pub(super) async fn release_blocked(&self) {
+        let blocked = std::mem::take(&mut *lock(&self.blocked));
+        let released: Vec<_> = blocked
+            .into_iter()
+            .filter_map(|(saga, Blocked { status, epoch, .. })| {
+                let phase = status.phase?;
+                Some(self.writer.append(Append {
+                    saga,
+                    by: self.by.clone(),
+                    epoch,
+                    begin: None,
+                    entries: Vec::new(),
+                    phase,
+                    note: status.note,
+                    wake: Some(Timestamp(0)),
+                    release: true,
+                    answers: Vec::new(),
+                    work: None,
+                }))
+            })
+            .collect();
+        for written in released {
+            // What is refused has another owner, and what the store could not do counts as a death.
+            let _ = written.wait().await;
+        }
+    }
+
+    fn stopped(&self, definition: &str, (id, epoch): (&SagaId, u64), seat: &mut Seat, stop: Stop) {
         match stop {
             Stop::Released | Stop::Closed => seat.left = Left::Done,
             // An append of its own that was not made leaves a gap, and the saga its own: it is asked for once more.
@@ -504,7 +554,7 @@ impl Inner {
                 seat.left = Left::Done;
                 let last = lock(&self.live).get(id).map(|live| live.status.borrow().clone());
                 let status = Status { blocked: Some(why), ..last.unwrap_or_default() };
-                self.block(definition, id.clone(), status, true);
+                self.block(definition, id.clone(), epoch, status, true);
             }
             Stop::Lost(error) => {
                 seat.left = Left::store(&error);
@@ -746,11 +796,11 @@ fn cut(why: &mut String) {
 
 async fn drive(inner: Arc<Inner>, mut driver: Driver, turn: Duration) {
     let name = driver.ledger.machine.shape().id.name.clone();
-    let id = driver.ledger.id.clone();
-    let span = span::saga(&name, &id, driver.ledger.epoch);
+    let (id, epoch) = (driver.ledger.id.clone(), driver.ledger.epoch);
+    let span = span::saga(&name, &id, epoch);
     match span.within(driver.run(turn)).await {
         Ok(()) => driver.seat.left = Left::Done,
-        Err(stop) => inner.stopped(&name, &id, &mut driver.seat, stop),
+        Err(stop) => inner.stopped(&name, (&id, epoch), &mut driver.seat, stop),
     }
 }
 

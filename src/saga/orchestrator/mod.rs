@@ -345,8 +345,14 @@ impl Orchestrator {
     ///
     /// When this returns, nothing of it has the store any more, which can be opened anew, unless the store does not answer for as
     /// long as a lease. Clones and handles that are left can ask nothing any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped it stops where it is, as when its last clone is dropped; others may have its sagas when its lease is
+    /// over.
     pub async fn shutdown(self, grace: Duration) {
         let inner = &self.0.0;
+        let _closing = Closing(inner);
         inner.draining.store(true, Relaxed);
         for seat in lock(&inner.live).values() {
             let _ = seat.mail.send(Mail::Drain);
@@ -365,6 +371,7 @@ impl Orchestrator {
         // A store that does not answer is waited for no longer than until others may have the sagas.
         let most = inner.settings.lease;
         let _ = tokio::time::timeout(most, async { inner.gone.lock().await.recv().await }).await;
+        let _ = tokio::time::timeout(most, inner.release_blocked()).await;
         inner.writer.close();
         let journal = lock(&inner.journal).take();
         if let Some(journal) = journal {
@@ -378,6 +385,15 @@ impl Orchestrator {
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.0.0
+    }
+}
+
+/// Closes it when whoever shuts it down waits no longer.
+struct Closing<'a>(&'a Inner);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 

@@ -43,6 +43,7 @@ CREATE TABLE saga (
 ) STRICT;
 CREATE INDEX saga_owned ON saga (owner, wake) WHERE owner IS NOT NULL;
 CREATE INDEX saga_asleep ON saga (wake) WHERE owner IS NULL AND finished IS NULL AND wake IS NOT NULL;
+CREATE INDEX saga_open ON saga (id) WHERE finished IS NULL;
 CREATE INDEX saga_finished ON saga (finished) WHERE finished IS NOT NULL;
 CREATE INDEX saga_attention ON saga (id) WHERE phase IN ('stuck', 'parked');
 CREATE INDEX saga_tagged ON saga (tag, id) WHERE tag <> '';

@@ -111,6 +111,8 @@ pub(super) fn list(connection: &Connection, query: &Query) -> Result<Vec<Head>> 
         // Said again as the index for them says it, or SQLite does not see that it serves.
         if query.phases.iter().all(|phase| matches!(phase, Phase::Stuck | Phase::Parked)) {
             sql.push_str(" AND phase IN ('stuck', 'parked')");
+        } else if query.phases.iter().all(|phase| !phase.is_terminal()) {
+            sql.push_str(" AND finished IS NULL");
         }
     }
     if let Some(name) = &query.definition {

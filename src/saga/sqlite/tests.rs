@@ -112,6 +112,10 @@ fn claims_walk_indexes_in_order() {
         "SELECT id FROM saga WHERE phase IN (?1) AND phase IN ('stuck', 'parked') AND id > ?2 ORDER BY id";
     let attention = plan(&connection, attention);
     assert!(attention.contains("saga_attention") && !attention.contains("TEMP B-TREE"), "{attention}");
+    let open = "SELECT id, note FROM saga WHERE true AND phase IN (?1, ?2, ?3, ?4, ?5) AND finished IS NULL AND id > ?6
+         ORDER BY id LIMIT 9";
+    let open = plan(&connection, open);
+    assert!(open.contains("saga_open") && !open.contains("TEMP B-TREE"), "{open}");
     let tagged =
         plan(&connection, "SELECT id FROM saga WHERE tag = ?1 AND tag <> '' AND id > ?2 ORDER BY id LIMIT 9");
     assert!(tagged.contains("saga_tagged") && !tagged.contains("TEMP B-TREE"), "{tagged}");
