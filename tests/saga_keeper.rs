@@ -206,7 +206,7 @@ async fn many_that_were_lost_at_once_are_read_anew_in_few_rounds() {
         assert_eq!(handle.finished().await.unwrap(), Outcome::Completed(2));
     }
     let asked = store.counts().operation(Operation::Requests) - asked;
-    assert!(asked < 100, "the requests were read {asked} times");
+    assert!(asked < 200, "the requests were read {asked} times");
 }
 
 #[tokio::test(start_paused = true)]
