@@ -91,6 +91,8 @@ pub(crate) struct Inner {
     pub(super) moved: Notify,
     pub(crate) waiters: Waiters,
     pub(super) draining: AtomicBool,
+    /// The store has to be opened anew before anything can be recorded.
+    pub(super) poisoned: AtomicBool,
     /// Held by the keeper and by every driver.
     pub(super) here: Mutex<Option<Here>>,
     /// Tells that none of them is there any more.
@@ -227,6 +229,14 @@ impl Inner {
         Err(AskError::Payload(format!("it has {bytes} bytes of JSON, allowed are {most}")))
     }
 
+    /// Tells that the store has failed, and keeps in mind when it will not work again.
+    pub(super) fn store_failed(&self, error: &StoreError) {
+        if *error == StoreError::Poisoned {
+            self.poisoned.store(true, Relaxed);
+        }
+        self.identity.emit(&Event::SagaStoreFailed { error });
+    }
+
     fn is_closed(&self) -> bool {
         *self.closed.borrow()
     }
@@ -341,6 +351,9 @@ impl Inner {
         if self.is_closed() || self.draining.load(Relaxed) {
             return Err(StartError::Closed);
         }
+        if self.poisoned.load(Relaxed) {
+            return Err(StartError::Store(StoreError::Poisoned));
+        }
         if !self.definitions.contains_key(&definition.shape.id) {
             return Err(StartError::Unregistered(definition.shape.id.clone()));
         }
@@ -408,7 +421,7 @@ impl Inner {
             Err(WriteError::Refused(_)) => self.same(&definition, &id, &input).await,
             // It may have begun, and then it is looked after.
             Err(WriteError::Store(error)) => {
-                self.identity.emit(&Event::SagaStoreFailed { error: &error });
+                self.store_failed(&error);
                 Err(StartError::Store(error))
             }
         }
@@ -558,7 +571,7 @@ impl Inner {
             }
             Stop::Lost(error) => {
                 seat.left = Left::store(&error);
-                self.identity.emit(&Event::SagaStoreFailed { error: &error });
+                self.store_failed(&error);
             }
         }
     }
@@ -825,7 +838,7 @@ pub(super) async fn beat(inner: Arc<Inner>) {
         pause = match done {
             Ok(()) => third,
             Err(error) => {
-                inner.identity.emit(&Event::SagaStoreFailed { error: &error });
+                inner.store_failed(&error);
                 inner.settings.poll.min(third)
             }
         };
@@ -843,7 +856,7 @@ pub(super) async fn keep(inner: Arc<Inner>) {
             done = inner.round() => done,
         };
         if let Err(error) = done {
-            inner.identity.emit(&Event::SagaStoreFailed { error: &error });
+            inner.store_failed(&error);
         }
         let pause = inner.settings.poll.min(inner.settings.lease / 3);
         tokio::select! {

@@ -17,7 +17,7 @@ use super::{
     machine::Machine,
     record::{Cause, Incarnation, InvalidId, Order, Payload, SagaId, Timestamp},
 };
-use crate::{event::Event, sync::lock};
+use crate::sync::lock;
 
 mod census;
 mod error;
@@ -328,6 +328,13 @@ impl Orchestrator {
         lock(&self.0.0.census).clone()
     }
 
+    /// Whether its store has failed so that nothing can be recorded any more: it was [`Poisoned`](StoreError::Poisoned). Starts are
+    /// refused with that then, and nothing goes on, while what the store has locked stays locked. Shut it down, and open store and
+    /// orchestrator anew. It is noticed with the next heartbeat at the latest, after a third of a lease.
+    pub fn failed(&self) -> bool {
+        self.0.0.poisoned.load(Relaxed)
+    }
+
     /// Who it is in the store.
     pub fn incarnation(&self) -> &Incarnation {
         &self.0.0.by
@@ -377,7 +384,7 @@ impl Orchestrator {
         if let Some(journal) = journal {
             let left = tokio::time::timeout(most, journal.leave(&inner.by)).await;
             if let Ok(Err(error)) = left {
-                inner.identity.emit(&Event::SagaStoreFailed { error: &error });
+                inner.store_failed(&error);
             }
         }
         let _ = tokio::time::timeout(most, async { inner.let_go.lock().await.recv().await }).await;

@@ -230,6 +230,7 @@ impl Opening {
             moved: Notify::new(),
             waiters: Waiters::default(),
             draining: AtomicBool::new(false),
+            poisoned: AtomicBool::new(false),
             here: Mutex::new(Some(here)),
             gone: tokio::sync::Mutex::new(gone),
             let_go: tokio::sync::Mutex::new(let_go),
