@@ -164,7 +164,7 @@ async fn a_message_whose_codec_panics_is_one_that_cannot_be_read() {
     orchestrator.order("s", "ann", abandon).await.unwrap();
     tokio::time::sleep(seconds(5)).await;
     assert_eq!(handle.status().await.unwrap().phase, Some(Phase::Abandoned));
-    assert_eq!(kinds(&store, "s"), ["begun", "completed", "ordered"]);
+    assert_eq!(kinds(&store, "s"), ["begun", "completed", "refused", "ordered"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -184,7 +184,9 @@ async fn a_message_that_is_too_large_is_not_taken_up_whoever_left_it() {
     let order = Order::Complete { step: "ask".to_owned(), output: Payload::encode("more than ten").unwrap() };
     store.request(Request::order(id.clone(), "ann", order)).await.unwrap();
     tokio::time::sleep(seconds(5)).await;
-    assert_eq!(kinds(&store, "s"), ["begun"]);
+    assert_eq!(kinds(&store, "s"), ["begun", "refused", "refused"]);
+    let stored = store.stored(&id).unwrap();
+    assert!(stored.entries.iter().all(|entry| !entry.data.contains("more than ten")), "{:?}", stored.entries);
     store.request(leave("small", "ten")).await.unwrap();
     assert_eq!(handle.finished().await.unwrap(), Outcome::Completed(Some("ten".to_owned())));
 }
