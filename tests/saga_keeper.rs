@@ -279,3 +279,20 @@ async fn a_store_that_is_poisoned_is_seen_without_a_listener() {
     let next = open(&store.reopen(), &saga).await;
     assert_eq!(next.run(&saga, "t", &1).await.unwrap(), Outcome::Completed(2));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_at_every_append_is_no_saga_s_fault() {
+    let (store, saga) = (Memory::new(), slow("slow", seconds(1)));
+    let orchestrator = open(&store, &saga).await;
+    for id in ["a", "b", "c"] {
+        orchestrator.start(&saga, id, &1).await.unwrap();
+    }
+    for skip in 0..60 {
+        store.fault(Operation::Append, skip, Fault::Fail(StoreError::Io("planned".to_owned())));
+    }
+    for id in ["a", "b", "c"] {
+        let handle = orchestrator.handle(&saga, id).unwrap();
+        assert_eq!(handle.settled().await.unwrap(), Outcome::Completed(2), "{id}");
+    }
+    assert_eq!(store.planned_faults(), 0);
+}

@@ -1,6 +1,6 @@
 //! A saga's journal as its owner sees it: what is recorded, in which order, and what is told of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use tokio::sync::watch;
 
@@ -110,6 +110,7 @@ impl Ledger {
             Err(stop) => unreachable!("a saga may begin: {stop:?}"),
         };
         written.wait().await?;
+        self.inner.recorded.fetch_add(1, Relaxed);
         self.publish(&records);
         Ok(())
     }
@@ -124,6 +125,7 @@ impl Ledger {
         let records = shortened(records);
         let written = self.queue(&records, None, answers, None)?;
         written.wait().await?;
+        self.inner.recorded.fetch_add(1, Relaxed);
         self.publish(&records);
         Ok(())
     }

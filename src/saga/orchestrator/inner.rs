@@ -90,6 +90,8 @@ pub(crate) struct Inner {
     /// A saga is no longer live.
     pub(super) moved: Notify,
     pub(crate) waiters: Waiters,
+    /// How often something was recorded of any saga: while that goes on, it is not the store as a whole that fails.
+    pub(crate) recorded: AtomicU64,
     pub(super) draining: AtomicBool,
     /// The store has to be opened anew before anything can be recorded.
     pub(super) poisoned: AtomicBool,
@@ -134,6 +136,8 @@ pub(super) struct Trouble {
     times: u32,
     /// How often it may have been the cause itself.
     blamed: u32,
+    /// How much had been recorded of all sagas when it was last taken up.
+    recorded: u64,
 }
 
 /// A saga that cannot be worked on.
@@ -291,11 +295,12 @@ impl Inner {
         id: &SagaId,
         definition: &Arc<Definition>,
         permit: OwnedPermit,
-        trouble: Trouble,
+        mut trouble: Trouble,
     ) -> Option<(Seat, watch::Sender<Status>, mpsc::UnboundedReceiver<Mail>)> {
         let (mail, letters) = mpsc::unbounded_channel();
         let (status, seen) = watch::channel(Status::default());
         let left = Left::Failed;
+        trouble.recorded = self.recorded.load(Relaxed);
         match lock(&self.live).entry(id.clone()) {
             Slot::Occupied(_) => return None,
             Slot::Vacant(slot) => {
@@ -513,6 +518,13 @@ impl Inner {
                     inner.stopped(&definition.shape.id.name, (&ledger.id.clone(), epoch), &mut seat, stop);
                     return;
                 }
+            } else if trouble.times > 0 {
+                // Nothing is asked of a participant before it is seen that the store takes anything at all of this saga. If it does, and
+                // then not what came of it, the saga is the cause.
+                if let Err(stop) = ledger.answer(Vec::new(), Vec::new()).await {
+                    inner.stopped(&definition.shape.id.name, (&ledger.id.clone(), epoch), &mut seat, stop);
+                    return;
+                }
             }
             let turn = lock(&inner.ramp).place(time::now());
             let driver = Driver::new(ledger, definition, mail, seat, true);
@@ -570,7 +582,9 @@ impl Inner {
                 self.block(definition, id.clone(), epoch, status, true);
             }
             Stop::Lost(error) => {
-                seat.left = Left::store(&error);
+                // A saga is the cause only if something else can be recorded.
+                let others = self.recorded.load(Relaxed) > seat.trouble.recorded;
+                seat.left = if others { Left::store(&error) } else { Left::Store };
                 self.store_failed(&error);
             }
         }

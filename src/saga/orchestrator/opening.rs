@@ -229,6 +229,7 @@ impl Opening {
             beat: Notify::new(),
             moved: Notify::new(),
             waiters: Waiters::default(),
+            recorded: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             here: Mutex::new(Some(here)),
