@@ -93,7 +93,8 @@ pub(super) fn load(connection: &Connection, saga: &SagaId) -> Result<Option<Stor
     found.map(|(number, head)| stored(connection, number, head)).transpose()
 }
 
-pub(super) fn list(connection: &Connection, query: &Query) -> Result<Vec<Head>> {
+/// The select for a listing, and what is bound to it.
+pub(super) fn listing(query: &Query) -> (String, Vec<Value>) {
     let limit = if query.limit == 0 { 100 } else { query.limit };
     let mut sql = format!("{HEAD} WHERE true");
     let mut values: Vec<Value> = Vec::new();
@@ -129,6 +130,11 @@ pub(super) fn list(connection: &Connection, query: &Query) -> Result<Vec<Head>> 
     }
     values.push(int(limit as u64).into());
     sql.push_str(&format!(" ORDER BY id LIMIT ?{}", values.len()));
+    (sql, values)
+}
+
+pub(super) fn list(connection: &Connection, query: &Query) -> Result<Vec<Head>> {
+    let (sql, values) = listing(query);
     let mut select = connection.prepare_cached(&sql)?;
     let rows = select.query_map(params_from_iter(values), head)?;
     rows.filter_map(|row| row.map(|found| found.map(|(_, head)| head)).transpose()).collect()

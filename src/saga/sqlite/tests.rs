@@ -11,11 +11,11 @@ use std::{
 
 use rusqlite::Connection;
 
-use super::{Sqlite, open, write};
+use super::{Sqlite, open, read, write};
 use crate::saga::{
-    Incarnation, Timestamp,
+    Incarnation, SagaId, Timestamp,
     conformance::{Pen, definition},
-    journal::{Journal, Pending, Query, StoreError},
+    journal::{Journal, Pending, Phase, Query, StoreError},
 };
 
 struct Folder(PathBuf);
@@ -112,9 +112,11 @@ fn claims_walk_indexes_in_order() {
         "SELECT id FROM saga WHERE phase IN (?1) AND phase IN ('stuck', 'parked') AND id > ?2 ORDER BY id";
     let attention = plan(&connection, attention);
     assert!(attention.contains("saga_attention") && !attention.contains("TEMP B-TREE"), "{attention}");
-    let open = "SELECT id, note FROM saga WHERE true AND phase IN (?1, ?2, ?3, ?4, ?5) AND finished IS NULL AND id > ?6
-         ORDER BY id LIMIT 9";
-    let open = plan(&connection, open);
+    // What an orchestrator looks through for its own.
+    let phases: Vec<Phase> = Phase::ALL.into_iter().filter(|phase| !phase.is_terminal()).collect();
+    let after = Some(SagaId::new("a").unwrap());
+    let (open, _) = read::listing(&Query { phases, after, limit: 9, ..Query::default() });
+    let open = plan(&connection, &open);
     assert!(open.contains("saga_open") && !open.contains("TEMP B-TREE"), "{open}");
     let tagged =
         plan(&connection, "SELECT id FROM saga WHERE tag = ?1 AND tag <> '' AND id > ?2 ORDER BY id LIMIT 9");
