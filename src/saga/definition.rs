@@ -280,7 +280,8 @@ impl<I: DeserializeOwned + Send + 'static> Builder<I> {
         Adding::new(self, name, behind, Class::ReadOnly, action)
     }
 
-    /// A step in which time passes, measured by the wall clock from when everything before it is complete. It takes no memory
+    /// A step in which time passes, measured by the wall clock from when everything before it is complete: when the store's clock is set, it
+    /// ends earlier or later by as much. It takes no memory
     /// while it does.
     pub fn sleep<D: Inputs>(&mut self, name: &str, behind: D, time: Duration) -> Output<()> {
         let before = self.before(&behind);
