@@ -429,7 +429,12 @@ fn a_flipped_bit_is_noticed_and_is_one_sagas_misfortune() {
         let taken = block_on(store.claim(claim("two"))).unwrap();
         let verdict: HashMap<&str, _> =
             taken.iter().map(|stored| (stored.head.id.as_str(), stored.verify())).collect();
-        assert_eq!(verdict["a"], Err(Corrupt::Checksum { seq: 1 }), "bit {bit}");
+        // The highest bit of a letter leaves no text.
+        let expected = match bit % 8 {
+            7 => Corrupt::Unreadable("entry 1: column data cannot be read".to_owned()),
+            _ => Corrupt::Checksum { seq: 1 },
+        };
+        assert_eq!(verdict["a"], Err(expected), "bit {bit}");
         assert_eq!(verdict["b"], Ok(()), "the other saga is not touched by bit {bit}");
     }
 }

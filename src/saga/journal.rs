@@ -79,6 +79,12 @@ pub trait Journal: Send + Sync + 'static {
 
     /// Deletes at most `limit` sagas that ended before `before`, with all that belongs to them; how many it were.
     fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize>;
+
+    /// What is wrong with the store as a whole, beside what [`Stored::verify`] says of single sagas; reads all of it. Nothing, where the
+    /// store looks after itself.
+    fn check(&self) -> Pending<'_, Vec<String>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
 }
 
 /// Where a saga stands.
@@ -188,6 +194,9 @@ pub struct Head {
     pub recoveries: u32,
     /// Free text to find it by.
     pub tag: String,
+    /// What of the row or of the entries cannot be read, as far as that is seen without checksums. What is not readable has a stand-in
+    /// then: for an impossible id one with the number of the row, for an impossible phase [`Phase::Parked`].
+    pub damage: Option<String>,
 }
 
 impl Head {
@@ -207,6 +216,7 @@ impl Head {
             finished: None,
             recoveries: 0,
             tag: String::new(),
+            damage: None,
         }
     }
 }
@@ -222,12 +232,15 @@ pub struct Stored {
 
 impl Stored {
     /// Whether the entries are whole: numbered from 0 without gaps, each with the checksum that follows from the one
-    /// before it, and as many as the head counts, up to its checksum.
+    /// before it, and as many as the head counts, up to its checksum and its epoch.
     ///
     /// # Errors
     ///
     /// The first thing that is wrong.
     pub fn verify(&self) -> Result<(), Corrupt> {
+        if let Some(damage) = &self.head.damage {
+            return Err(Corrupt::Unreadable(damage.clone()));
+        }
         let mut previous = 0;
         for (expected, entry) in (0..).zip(&self.entries) {
             if entry.seq != expected {
@@ -245,6 +258,11 @@ impl Stored {
         if previous != self.head.crc {
             return Err(Corrupt::Head);
         }
+        // It only grows, and what was accepted came from an owner that it had.
+        let last = self.entries.iter().map(|entry| entry.epoch).max().unwrap_or_default();
+        if last > self.head.epoch {
+            return Err(Corrupt::Epoch { head: self.head.epoch, found: last });
+        }
         Ok(())
     }
 }
@@ -253,6 +271,8 @@ impl Stored {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Corrupt {
+    /// Something cannot be read; see [`Head::damage`].
+    Unreadable(String),
     /// An entry is missing, or there is one too many.
     Gap {
         /// What comes next.
@@ -274,11 +294,19 @@ pub enum Corrupt {
     },
     /// The head has another checksum than the last entry.
     Head,
+    /// The head says that it has changed hands less often than an entry says.
+    Epoch {
+        /// What the head says.
+        head: u64,
+        /// What the entry says.
+        found: u64,
+    },
 }
 
 impl fmt::Display for Corrupt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Corrupt::Unreadable(damage) => f.write_str(damage),
             Corrupt::Gap { expected, found } => {
                 write!(f, "entry {expected} is missing: {found} is in its place")
             }
@@ -287,6 +315,9 @@ impl fmt::Display for Corrupt {
                 write!(f, "there are {found} entries where {counted} were written")
             }
             Corrupt::Head => f.write_str("the last entry does not have the checksum that the head says"),
+            Corrupt::Epoch { head, found } => {
+                write!(f, "the head is at epoch {head}, and an entry of epoch {found} was accepted")
+            }
         }
     }
 }

@@ -118,20 +118,28 @@ fn table<const N: usize>(rows: &[[String; N]], out: &mut impl Write) -> io::Resu
     Ok(())
 }
 
-/// How many sagas are damaged.
+/// How many sagas are damaged, and what else is.
 pub async fn check(store: &dyn Journal, out: &mut impl Write) -> Result<usize, Error> {
     let (mut read, mut damaged) = (0, 0);
     for head in heads(store, &Query::default()).await? {
-        // It may have been forgotten meanwhile.
-        let Some(stored) = store.load(&head.id).await? else { continue };
+        let why = match (store.load(&head.id).await?, head.damage) {
+            (Some(stored), _) => damage(&stored),
+            (None, Some(damage)) => Some(damage),
+            // It was forgotten meanwhile.
+            (None, None) => continue,
+        };
         read += 1;
-        if let Some(why) = damage(&stored) {
+        if let Some(why) = why {
             damaged += 1;
             writeln!(out, "{}: {}", head.id, one_line(&why))?;
         }
     }
+    let wrong = store.check().await?;
+    for what in &wrong {
+        writeln!(out, "the store: {}", one_line(what))?;
+    }
     writeln!(out, "{read} sagas read, {damaged} damaged")?;
-    Ok(damaged)
+    Ok(damaged + wrong.len())
 }
 
 pub fn show(stored: &Stored, present: &Present, json: bool, out: &mut impl Write) -> io::Result<()> {

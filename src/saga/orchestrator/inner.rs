@@ -548,7 +548,15 @@ impl Inner {
                 break;
             }
             let claimed = self.journal()?.claim(self.claim(None, limit)).await;
-            let claimed = claimed.inspect_err(|_| self.unsure.store(true, Relaxed))?;
+            let claimed = match claimed.inspect_err(|_| self.unsure.store(true, Relaxed)) {
+                Ok(claimed) => claimed,
+                Err(error) if Left::store(&error) == Left::Store => return Err(error),
+                // What is its own is looked after even so.
+                Err(error) => {
+                    self.store_failed(&error);
+                    break;
+                }
+            };
             let all = claimed.len() < limit;
             self.adopt_all(claimed).await?;
             if all {
@@ -671,7 +679,12 @@ impl Inner {
                     }
                 }
                 Ok(one) => claimed.extend(one),
-                Err(error) => return (claimed, Err(error)),
+                Err(error) if Left::store(&error) == Left::Store => return (claimed, Err(error)),
+                // This one's misfortune: the others are looked after all the same.
+                Err(error) => {
+                    self.store_failed(&error);
+                    self.lose(id.clone(), *trouble, Left::Failed);
+                }
             }
         }
         (claimed, Ok(()))

@@ -288,7 +288,9 @@ impl Orchestrator {
             let Some(last) = heads.last() else { break };
             query.after = Some(last.id.clone());
             for head in heads {
-                if !inner.definitions.contains_key(&head.definition) {
+                if let Some(damage) = head.damage {
+                    blocked.push((head.id, damage));
+                } else if !inner.definitions.contains_key(&head.definition) {
                     let DefinitionId { name, version, digest } = &head.definition;
                     let why = format!(
                         "definition {name:?} version {version} with digest {digest} is not registered"
@@ -298,6 +300,7 @@ impl Orchestrator {
             }
         }
         blocked.sort();
+        blocked.dedup_by(|a, b| a.0 == b.0);
         Ok(blocked)
     }
 

@@ -92,4 +92,8 @@ impl Journal for OffThread {
     fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
         self.run(move |journal| journal.forget(before, limit))
     }
+
+    fn check(&self) -> Pending<'_, Vec<String>> {
+        self.run(move |journal| journal.check())
+    }
 }

@@ -86,6 +86,10 @@ impl<J: Journal> Journal for Watched<J> {
     fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
         self.journal.forget(before, limit)
     }
+
+    fn check(&self) -> Pending<'_, Vec<String>> {
+        self.journal.check()
+    }
 }
 
 /// What an orchestrator that has been shut down says.

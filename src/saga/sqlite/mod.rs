@@ -292,11 +292,19 @@ impl Journal for Sqlite {
 
     fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
         Box::pin(async move {
-            self.own(|connection| {
-                let taken = write::claim(connection, &claim, Sqlite::now())?;
-                let any = !taken.is_empty();
-                Ok((taken, any))
-            })
+            self.orchestrates()?;
+            let claimed = |how| {
+                self.transact(|tx| {
+                    let taken = write::claim(tx, &claim, Sqlite::now(), how)?;
+                    let any = !taken.is_empty();
+                    Ok((taken, any))
+                })
+            };
+            match claimed(write::Look::ByIndex) {
+                Err(Over::Sql(error)) if read::is_corrupt(&error) => claimed(write::Look::OneByOne),
+                claimed => claimed,
+            }
+            .map_err(|over| self.over_with(over))
         })
     }
 
@@ -327,5 +335,9 @@ impl Journal for Sqlite {
         Box::pin(async move {
             self.write(|connection| write::forget(connection, before, limit).map(|count| (count, count > 0)))
         })
+    }
+
+    fn check(&self) -> Pending<'_, Vec<String>> {
+        Box::pin(async move { self.read(read::check) })
     }
 }

@@ -358,10 +358,8 @@ pub(super) fn failure(error: &rusqlite::Error, place: &str) -> StoreError {
     }
 }
 
-/// Whether what is on the disk is unknown after this error of a write.
+/// Whether what is on the disk is unknown after this error of a write. It is known after one that has met damage: the transaction is
+/// rolled back, and sagas on other pages go on.
 pub(super) fn poisons(error: &rusqlite::Error) -> bool {
-    matches!(
-        error.sqlite_error_code(),
-        Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
-    )
+    matches!(error.sqlite_error_code(), Some(ErrorCode::SystemIoFailure | ErrorCode::NotADatabase))
 }

@@ -2,7 +2,10 @@
 //!
 //! What is damaged is handed on as it was found, for `Stored::verify` to notice: one bad saga must not hide the others.
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Result, Row, params_from_iter, types::Value};
+use rusqlite::{
+    Connection, ErrorCode, OptionalExtension, Result, Row, params_from_iter,
+    types::{Value, ValueRef},
+};
 
 use super::write::int;
 use crate::saga::{
@@ -14,82 +17,148 @@ const HEAD: &str =
     "SELECT number, id, definition, version, digest, phase, note, epoch, owner, len, crc, wake, created,
                     finished, recoveries, tag FROM saga";
 
-/// A text, readable or not.
-fn text(row: &Row<'_>, column: usize) -> Result<String> {
-    Ok(String::from_utf8_lossy(row.get_ref(column)?.as_bytes().unwrap_or_default()).into_owned())
+/// One row, of which not every column may be what it should: a value that cannot be has a stand-in and is remembered.
+struct Reader<'r, 's> {
+    row: &'r Row<'s>,
+    damage: Option<String>,
 }
 
-fn number(row: &Row<'_>, column: usize) -> Result<u64> {
-    Ok(row.get::<_, i64>(column)?.max(0) as u64)
+impl Reader<'_, '_> {
+    fn damaged(&mut self, column: usize) {
+        let row: &rusqlite::Statement<'_> = self.row.as_ref();
+        let name = row.column_name(column).unwrap_or("?");
+        self.damage.get_or_insert_with(|| format!("column {name} cannot be read"));
+    }
+
+    fn optional_text(&mut self, column: usize) -> Option<String> {
+        match self.row.get_ref(column) {
+            Ok(ValueRef::Null) => return None,
+            Ok(ValueRef::Text(text)) => match std::str::from_utf8(text) {
+                Ok(text) => return Some(text.to_owned()),
+                Err(_) => self.damaged(column),
+            },
+            _ => self.damaged(column),
+        }
+        let bytes = self.row.get_ref(column).ok().and_then(|value| value.as_bytes().ok()).unwrap_or_default();
+        Some(String::from_utf8_lossy(bytes).into_owned())
+    }
+
+    fn text(&mut self, column: usize) -> String {
+        self.optional_text(column).unwrap_or_else(|| {
+            self.damaged(column);
+            String::new()
+        })
+    }
+
+    fn optional_number(&mut self, column: usize) -> Option<u64> {
+        match self.row.get_ref(column) {
+            Ok(ValueRef::Null) => None,
+            Ok(ValueRef::Integer(number)) if number >= 0 => Some(number as u64),
+            _ => {
+                self.damaged(column);
+                None
+            }
+        }
+    }
+
+    fn number(&mut self, column: usize) -> u64 {
+        let damaged = self.damage.is_some();
+        let number = self.optional_number(column);
+        if number.is_none() && self.damage.is_some() == damaged {
+            self.damaged(column);
+        }
+        number.unwrap_or_default()
+    }
+
+    fn word(&mut self, column: usize) -> u32 {
+        u32::try_from(self.number(column)).unwrap_or_else(|_| {
+            self.damaged(column);
+            0
+        })
+    }
 }
 
-fn instant(row: &Row<'_>, column: usize) -> Result<Option<Timestamp>> {
-    Ok(row.get::<_, Option<i64>>(column)?.map(|at| Timestamp(at.max(0) as u64)))
+/// A head and its number, also of a row that makes no sense.
+fn head(row: &Row<'_>) -> Result<(i64, Head)> {
+    let mut reader = Reader { row, damage: None };
+    let number: i64 = row.get(0)?;
+    let id = SagaId::new(&reader.text(1)).or_else(|_| {
+        reader.damaged(1);
+        SagaId::new(&format!("unreadable-row-{number}"))
+    });
+    let Ok(id) = id else { unreachable!("a name of letters and digits is possible") };
+    let definition = DefinitionId { name: reader.text(2), version: reader.word(3), digest: reader.text(4) };
+    let mut head = Head::new(id, definition, Timestamp(reader.number(12)));
+    head.phase = Phase::from_text(&reader.text(5)).unwrap_or_else(|| {
+        reader.damaged(5);
+        Phase::Parked
+    });
+    head.note = reader.text(6);
+    head.epoch = reader.number(7);
+    head.owner = reader.optional_text(8).map(|owner| Incarnation::from_text(&owner));
+    head.len = reader.number(9);
+    head.crc = reader.word(10);
+    head.wake = reader.optional_number(11).map(Timestamp);
+    head.finished = reader.optional_number(13).map(Timestamp);
+    head.recoveries = reader.word(14);
+    head.tag = reader.text(15);
+    head.damage = reader.damage;
+    Ok((number, head))
 }
 
-/// A head and its number; none when its id or phase is not possible.
-fn head(row: &Row<'_>) -> Result<Option<(i64, Head)>> {
-    let (Ok(id), Some(phase)) = (SagaId::new(&text(row, 1)?), Phase::from_text(&text(row, 5)?)) else {
-        return Ok(None);
-    };
-    let definition = DefinitionId { name: text(row, 2)?, version: row.get(3)?, digest: text(row, 4)? };
-    let owner = row.get_ref(8)?.as_bytes_or_null()?.map(String::from_utf8_lossy);
-    let mut head = Head::new(id, definition, Timestamp(number(row, 12)?));
-    head.phase = phase;
-    head.note = text(row, 6)?;
-    head.epoch = number(row, 7)?;
-    head.owner = owner.map(|owner| Incarnation::from_text(&owner));
-    head.len = number(row, 9)?;
-    head.crc = number(row, 10)? as u32;
-    head.wake = instant(row, 11)?;
-    head.finished = instant(row, 13)?;
-    head.recoveries = u32::try_from(number(row, 14)?).unwrap_or(u32::MAX);
-    head.tag = text(row, 15)?;
-    Ok(Some((row.get(0)?, head)))
-}
-
-fn entries(connection: &Connection, number: i64) -> Result<Vec<Entry>> {
+/// The entries that can be read, and why one behind them cannot.
+fn entries(connection: &Connection, number: i64) -> Result<(Vec<Entry>, Option<String>)> {
     let mut select = connection.prepare_cached(
         "SELECT seq, epoch, at, author, kind, step, data, crc FROM saga_event WHERE saga = ?1 ORDER BY seq",
     )?;
     let mut rows = select.query([number])?;
     let mut entries = Vec::new();
     while let Some(row) = rows.next()? {
-        let step = row.get_ref(5)?.as_bytes_or_null()?.map(|step| String::from_utf8_lossy(step).into_owned());
-        entries.push(Entry {
-            seq: self::number(row, 0)?,
-            epoch: self::number(row, 1)?,
-            at: Timestamp(self::number(row, 2)?),
-            by: Incarnation::from_text(&text(row, 3)?),
-            kind: text(row, 4)?,
-            step,
-            data: text(row, 6)?,
-            crc: self::number(row, 7)? as u32,
-        });
+        let mut reader = Reader { row, damage: None };
+        let entry = Entry {
+            seq: reader.number(0),
+            epoch: reader.number(1),
+            at: Timestamp(reader.number(2)),
+            by: Incarnation::from_text(&reader.text(3)),
+            kind: reader.text(4),
+            step: reader.optional_text(5),
+            data: reader.text(6),
+            crc: reader.word(7),
+        };
+        if let Some(damage) = reader.damage {
+            let at = entries.len();
+            return Ok((entries, Some(format!("entry {at}: {damage}"))));
+        }
+        entries.push(entry);
     }
-    Ok(entries)
+    Ok((entries, None))
 }
 
-fn stored(connection: &Connection, number: i64, head: Head) -> Result<Stored> {
-    let entries = match entries(connection, number) {
-        Ok(entries) => entries,
-        // Pages that make no sense are this saga's misfortune; without entries it does not verify.
-        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) => Vec::new(),
+pub(super) fn is_corrupt(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt)
+}
+
+fn stored(connection: &Connection, number: i64, mut head: Head) -> Result<Stored> {
+    let (entries, damage) = match entries(connection, number) {
+        Ok(read) => read,
+        // Pages that make no sense are this saga's misfortune.
+        Err(error) if is_corrupt(&error) => (Vec::new(), Some(format!("its entries: {error}"))),
         Err(error) => return Err(error),
     };
+    head.damage = head.damage.or(damage);
     Ok(Stored { head, entries })
 }
 
 pub(super) fn numbered(connection: &Connection, number: i64) -> Result<Option<Stored>> {
     let mut select = connection.prepare_cached(&format!("{HEAD} WHERE number = ?1"))?;
-    let found = select.query_row([number], head).optional()?.flatten();
+    let found = select.query_row([number], head).optional()?;
     found.map(|(number, head)| stored(connection, number, head)).transpose()
 }
 
 /// One saga, with head and entries of the same moment: within a transaction.
 pub(super) fn load(connection: &Connection, saga: &SagaId) -> Result<Option<Stored>> {
     let mut select = connection.prepare_cached(&format!("{HEAD} WHERE id = ?1"))?;
-    let found = select.query_row([saga.as_str()], head).optional()?.flatten();
+    let found = select.query_row([saga.as_str()], head).optional()?;
     found.map(|(number, head)| stored(connection, number, head)).transpose()
 }
 
@@ -103,7 +172,14 @@ pub(super) fn listing(query: &Query) -> (String, Vec<Value>) {
         sql.push_str(condition);
         sql.push_str(&format!("?{}", values.len()));
     };
-    if !query.phases.is_empty() {
+    let open = || Phase::ALL.into_iter().filter(|phase| !phase.is_terminal());
+    if !query.phases.is_empty()
+        && query.phases.len() == open().count()
+        && open().all(|open| query.phases.contains(&open))
+    {
+        // Also those whose phase cannot be read.
+        sql.push_str(" AND finished IS NULL");
+    } else if !query.phases.is_empty() {
         sql.push_str(" AND phase IN (");
         for (at, phase) in query.phases.iter().enumerate() {
             bind(&mut sql, if at == 0 { "" } else { ", " }, phase.as_str());
@@ -136,8 +212,63 @@ pub(super) fn listing(query: &Query) -> (String, Vec<Value>) {
 pub(super) fn list(connection: &Connection, query: &Query) -> Result<Vec<Head>> {
     let (sql, values) = listing(query);
     let mut select = connection.prepare_cached(&sql)?;
-    let rows = select.query_map(params_from_iter(values), head)?;
-    rows.filter_map(|row| row.map(|found| found.map(|(_, head)| head)).transpose()).collect()
+    let listed = select.query_map(params_from_iter(values), head)?.collect::<Result<Vec<_>>>();
+    let mut heads: Vec<Head> = match listed {
+        Ok(heads) => heads.into_iter().map(|(_, head)| head).collect(),
+        Err(error) if is_corrupt(&error) => one_by_one(connection, query)?,
+        Err(error) => return Err(error),
+    };
+    // Whoever asks for the next page says the last id of this one, so one that stands for another does not come last.
+    heads.sort_by_key(|head| head.damage.is_none());
+    Ok(heads)
+}
+
+/// The numbers of all rows there may be.
+pub(super) fn numbers(connection: &Connection) -> Result<std::ops::RangeInclusive<i64>> {
+    let last: Option<i64> = connection.query_row("SELECT max(number) FROM saga", [], |row| row.get(0))?;
+    Ok(1..=last.unwrap_or(0))
+}
+
+/// As `list`, where a page or an index cannot be read: every row by its number. Slow, and what cannot be read is named.
+fn one_by_one(connection: &Connection, query: &Query) -> Result<Vec<Head>> {
+    let mut select = connection.prepare_cached(&format!("{HEAD} WHERE number = ?1"))?;
+    let mut heads = Vec::new();
+    for number in numbers(connection)? {
+        let found = match select.query_row([number], head) {
+            Ok((_, head)) => head,
+            Err(rusqlite::Error::QueryReturnedNoRows) => continue,
+            Err(error) if is_corrupt(&error) => {
+                let Ok(id) = SagaId::new(&format!("unreadable-row-{number}")) else { continue };
+                let definition = DefinitionId { name: String::new(), version: 0, digest: String::new() };
+                let mut head = Head::new(id, definition, Timestamp(0));
+                head.phase = Phase::Parked;
+                head.damage = Some(error.to_string());
+                head
+            }
+            Err(error) => return Err(error),
+        };
+        let asked = (query.phases.is_empty() || query.phases.contains(&found.phase))
+            && query.definition.as_ref().is_none_or(|name| *name == found.definition.name)
+            && query.tag.as_ref().is_none_or(|tag| *tag == found.tag);
+        let behind = query.after.as_ref().is_none_or(|after| found.id > *after);
+        if behind && (asked || found.damage.is_some()) {
+            heads.push(found);
+        }
+    }
+    heads.sort_by(|a, b| a.id.cmp(&b.id));
+    heads.truncate(if query.limit == 0 { 100 } else { query.limit });
+    Ok(heads)
+}
+
+/// What SQLite finds wrong with its file: pages, and indexes that do not fit their tables.
+pub(super) fn check(connection: &Connection) -> Result<Vec<String>> {
+    let mut check = connection.prepare("PRAGMA integrity_check")?;
+    let found = check.query_map([], |row| row.get(0))?.collect::<Result<Vec<String>>>();
+    match found {
+        Ok(found) => Ok(found.into_iter().filter(|line| line != "ok").collect()),
+        Err(error) if is_corrupt(&error) => Ok(vec![error.to_string()]),
+        Err(error) => Err(error),
+    }
 }
 
 pub(super) fn requests(connection: &Connection, by: &Incarnation) -> Result<Vec<Request>> {
@@ -149,10 +280,11 @@ pub(super) fn requests(connection: &Connection, by: &Incarnation) -> Result<Vec<
     let mut rows = select.query([by.as_str()])?;
     let mut requests = Vec::new();
     while let Some(row) = rows.next()? {
-        let ask: std::result::Result<Ask, _> = serde_json::from_str(&text(row, 3)?);
+        let mut reader = Reader { row, damage: None };
+        let ask: std::result::Result<Ask, _> = serde_json::from_str(&reader.text(3));
         // One that cannot be read is as good as none; its row stays for people to look at.
-        if let (Ok(saga), Ok(ask)) = (SagaId::new(&text(row, 1)?), ask) {
-            requests.push(Request { id: text(row, 0)?, saga, by: text(row, 2)?, ask });
+        if let (Ok(saga), Ok(ask)) = (SagaId::new(&reader.text(1)), ask) {
+            requests.push(Request { id: reader.text(0), saga, by: reader.text(2), ask });
         }
     }
     Ok(requests)
@@ -162,8 +294,9 @@ pub(super) fn orchestrators(connection: &Connection) -> Result<Vec<Registered>> 
     let mut select = connection
         .prepare_cached("SELECT incarnation, until, says FROM orchestrator ORDER BY incarnation")?;
     let rows = select.query_map([], |row| {
-        let says = row.get_ref(2)?.as_bytes_or_null()?.map(String::from_utf8_lossy);
-        Ok(Registered::from_text(&text(row, 0)?, Timestamp(number(row, 1)?), says.as_deref()))
+        let mut reader = Reader { row, damage: None };
+        let says = reader.optional_text(2);
+        Ok(Registered::from_text(&reader.text(0), Timestamp(reader.number(1)), says.as_deref()))
     })?;
     rows.collect()
 }

@@ -284,28 +284,53 @@ pub(super) fn announce(connection: &Connection, by: &Incarnation, presence: &Pre
 /// A saga that can be claimed: its wake, which it is, and whether it is a recovery.
 type Due = (Option<i64>, i64, bool);
 
-pub(super) fn claim(connection: &Connection, claim: &Claim, now: Timestamp) -> Result<Vec<Stored>> {
+/// `how` is `Look::OneByOne` where an index cannot be read; in a transaction of its own, since a page that was met damaged stays so until the
+/// transaction ends.
+pub(super) fn claim(
+    connection: &Connection,
+    claim: &Claim,
+    now: Timestamp,
+    how: Look,
+) -> Result<Vec<Stored>> {
     if claim.limit == 0 || claim.definitions.is_empty() {
         return Ok(Vec::new());
     }
     let mut living = connection.prepare_cached("SELECT incarnation FROM orchestrator WHERE until > ?1")?;
     let living: HashSet<String> = living.query_map([int(now.0)], |row| row.get(0))?.collect::<Result<_>>()?;
     let lives = |owner: &str| living.contains(owner);
-    let mut due = match &claim.only {
-        Some(only) => alone(connection, claim, only, lives)?,
-        None => everywhere(connection, claim, now, lives)?,
+    let mut due = match (&claim.only, how) {
+        (_, Look::OneByOne) => one_by_one(connection, claim, now, lives)?,
+        (Some(only), Look::ByIndex) => alone(connection, claim, only, lives)?,
+        (None, Look::ByIndex) => everywhere(connection, claim, now, lives)?,
     };
     due.sort_unstable();
-    due.truncate(claim.limit);
-    let mut taken = Vec::with_capacity(due.len());
+    let mut taken = Vec::with_capacity(due.len().min(claim.limit));
     for (_, number, recovery) in due {
-        let mut take = connection.prepare_cached(
-            "UPDATE saga SET owner = ?2, epoch = epoch + 1, recoveries = recoveries + ?3 WHERE number = ?1",
-        )?;
-        take.execute(params![number, claim.by.as_str(), recovery])?;
-        taken.extend(read::numbered(connection, number)?);
+        if taken.len() == claim.limit {
+            break;
+        }
+        match take(connection, claim, number, recovery) {
+            // The statement is undone, and the next one may lie on other pages.
+            Err(error) if how == Look::OneByOne && read::is_corrupt(&error) => {}
+            stored => taken.extend(stored?),
+        }
     }
     Ok(taken)
+}
+
+/// How sagas are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    ByIndex,
+    OneByOne,
+}
+
+fn take(connection: &Connection, claim: &Claim, number: i64, recovery: bool) -> Result<Option<Stored>> {
+    let mut take = connection.prepare_cached(
+        "UPDATE saga SET owner = ?2, epoch = epoch + 1, recoveries = recoveries + ?3 WHERE number = ?1",
+    )?;
+    take.execute(params![number, claim.by.as_str(), recovery])?;
+    read::numbered(connection, number)
 }
 
 /// What every select below begins with, for `wanted` to judge.
@@ -325,7 +350,8 @@ pub(super) const OWNERS: &str =
 fn wanted(claim: &Claim, row: &Row<'_>) -> Result<bool> {
     let text = |column| row.get_ref(column).map(|value| value.as_bytes().unwrap_or_default());
     let (id, name, digest) = (text(2)?, text(3)?, text(5)?);
-    let version: i64 = row.get(4)?;
+    // What cannot be read is nobody's.
+    let Ok(version) = row.get::<_, i64>(4) else { return Ok(false) };
     let known = claim.definitions.iter().any(|known| {
         known.name.as_bytes() == name
             && i64::from(known.version) == version
@@ -349,7 +375,7 @@ fn pick(
     let mut left = claim.limit;
     while let Some(row) = rows.next()? {
         if wanted(claim, row)? {
-            due.push((row.get(1)?, row.get(0)?, recovery));
+            due.push((row.get(1).unwrap_or(None), row.get(0)?, recovery));
             left -= 1;
             if left == 0 {
                 break;
@@ -373,7 +399,7 @@ fn alone(
             Some(owner) if lives(owner) => return Ok(None),
             Some(_) => true,
         };
-        Ok(if wanted(claim, row)? { Some((row.get(1)?, row.get(0)?, recovery)) } else { None })
+        Ok(if wanted(claim, row)? { Some((row.get(1).unwrap_or(None), row.get(0)?, recovery)) } else { None })
     });
     Ok(due.optional()?.flatten().into_iter().collect())
 }
@@ -396,6 +422,47 @@ fn everywhere(
             pick(connection, claim, DEAD, [&next], true, &mut due)?;
         }
         owner = next;
+    }
+    Ok(due)
+}
+
+/// As `everywhere` and `alone`, where a page or an index cannot be read: every row by its number. Requests wake nobody then.
+fn one_by_one(
+    connection: &Connection,
+    claim: &Claim,
+    now: Timestamp,
+    lives: impl Fn(&str) -> bool,
+) -> Result<Vec<Due>> {
+    let mut select = connection.prepare_cached(&format!("{COLUMNS} WHERE number = ?1"))?;
+    let mut due = Vec::new();
+    for number in read::numbers(connection)? {
+        let found = select.query_row([number], |row| {
+            let text = |column| row.get_ref(column).map(|value| value.as_bytes().unwrap_or_default());
+            let only = claim.only.as_ref();
+            let over =
+                std::str::from_utf8(text(7)?).ok().and_then(Phase::from_text).is_none_or(Phase::is_terminal);
+            if over
+                || only.is_some_and(|only| Ok(only.as_str().as_bytes()) != text(2))
+                || !wanted(claim, row)?
+            {
+                return Ok(None);
+            }
+            let wake: Option<i64> = row.get(1).unwrap_or(None);
+            Ok(match row.get_ref(6)?.as_str_or_null() {
+                Ok(None) if only.is_some() || wake.is_some_and(|wake| wake <= int(now.0)) => {
+                    Some((wake, number, false))
+                }
+                Ok(Some(owner)) if only.is_some() && owner == claim.by.as_str() => {
+                    Some((wake, number, false))
+                }
+                Ok(Some(owner)) if !lives(owner) => Some((wake, number, true)),
+                _ => None,
+            })
+        });
+        match found.optional() {
+            Err(error) if read::is_corrupt(&error) => {}
+            found => due.extend(found?.flatten()),
+        }
     }
     Ok(due)
 }
