@@ -65,9 +65,9 @@ pub async fn run(
     let status = worker.end(options.patience + GRACE)?;
     show(&heard, killed, kills, began);
     println!();
-    let mut heard = heard.lock().map_err(|_| "a listener has panicked")?;
     // What ended just before a kill was perhaps not told any more; the store knows.
     let sagas = audit::sagas(place.open().await?.journal()).await?;
+    let mut heard = heard.lock().map_err(|_| "a listener has panicked")?;
     let over: HashSet<&String> = sagas.completed.iter().chain(&sagas.compensated).collect();
     let lost: Vec<&String> = heard.accepted.iter().filter(|id| !over.contains(id)).collect();
     println!(
