@@ -60,9 +60,7 @@ pub async fn run(
     }
     let mut last = command(data, place, seed, kills, options)?;
     last.arg("--last").args(["--patience", &options.patience.as_secs().to_string()]);
-    let worker = Worker::start(kills, last, &heard)?;
-    worker.ready()?;
-    let status = worker.end(options.patience + GRACE)?;
+    let status = Worker::start(kills, last, &heard)?.end(options.patience + GRACE)?;
     show(&heard, killed, kills, began);
     println!();
     // What ended just before a kill was perhaps not told any more; the store knows.
