@@ -89,9 +89,9 @@ async fn main() -> ExitCode {
 async fn run(options: &Options) -> Result<usize, Error> {
     let temporary = std::env::temp_dir().join(format!("mainstay-orders-{}", std::process::id()));
     let data = options.data.clone().unwrap_or_else(|| temporary.clone());
+    let place = Place::new(&data, options.store.as_deref(), options.schema.as_deref())?;
     std::fs::create_dir_all(&data)?;
     let seed = options.seed.unwrap_or_else(|| chance::seed() % 1_000_000);
-    let place = Place::new(&data, options.store.as_deref(), options.schema.as_deref())?;
     if let Some(round) = options.worker {
         worker::work(&data, &place, seed, round, options).await?;
         return Ok(0);
