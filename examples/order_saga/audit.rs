@@ -1,25 +1,27 @@
 //! What the ledgers have to say when everything is over.
 
-use std::path::Path;
+use std::{collections::HashSet, path::Path};
 
 use mainstay::saga::{
     Phase,
-    journal::{Journal, Query},
+    journal::{Head, Journal, Query},
 };
 use rusqlite::Connection;
 
-use crate::Error;
+use crate::{Error, evidence, saga::OrderSaga};
 
-/// Sagas by how they ended, and how many have not.
+/// Sagas by how they ended, and those that have not.
 #[derive(Debug, Default)]
 pub struct Sagas {
     pub completed: Vec<String>,
     pub compensated: Vec<String>,
-    pub others: Vec<String>,
+    pub others: Vec<Head>,
+    /// How often a saga was taken over from another orchestrator.
+    pub moves: u64,
 }
 
 /// Reads all heads, a page at a time.
-pub async fn sagas(store: &impl Journal) -> Result<Sagas, Error> {
+pub async fn sagas(store: &dyn Journal) -> Result<Sagas, Error> {
     let mut sagas = Sagas::default();
     let mut query = Query { limit: 1_000, ..Query::default() };
     loop {
@@ -27,18 +29,23 @@ pub async fn sagas(store: &impl Journal) -> Result<Sagas, Error> {
         let Some(last) = heads.last() else { return Ok(sagas) };
         query.after = Some(last.id.clone());
         for head in heads {
-            let list = match head.phase {
-                Phase::Completed => &mut sagas.completed,
-                Phase::Compensated => &mut sagas.compensated,
-                _ => &mut sagas.others,
-            };
-            list.push(head.id.to_string());
+            sagas.moves += head.epoch.saturating_sub(1);
+            match head.phase {
+                Phase::Completed => sagas.completed.push(head.id.to_string()),
+                Phase::Compensated => sagas.compensated.push(head.id.to_string()),
+                _ => sagas.others.push(head),
+            }
         }
     }
 }
 
-/// The number of promises that were broken.
-pub async fn audit(data: &Path, store: &impl Journal) -> Result<usize, Error> {
+/// The number of promises that were broken; `accepted` are the sagas whose start somebody was told of.
+pub async fn audit(
+    data: &Path,
+    store: &dyn Journal,
+    order: &OrderSaga,
+    accepted: &HashSet<String>,
+) -> Result<usize, Error> {
     let sagas = sagas(store).await?;
     let database = Connection::open(data.join("orders.db"))?;
     for other in ["stock", "payments"] {
@@ -73,6 +80,8 @@ pub async fn audit(data: &Path, store: &impl Journal) -> Result<usize, Error> {
     let in_state = |state: &str| number(&format!("select count(*) from purchase where state = '{state}'"));
     let (kept, given_up) = (in_state("confirmed")?, in_state("cancelled")?);
 
+    let checked = evidence::check(data, &database, store, order, &sagas, accepted).await?;
+
     println!("\nThe audit");
     let mut broken = 0;
     let mut promise = |holds: bool, promise: &str, found: String| {
@@ -96,11 +105,19 @@ pub async fn audit(data: &Path, store: &impl Journal) -> Result<usize, Error> {
         "every saga is over",
         format!("{} sagas are not, {open} orders are open", sagas.others.len()),
     );
+    for head in sagas.others.iter().take(10) {
+        println!("      {} is {}, in its {} entries: {}", head.id, head.phase, head.len, head.note);
+    }
     let ended = (sagas.completed.len(), sagas.compensated.len());
     promise(
         (i64::try_from(ended.0)?, given_up <= i64::try_from(ended.1)?) == (kept, true),
         "completed sagas are the confirmed orders",
         format!("{} completed, {} compensated; {kept} confirmed, {given_up} cancelled", ended.0, ended.1),
+    );
+    promise(
+        checked.wrong == 0,
+        "records, calls and effects keep the invariants",
+        format!("{} of {} sagas do not, by {} calls", checked.wrong, checked.sagas, checked.calls),
     );
     Ok(broken)
 }

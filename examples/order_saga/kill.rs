@@ -1,19 +1,22 @@
 //! Kills the orchestrator again and again, and looks whether anything it had accepted is lost.
 
 use std::{
-    collections::HashSet,
+    collections::{HashSet, VecDeque},
     io::{BufRead, BufReader, IsTerminal, Write},
     path::Path,
-    process::{Child, ChildStdout, Command, Stdio},
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, mpsc},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use crate::{Error, Options, chance::Chance};
+use crate::{Error, Options, audit, chance::Chance, store::Place};
 
 /// An orchestrator that works lives for at most so long.
 const LIFE: Duration = Duration::from_millis(600);
+
+/// How much longer than its patience the last one may take to end.
+const GRACE: Duration = Duration::from_secs(30);
 
 /// What the children have said.
 #[derive(Debug, Default)]
@@ -25,74 +28,75 @@ struct Heard {
     taking: Duration,
 }
 
-/// The number of promises that were broken.
-pub fn run(data: &Path, seed: u64, options: &Options) -> Result<usize, Error> {
+/// The sagas that were accepted, and the number of promises that were broken.
+pub async fn run(
+    data: &Path,
+    place: &Place,
+    seed: u64,
+    options: &Options,
+) -> Result<(HashSet<String>, usize), Error> {
     let kills = options.kills;
     println!("{kills} kills under load; --seed {seed} repeats them");
     let heard = Arc::new(Mutex::new(Heard::default()));
     let began = Instant::now();
     let mut chance = Chance::new(seed, u64::MAX);
+    let (mut living, mut killed) = (VecDeque::new(), 0);
     for round in 0..kills {
         let (early, life) = (chance.below(4) == 0, chance.up_to(LIFE));
-        let mut worker = Worker::start(command(data, seed, round, options)?, &heard)?;
-        // One in four is killed while it starts and takes up what was left, the others while they work.
+        let worker = Worker::start(round, command(data, place, seed, round, options)?, &heard)?;
+        // One in four is not waited for: where one lives at a time, it is killed while it takes up what was left.
         if !early {
             worker.ready()?;
         }
+        living.push_back(worker);
         std::thread::sleep(life);
-        if let Some(status) = worker.child.try_wait()? {
-            return Err(format!("orchestrator {round} has ended by itself: {status}").into());
+        let last = round + 1 == kills;
+        while living.len() > if last { 0 } else { place.beside() } {
+            let Some(worker) = living.pop_front() else { break };
+            worker.kill()?;
+            killed += 1;
+            show(&heard, killed, kills, began);
         }
-        worker.child.kill()?; // SIGKILL
-        worker.end()?;
-        show(&heard, round + 1, kills, began);
     }
-    let mut last = command(data, seed, kills, options)?;
-    last.arg("--last");
-    let worker = Worker::start(last, &heard)?;
-    worker.ready()?;
-    let status = worker.end()?;
-    show(&heard, kills, kills, began);
+    let mut last = command(data, place, seed, kills, options)?;
+    last.arg("--last").args(["--patience", &options.patience.as_secs().to_string()]);
+    let status = Worker::start(kills, last, &heard)?.end(options.patience + GRACE)?;
+    show(&heard, killed, kills, began);
     println!();
-    let heard = heard.lock().map_err(|_| "a listener has panicked")?;
-    let lost: Vec<&String> = heard.accepted.difference(&heard.over).collect();
     // What ended just before a kill was perhaps not told any more; the store knows.
-    let lost = unfinished(data, &lost)?;
+    let sagas = audit::sagas(place.open().await?.journal()).await?;
+    let mut heard = heard.lock().map_err(|_| "a listener has panicked")?;
+    let over: HashSet<&String> = sagas.completed.iter().chain(&sagas.compensated).collect();
+    let lost: Vec<&String> = heard.accepted.iter().filter(|id| !over.contains(id)).collect();
     println!(
-        "\n{} orders accepted, {} lost; {} sagas taken over from the dead in {:.1} s, {:.0}/s; {:.0} s in all",
+        "\n{} orders accepted, {} lost; sagas changed hands {} times; {killed} kills, {:.0} s in all",
         heard.accepted.len(),
         lost.len(),
-        heard.taken,
-        heard.taking.as_secs_f64(),
-        heard.taken as f64 / heard.taking.as_secs_f64().max(0.001),
+        sagas.moves,
         began.elapsed().as_secs_f64(),
     );
+    if place.beside() == 0 {
+        let seconds = heard.taking.as_secs_f64();
+        let rate = heard.taken as f64 / seconds.max(0.001);
+        println!("{} sagas were taken up at starts, in {seconds:.1} s, {rate:.0}/s", heard.taken);
+    }
     for id in lost.iter().take(10) {
         println!("  lost: {id}");
     }
-    if !status.success() {
-        println!("  the last orchestrator has failed: {status}");
+    match status {
+        Some(status) if status.success() => {}
+        Some(status) => println!("  the last orchestrator has failed: {status}"),
+        None => println!("  the last orchestrator did not end, and was killed"),
     }
-    Ok(usize::from(!lost.is_empty()) + usize::from(!status.success()))
-}
-
-/// Those that are not over in the store either.
-fn unfinished(data: &Path, ids: &[&String]) -> Result<Vec<String>, Error> {
-    let store = rusqlite::Connection::open(data.join("sagas.db"))?;
-    let mut over = store.prepare("select count(*) from saga where id = ?1 and finished is not null")?;
-    let mut lost = Vec::new();
-    for id in ids {
-        if over.query_row([id], |row| row.get::<_, i64>(0))? != 1 {
-            lost.push((*id).clone());
-        }
-    }
-    Ok(lost)
+    let broken = usize::from(!lost.is_empty()) + usize::from(!status.is_some_and(|status| status.success()));
+    Ok((std::mem::take(&mut heard.accepted), broken))
 }
 
 /// This program once more, as an orchestrator.
-fn command(data: &Path, seed: u64, round: u32, options: &Options) -> Result<Command, Error> {
+fn command(data: &Path, place: &Place, seed: u64, round: u32, options: &Options) -> Result<Command, Error> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("--data").arg(data).args(["--seed", &seed.to_string(), "--worker", &round.to_string()]);
+    command.args(place.arguments());
     if options.wrong_keys {
         command.arg("--wrong-keys");
     }
@@ -100,31 +104,62 @@ fn command(data: &Path, seed: u64, round: u32, options: &Options) -> Result<Comm
 }
 
 struct Worker {
+    round: u32,
     child: Child,
     ready: mpsc::Receiver<()>,
-    listener: JoinHandle<()>,
+    listener: Option<JoinHandle<()>>,
 }
 
 impl Worker {
-    fn start(mut command: Command, heard: &Arc<Mutex<Heard>>) -> Result<Self, Error> {
+    fn start(round: u32, mut command: Command, heard: &Arc<Mutex<Heard>>) -> Result<Self, Error> {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let lines = child.stdout.take().ok_or("the child has no output")?;
         let (told, ready) = mpsc::channel();
         let heard = heard.clone();
         let listener = std::thread::spawn(move || listen(lines, &heard, &told));
-        Ok(Worker { child, ready, listener })
+        Ok(Worker { round, child, ready, listener: Some(listener) })
     }
 
     fn ready(&self) -> Result<(), Error> {
         let waited = self.ready.recv_timeout(Duration::from_secs(60));
-        waited.map_err(|_| "an orchestrator does not come up".into())
+        waited.map_err(|_| format!("orchestrator {} does not come up", self.round).into())
     }
 
-    /// Waits until it is dead and everything that it said was heard.
-    fn end(mut self) -> Result<std::process::ExitStatus, Error> {
-        let status = self.child.wait()?;
-        self.listener.join().map_err(|_| "a listener has panicked")?;
-        Ok(status)
+    /// Kills it, which is an error when it has ended by itself, and waits until everything that it said was heard.
+    fn kill(mut self) -> Result<(), Error> {
+        if let Some(status) = self.child.try_wait()? {
+            return Err(format!("orchestrator {} has ended by itself: {status}", self.round).into());
+        }
+        self.child.kill()?; // SIGKILL
+        self.child.wait()?;
+        self.heard()
+    }
+
+    /// Waits until it has ended by itself; none when it did not within `limit`.
+    fn end(mut self, limit: Duration) -> Result<Option<ExitStatus>, Error> {
+        let began = Instant::now();
+        while began.elapsed() < limit {
+            if let Some(status) = self.child.try_wait()? {
+                self.heard()?;
+                return Ok(Some(status));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(None)
+    }
+
+    fn heard(&mut self) -> Result<(), Error> {
+        let listener = self.listener.take().map(JoinHandle::join);
+        listener.transpose().map_err(|_| "a listener has panicked")?;
+        Ok(())
+    }
+}
+
+/// None is left behind, whatever becomes of the run.
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -152,10 +187,9 @@ fn listen(lines: ChildStdout, heard: &Mutex<Heard>, ready: &mpsc::Sender<()>) {
 
 fn show(heard: &Mutex<Heard>, kills: u32, all: u32, began: Instant) {
     let Ok(heard) = heard.lock() else { return };
-    let Heard { accepted, over, taken, taking } = &*heard;
-    let rate = *taken as f64 / taking.as_secs_f64().max(0.001);
+    let Heard { accepted, over, .. } = &*heard;
     let text = format!(
-        "{:4.0} s  kills {kills}/{all}  accepted {}  over {}  taken over {taken} ({rate:.0}/s)",
+        "{:4.0} s  kills {kills}/{all}  accepted {}  over {}",
         began.elapsed().as_secs_f64(),
         accepted.len(),
         over.intersection(accepted).count(),

@@ -2,22 +2,29 @@
 //!
 //! Four short plays show what becomes of an order when everything goes well, when a card is declined, when nobody knows whether
 //! a card was charged, and when an undo does not work. With `--kill` the orchestrator is killed again and again under load,
-//! and every order it had accepted has to end all the same. Either way the services' ledgers are audited at the end.
+//! and every order it had accepted has to end all the same. Either way the services' ledgers are audited at the end, and what they were
+//! asked is laid before the checker of the invariants together with what the store has.
 
 mod audit;
+mod calls;
 mod chance;
+mod evidence;
 mod kill;
 mod plays;
 mod saga;
 mod services;
+mod store;
 mod worker;
 
 use std::{
+    collections::HashSet,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
-use mainstay::saga::sqlite::Sqlite;
+use services::Shop;
+use store::Place;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -25,8 +32,12 @@ const USAGE: &str = "\
 cargo run --example order_saga -- [options]
 
   --data DIR   where the databases are and stay (a temporary folder)
+  --store postgres:URL
+               keep the sagas there, in a schema of this run that is dropped at its end (a file in DIR);
+               the feature `postgres` has to be on
   --kill       kill the orchestrator under load instead of playing
   --kills N    how often (200)
+  --patience S for how many seconds the last orchestrator may work at what the killed have left (120)
   --wrong-keys put the number of the attempt into the keys: the common mistake, which the audit finds
   --seed N     the orders and the moments of the kills (drawn, and printed)
 ";
@@ -34,6 +45,10 @@ cargo run --example order_saga -- [options]
 #[derive(Debug, Clone, Default)]
 struct Options {
     data: Option<PathBuf>,
+    store: Option<String>,
+    /// In a child of this program: the schema that its parent has made.
+    schema: Option<String>,
+    patience: Duration,
     kill: bool,
     kills: u32,
     seed: Option<u64>,
@@ -74,18 +89,17 @@ async fn main() -> ExitCode {
 async fn run(options: &Options) -> Result<usize, Error> {
     let temporary = std::env::temp_dir().join(format!("mainstay-orders-{}", std::process::id()));
     let data = options.data.clone().unwrap_or_else(|| temporary.clone());
+    let place = Place::new(&data, options.store.as_deref(), options.schema.as_deref())?;
     std::fs::create_dir_all(&data)?;
     let seed = options.seed.unwrap_or_else(|| chance::seed() % 1_000_000);
     if let Some(round) = options.worker {
-        worker::work(&data, seed, round, options).await?;
+        worker::work(&data, &place, seed, round, options).await?;
         return Ok(0);
     }
-    let broken = if options.kill {
-        kill::run(&data, seed, options)?
-    } else {
-        plays::play(&data, options.wrong_keys).await?
-    };
-    let broken = broken + audit::audit(&data, &Sqlite::open_existing(data.join("sagas.db"))?).await?;
+    let broken = play_and_audit(&data, &place, seed, options).await;
+    let removed = place.remove().await;
+    let broken = broken?;
+    removed?;
     if options.data.is_none() && broken == 0 {
         std::fs::remove_dir_all(&temporary)?;
     } else {
@@ -94,20 +108,29 @@ async fn run(options: &Options) -> Result<usize, Error> {
     Ok(broken)
 }
 
-/// Where the sagas are kept.
-fn store(data: &Path) -> Result<Sqlite, mainstay::saga::StoreError> {
-    Sqlite::open(data.join("sagas.db"))
+async fn play_and_audit(data: &Path, place: &Place, seed: u64, options: &Options) -> Result<usize, Error> {
+    let (accepted, broken) = if options.kill {
+        kill::run(data, place, seed, options).await?
+    } else {
+        (HashSet::new(), plays::play(data, place, options.wrong_keys).await?)
+    };
+    let order = saga::order(Shop::open(data, false)?)?;
+    let store = place.open().await?;
+    Ok(broken + audit::audit(data, store.journal(), &order, &accepted).await?)
 }
 
 impl Options {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
-        let mut options = Options { kills: 200, ..Options::default() };
+        let mut options = Options { kills: 200, patience: Duration::from_secs(120), ..Options::default() };
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or(format!("{arg} needs a value"));
             let number = |text: String| text.parse().map_err(|_| format!("{text:?} is not a number"));
             let small = |text: String| text.parse().map_err(|_| format!("{text:?} is not a number"));
             match arg.as_str() {
                 "--data" => options.data = Some(value()?.into()),
+                "--store" => options.store = Some(value()?),
+                "--schema" => options.schema = Some(value()?),
+                "--patience" => options.patience = Duration::from_secs(number(value()?)?),
                 "--kill" => options.kill = true,
                 "--kills" => options.kills = small(value()?)?,
                 "--seed" => options.seed = Some(number(value()?)?),

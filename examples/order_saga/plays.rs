@@ -8,14 +8,14 @@ use crate::{
     Error, saga,
     saga::OrderSaga,
     services::{Purchase, Shop},
-    store,
+    store::Place,
 };
 
 /// The number of plays that went otherwise than they should.
-pub async fn play(data: &Path, wrong_keys: bool) -> Result<usize, Error> {
+pub async fn play(data: &Path, place: &Place, wrong_keys: bool) -> Result<usize, Error> {
     let shop = Shop::open(data, wrong_keys)?;
     let order = saga::order(shop)?;
-    let orchestrator = Orchestrator::open(store(data)?).register(&order).start().await?;
+    let orchestrator = place.open().await?.orchestrator().register(&order).start().await?;
     let stage = Stage { shop, order, orchestrator };
     let broken =
         stage.happy().await? + stage.declined().await? + stage.unknown().await? + stage.stuck().await?;

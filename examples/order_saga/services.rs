@@ -12,17 +12,23 @@ use std::{
     time::Duration,
 };
 
-use mainstay::saga::{
-    Failure, Key, Step, Verified,
-    barrier::{
-        Action, Lookup,
-        sqlite::{action_or_rejection, compensation, install, lookup},
+use mainstay::{
+    saga::{
+        Failure, Key, Step, Verified,
+        barrier::{
+            Action, Lookup,
+            sqlite::{action_or_rejection, compensation, install, lookup},
+        },
     },
+    testing::{Said, What},
 };
 use rusqlite::{Connection, Transaction, TransactionBehavior::Immediate, params};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::Error;
+use crate::{
+    Error,
+    calls::{Calls, Request},
+};
 
 /// What a customer orders, and so the input of a saga.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -64,8 +70,12 @@ impl Shop {
             "create table if not exists entry (receipt integer primary key, purchase text not null,
                  cents integer not null) strict;",
         )?;
-        let [orders, stock, payments] =
-            [orders, stock, payments].map(|connection| Database { connection, wrong_keys });
+        let calls = Calls::open(data)?;
+        let [orders, stock, payments] = [orders, stock, payments].map(|connection| Database {
+            connection,
+            calls: calls.clone(),
+            wrong_keys,
+        });
         Ok(Box::leak(Box::new(Shop {
             orders: Orders(orders),
             stock: Stock { database: stock, scanner_is_broken: AtomicBool::new(false) },
@@ -98,7 +108,7 @@ impl Orders {
         let cancel = move |tx: &Transaction<'_>, (): ()| {
             tx.execute("update purchase set state = 'cancelled' where id = ?1", [id]).map(drop)
         };
-        self.0.undo(order.key(), cancel).await
+        self.0.undo(&order, cancel).await
     }
 
     pub async fn confirm(&self, order: Order) -> Result<(), Failure> {
@@ -114,12 +124,7 @@ impl Orders {
     }
 
     pub async fn is_confirmed(&self, order: Order) -> Result<Verified<()>, Failure> {
-        Ok(match self.0.look(order.key()).await? {
-            Lookup::Applied(()) => Verified::Applied(()),
-            // If the request arrives yet, the barrier makes one of it and the one that is sent again.
-            Lookup::NotApplied | Lookup::Rejected(_) => Verified::NotApplied,
-            Lookup::Compensated => Verified::Unknown,
-        })
+        self.0.look(&order).await
     }
 
     pub async fn send_receipt(&self, order: Order, receipt: i64) -> Result<(), Failure> {
@@ -160,7 +165,7 @@ impl Stock {
         let release = move |tx: &Transaction<'_>, quantity: i64| {
             tx.execute("update item set free = free + ?2 where name = ?1", params![item, quantity]).map(drop)
         };
-        self.database.undo(order.key(), release).await
+        self.database.undo(&order, release).await
     }
 }
 
@@ -194,7 +199,7 @@ impl Payments {
         let refund = move |tx: &Transaction<'_>, _receipt: i64| {
             tx.execute("insert into entry (purchase, cents) values (?1, ?2)", params![id, -cents]).map(drop)
         };
-        self.0.undo(order.key(), refund).await
+        self.0.undo(&order, refund).await
     }
 }
 
@@ -202,6 +207,7 @@ impl Payments {
 #[derive(Debug)]
 struct Database {
     connection: Arc<Mutex<Connection>>,
+    calls: Calls,
     wrong_keys: bool,
 }
 
@@ -226,27 +232,28 @@ impl Database {
             // The mistake: a repetition that nobody can recognise as one.
             key = Key::new(key.saga(), &format!("{}, attempt {}", key.step(), order.attempt()), key.phase())?;
         }
-        let answer = self.on_a_thread(move |connection| {
+        let request = Request { key: key.clone(), ..request(What::Act, order) };
+        self.on_a_thread(request, said, move |connection| {
             let tx = connection.transaction_with_behavior(Immediate)?;
             let answer = action_or_rejection(&tx, &key, business)?;
             tx.commit()?;
-            Ok(answer)
-        });
-        match answer.await? {
-            Action::Done(Ok(answer)) => Ok((answer, false)),
-            Action::Repeated(Ok(answer)) => Ok((answer, true)),
-            Action::Done(Err(why)) | Action::Repeated(Err(why)) => Err(Failure::rejected(why)),
-            Action::Refused => Err(Failure::rejected("it was undone before it came")),
-        }
+            match answer {
+                Action::Done(Ok(answer)) => Ok((answer, false)),
+                Action::Repeated(Ok(answer)) => Ok((answer, true)),
+                Action::Done(Err(why)) | Action::Repeated(Err(why)) => Err(Failure::rejected(why)),
+                Action::Refused => Err(Failure::rejected("it was undone before it came")),
+            }
+        })
+        .await
     }
 
-    async fn undo<T, F>(&self, key: &Key, business: F) -> Result<(), Failure>
+    async fn undo<T, F>(&self, order: &Order, business: F) -> Result<(), Failure>
     where
         T: DeserializeOwned + 'static,
         F: FnOnce(&Transaction<'_>, T) -> rusqlite::Result<()> + Send + 'static,
     {
-        let key = key.clone();
-        self.on_a_thread(move |connection| {
+        let key = order.key().clone();
+        self.on_a_thread(request(What::Undo, order), said, move |connection| {
             let tx = connection.transaction_with_behavior(Immediate)?;
             let _undone_before_or_now = compensation(&tx, &key, business)?;
             Ok(tx.commit()?)
@@ -254,20 +261,55 @@ impl Database {
         .await
     }
 
-    async fn look<T: DeserializeOwned + Send + 'static>(&self, key: &Key) -> Result<Lookup<T>, Failure> {
-        let key = key.clone();
-        self.on_a_thread(move |connection| Ok(lookup(connection, &key)?)).await
+    /// Whether an action has happened.
+    async fn look<T>(&self, order: &Order) -> Result<Verified<T>, Failure>
+    where
+        T: DeserializeOwned + Send + 'static,
+    {
+        let key = order.key().clone();
+        let said = |answer: &Result<Verified<T>, Failure>| match answer {
+            Ok(Verified::Applied(_)) => Said::Done,
+            Ok(Verified::NotApplied) => Said::Nothing,
+            _ => Said::Unknown,
+        };
+        self.on_a_thread(request(What::Verify, order), said, move |connection| {
+            Ok(match lookup(connection, &key)? {
+                Lookup::Applied(answer) => Verified::Applied(answer),
+                // If the request arrives yet, the barrier makes one of it and the one that is sent again.
+                Lookup::NotApplied | Lookup::Rejected(_) => Verified::NotApplied,
+                Lookup::Compensated => Verified::Unknown,
+            })
+        })
+        .await
     }
 
     /// SQLite blocks, and what it does goes on when nobody waits for it any more: like a service at the end of a wire.
     async fn on_a_thread<T: Send + 'static>(
         &self,
+        request: Request,
+        said: fn(&Result<T, Failure>) -> Said,
         work: impl FnOnce(&mut Connection) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
-        let connection = self.connection.clone();
+        let (connection, calls) = (self.connection.clone(), self.calls.clone());
         tokio::task::spawn_blocking(move || {
-            work(&mut connection.lock().unwrap_or_else(PoisonError::into_inner))
+            let call = calls.asked(&request)?;
+            let answer = work(&mut connection.lock().unwrap_or_else(PoisonError::into_inner));
+            calls.answered(call, said(&answer))?;
+            answer
         })
         .await?
+    }
+}
+
+fn request(what: What, order: &Order) -> Request {
+    let key = order.key().clone();
+    Request { what, step: key.step().to_owned(), key, epoch: order.epoch() }
+}
+
+fn said<T>(answer: &Result<T, Failure>) -> Said {
+    match answer {
+        Ok(_) => Said::Done,
+        Err(failure) if failure.is_clean() => Said::Nothing,
+        Err(_) => Said::Unknown,
     }
 }

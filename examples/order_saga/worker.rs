@@ -23,18 +23,19 @@ use crate::{
     chance::Chance,
     saga::{self, OrderSaga},
     services::{Purchase, Shop},
-    store,
+    store::Place,
 };
 
 /// How many orders are under way at once.
 const CUSTOMERS: usize = 32;
 
-pub async fn work(data: &Path, seed: u64, round: u32, options: &Options) -> Result<(), Error> {
+pub async fn work(data: &Path, place: &Place, seed: u64, round: u32, options: &Options) -> Result<(), Error> {
     let order = saga::order(Shop::open(data, options.wrong_keys)?)?;
-    let store = store(data)?;
-    let left = audit::sagas(&store).await?.others.len();
+    let store = place.open().await?;
+    let left = audit::sagas(store.journal()).await?.others.len();
     let began = Instant::now();
-    let orchestrator = Orchestrator::open(store.clone())
+    let orchestrator = store
+        .orchestrator()
         .register(&order)
         .observe(|event: &Event<'_>| {
             if let Event::SagaPhase { saga, to, .. } = event
@@ -51,11 +52,15 @@ pub async fn work(data: &Path, seed: u64, round: u32, options: &Options) -> Resu
     orchestrator.recovered().await;
     println!("ready {left} {}", began.elapsed().as_millis());
     if options.last {
-        while !audit::sagas(&store).await?.others.is_empty() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let all_over = async {
+            while !audit::sagas(store.journal()).await?.others.is_empty() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Ok(())
+        };
+        let over = tokio::time::timeout(options.patience, all_over).await;
         orchestrator.shutdown(Duration::from_secs(5)).await;
-        return Ok(());
+        return over.unwrap_or_else(|_| Err(format!("not all is over after {:?}", options.patience).into()));
     }
     let next = Arc::new(AtomicU64::new(0));
     let customers = (0..CUSTOMERS).map(|_| {
