@@ -23,7 +23,8 @@ use crate::{Event, Observer};
 /// | `mainstay_saga_store_failures_total` | counter | |
 ///
 /// The `saga` rows with the feature of that name; the gauges among them are those of
-/// `saga::Orchestrator::census`: every process counts the whole store, so they are not to be added up. The label `policy` is the name without the key of a [`Keyed`](crate::Keyed) policy, so its values are as
+/// `saga::Orchestrator::census`: every process counts the whole store, so they are not to be added up, but for the blocked ones, of which
+/// each counts its own. The label `policy` is the name without the key of a [`Keyed`](crate::Keyed) policy, so its values are as
 /// many as there are policies in the program. The state gauge is set only for policies without a key: one number
 /// cannot say the state of many. It has a value from the breaker's first transition on.
 #[derive(Debug, Clone, Copy, Default)]
