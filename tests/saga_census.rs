@@ -9,7 +9,7 @@ use std::{
 use mainstay::{
     Event,
     saga::{
-        Census, Failure, Open, Orchestrator, Order, Output, Saga, StoreError,
+        Census, Failure, OpenSagas, Orchestrator, Order, Output, Saga, StoreError,
         memory::{Fault, Memory, Operation},
     },
 };
@@ -45,7 +45,7 @@ fn endless() -> Saga<u32> {
 
 /// The counts of a definition as `phase count` of those that are not 0, with the blocked ones.
 fn counts(census: &Census, definition: &str) -> String {
-    let of = |open: &&Open| open.definition == definition;
+    let of = |open: &&OpenSagas| open.definition == definition;
     let open = census.definitions.iter().find(of).unwrap_or_else(|| panic!("{definition} is not counted"));
     let phases = open.phases().into_iter().map(|(phase, count)| (phase.as_str(), count));
     let all = phases.chain([("blocked", open.blocked)]).filter(|(_, count)| *count > 0);

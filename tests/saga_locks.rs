@@ -108,3 +108,20 @@ async fn the_holder_may_be_driven_by_another_orchestrator() {
     let waited = (Instant::now() - began).as_secs();
     assert!((30..=40).contains(&waited), "{waited} s: seen in the store");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_ends_the_wait() {
+    let (store, saga) = (Memory::new(), saga());
+    let first = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
+    let second = Orchestrator::open(store.connect()).register(&saga).start().await.unwrap();
+    first.start_with(&saga, "first", &10_000, account(0)).await.unwrap();
+    let waits = second.clone();
+    let waits =
+        tokio::spawn(async move { waits.start_with(&saga, "second", &1, account(5_000)).await.unwrap_err() });
+    tokio::time::sleep(seconds(1)).await;
+    second.shutdown(seconds(1)).await;
+    let began = Instant::now();
+    let refused = waits.await.unwrap();
+    assert!(matches!(refused, StartError::Closed), "{refused:?}");
+    assert!((Instant::now() - began).as_secs() <= 10);
+}

@@ -10,7 +10,7 @@ use std::{
 
 use mainstay::{
     Event, Retry,
-    saga::{Census, Failure, Open, Orchestrator, Saga, Unknown, memory::Memory},
+    saga::{Census, Failure, OpenSagas, Orchestrator, Saga, Unknown, memory::Memory},
 };
 
 fn seconds(seconds: u64) -> Duration {
@@ -51,7 +51,7 @@ fn saga(name: &str) -> Saga<String> {
 }
 
 /// How many are running, waiting, being undone, stuck, parked.
-fn counts(open: &Open) -> [u64; 5] {
+fn counts(open: &OpenSagas) -> [u64; 5] {
     open.phases().map(|(_, sagas)| sagas)
 }
 

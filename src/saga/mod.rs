@@ -38,7 +38,8 @@ pub use handle::{Handle, Outcome};
 pub use journal::{Phase, StoreError};
 pub use key::{Direction, InvalidKey, Key};
 pub use orchestrator::{
-    AskError, Census, InvalidText, Open, OpenError, Opening, Orchestrator, StartError, StartOptions, Status,
+    AskError, Census, InvalidText, OpenError, OpenSagas, Opening, Orchestrator, StartError, StartOptions,
+    Status,
 };
 pub use record::{Cause, Entry, Incarnation, InvalidId, Order, Payload, Record, SagaId, Timestamp};
 pub use shape::{Class, DefinitionError, Unknown};

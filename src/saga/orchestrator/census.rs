@@ -24,7 +24,7 @@ pub struct Census {
     /// When they were counted, by the store's clock.
     pub at: Timestamp,
     /// One for each name of a registered definition, all its versions together, in the order of the names; also of those without sagas.
-    pub definitions: Vec<Open>,
+    pub definitions: Vec<OpenSagas>,
     /// Sagas of definitions that are not registered here in the same name, version and structure. Another orchestrator may work on them;
     /// those whose name is registered here are counted there too.
     pub unregistered: u64,
@@ -33,7 +33,7 @@ pub struct Census {
 /// The sagas of one name that are not over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct Open {
+pub struct OpenSagas {
     /// The name of the definition.
     pub definition: String,
     /// How many are going forward.
@@ -54,15 +54,15 @@ pub struct Open {
 
 impl Census {
     /// How old the oldest saga of a definition was when it was counted; zero when there is none.
-    pub fn age(&self, of: &Open) -> Duration {
+    pub fn age(&self, of: &OpenSagas) -> Duration {
         of.oldest.map_or(Duration::ZERO, |oldest| self.at.since(oldest))
     }
 }
 
-impl Open {
+impl OpenSagas {
     fn new(definition: &str) -> Self {
         let definition = definition.to_owned();
-        Open {
+        OpenSagas {
             definition,
             running: 0,
             waiting: 0,
@@ -104,8 +104,8 @@ impl Inner {
     /// Counts what is not over, tells the listeners, and finds what it owns in the store and nobody drives: a claim was made whose
     /// answer was lost.
     pub(super) async fn look_through(&self) -> Result<(), StoreError> {
-        let names = self.definitions.keys().map(|id| (id.name.clone(), Open::new(&id.name)));
-        let mut counted: BTreeMap<String, Open> = names.collect();
+        let names = self.definitions.keys().map(|id| (id.name.clone(), OpenSagas::new(&id.name)));
+        let mut counted: BTreeMap<String, OpenSagas> = names.collect();
         let mut unregistered = 0;
         let phases = Phase::ALL.into_iter().filter(|phase| !phase.is_terminal()).collect();
         let mut query = Query { phases, limit: PAGE, ..Query::default() };

@@ -29,7 +29,7 @@ mod starting;
 mod waiters;
 mod watched;
 
-pub use census::{Census, Open};
+pub use census::{Census, OpenSagas};
 pub use error::{AskError, InvalidText, StartError};
 pub(crate) use inner::{Inner, Seat, fold};
 pub use opening::{OpenError, Opening};

@@ -42,7 +42,11 @@ impl Inner {
                 Err(StartError::Locked { holder, .. }) if !left.is_zero() => {
                     // At the end of its patience it asks once more.
                     if let Ok(Err(error)) = tokio::time::timeout(left, self.is_over(holder)).await {
-                        return Err(StartError::Store(error));
+                        return Err(if self.is_closed() {
+                            StartError::Closed
+                        } else {
+                            StartError::Store(error)
+                        });
                     }
                 }
                 _ => return begun,
