@@ -1,4 +1,4 @@
-//! What an orchestrator's tasks share, and those that keep it going: the lease, what is left over, what comes from outside.
+//! What an orchestrator's tasks share: who is driven here, who was lost, what cannot be worked on.
 
 use std::{
     collections::{HashMap, hash_map::Entry as Slot},
@@ -26,32 +26,18 @@ use crate::{
     saga::{
         definition::Definition,
         driver::{Driver, Mail},
-        journal::{
-            Append, Ask, Claim, DefinitionId, Head, Journal, Phase, Presence, Request, StoreError, Stored,
-        },
+        journal::{Append, DefinitionId, Head, Journal, Presence, Request, StoreError, Stored},
         ledger::{Ledger, Stop},
         machine::Machine,
-        record::{Entry, Incarnation, Order, Payload, Record, SagaId, Timestamp},
-        writer::{WriteError, Writer},
+        record::{Incarnation, Payload, SagaId, Timestamp},
+        writer::Writer,
     },
     sync::{Mutex, lock},
     time,
 };
 
-/// How many sagas are taken up at once.
-const CLAIM: usize = 256;
-
 /// The longest pause before a saga that was lost is read anew.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// How often a saga is asked for whose begin had no answer and is not in the store: it may come there late.
-const LATE: u32 = 8;
-
-/// After so many leases it looks through the store: what is open there, and what it owns and nobody drives.
-const LOOK: u32 = 6;
-
-/// A look through the whole store is made so seldom that it takes at most one part in this many of the time.
-const SHARE: u32 = 20;
 
 /// What an orchestrator's tasks share.
 pub(crate) struct Inner {
@@ -122,8 +108,8 @@ impl Listeners {
 /// A saga that is to be read anew.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lost {
-    not_before: Instant,
-    trouble: Trouble,
+    pub(super) not_before: Instant,
+    pub(super) trouble: Trouble,
 }
 
 /// How often a saga was lost without anything having been recorded in between.
@@ -132,7 +118,7 @@ pub(super) struct Trouble {
     /// How many entries it had.
     pub(super) len: u64,
     /// How often it was lost.
-    times: u32,
+    pub(super) times: u32,
     /// How often it may have been the cause itself.
     blamed: u32,
     /// How much had been recorded of all sagas when it was last taken up.
@@ -145,9 +131,9 @@ pub(super) struct Blocked {
     /// Under which ownership it was found to be so.
     epoch: u64,
     /// Its records make sense, so that a person's order can be followed.
-    obeys: bool,
+    pub(super) obeys: bool,
     /// It is so damaged that it cannot even be given up.
-    hopeless: bool,
+    pub(super) hopeless: bool,
 }
 
 /// How a driver has left its saga.
@@ -164,7 +150,7 @@ pub(super) enum Left {
 }
 
 impl Left {
-    fn store(error: &StoreError) -> Self {
+    pub(super) fn store(error: &StoreError) -> Self {
         match error {
             StoreError::Unavailable(_)
             | StoreError::InUse(_)
@@ -317,7 +303,7 @@ impl Inner {
     }
 
     /// A saga is to be read anew: at once when the store only has to say whose it is, otherwise after a pause that grows.
-    fn lose(&self, id: SagaId, mut trouble: Trouble, left: Left) {
+    pub(super) fn lose(&self, id: SagaId, mut trouble: Trouble, left: Left) {
         let doublings = trouble.times.saturating_sub(u32::from(left == Left::Fenced));
         let pause = match (left, trouble.times) {
             (Left::Fenced, 0) => Duration::ZERO,
@@ -338,7 +324,7 @@ impl Inner {
     }
 
     /// Those whose time to be read anew has come.
-    fn due_lost(&self) -> Vec<(SagaId, Trouble)> {
+    pub(super) fn due_lost(&self) -> Vec<(SagaId, Trouble)> {
         let now = time::now();
         let lost = lock(&self.lost);
         let due = lost.iter().filter(|(_, lost)| lost.not_before <= now);
@@ -346,7 +332,7 @@ impl Inner {
     }
 
     /// Drives a saga that was claimed.
-    fn adopt(self: &Arc<Self>, stored: Stored, permit: OwnedPermit, asked: Vec<Request>) {
+    pub(super) fn adopt(self: &Arc<Self>, stored: Stored, permit: OwnedPermit, asked: Vec<Request>) {
         let id = stored.head.id.clone();
         let Some(definition) = self.definitions.get(&stored.head.definition).cloned() else {
             // A store gives nothing that was not asked for.
@@ -465,249 +451,6 @@ impl Inner {
             }
         }
     }
-
-    // === the keeper's work
-
-    fn claim(&self, only: Option<SagaId>, limit: usize) -> Claim {
-        Claim {
-            by: self.by.clone(),
-            definitions: self.definitions.keys().cloned().collect(),
-            except: lock(&self.blocked).keys().cloned().collect(),
-            only,
-            limit,
-        }
-    }
-
-    /// Drives sagas that were claimed, each with what is asked of it: that comes before anything that is due.
-    async fn adopt_all(self: &Arc<Self>, claimed: Vec<Stored>) -> Result<(), StoreError> {
-        if claimed.is_empty() {
-            return Ok(());
-        }
-        let requests = match self.requests().await {
-            Ok(requests) => requests,
-            Err(error) => {
-                claimed.into_iter().for_each(|stored| self.look_after(stored.head.id));
-                return Err(error);
-            }
-        };
-        let mut asked: HashMap<SagaId, Vec<Request>> = HashMap::new();
-        for request in requests {
-            asked.entry(request.saga.clone()).or_default().push(request);
-        }
-        for stored in claimed {
-            match self.admission.try_acquire() {
-                Ok(permit) => {
-                    let asked = asked.remove(&stored.head.id).unwrap_or_default();
-                    self.adopt(stored, permit.into_owned(), asked);
-                }
-                Err(_) => {
-                    // As soon as there is room.
-                    let lost = Lost { not_before: time::now(), trouble: Trouble::default() };
-                    lock(&self.lost).entry(stored.head.id).or_insert(lost);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn requests(&self) -> Result<Vec<Request>, StoreError> {
-        self.journal()?.requests(&self.by).await
-    }
-
-    fn hand_over(&self, request: Request) {
-        let mail = lock(&self.live).get(&request.saga).map(|live| live.mail.clone());
-        if let Some(mail) = mail {
-            let _ = mail.send(Mail::Request(request));
-            return;
-        }
-        // What a person has ordered comes before what cannot be done, and may make it unnecessary.
-        let mut blocked = lock(&self.blocked);
-        if blocked.get(&request.saga).is_some_and(|blocked| blocked.obeys) {
-            blocked.remove(&request.saga);
-            drop(blocked);
-            self.look_after(request.saga);
-        }
-    }
-
-    async fn round(self: &Arc<Self>) -> Result<(), StoreError> {
-        if self.may_not_take() {
-            return Ok(());
-        }
-        for batch in self.due_lost().chunks(CLAIM) {
-            let (claimed, done) = self.claim_lost(batch).await;
-            self.adopt_all(claimed).await?;
-            done?;
-        }
-        loop {
-            if self.may_not_take() {
-                return Ok(());
-            }
-            let free = self.settings.max_live.saturating_sub(self.admission.in_use());
-            let limit = free.min(CLAIM);
-            if limit == 0 {
-                break;
-            }
-            let claimed = self.journal()?.claim(self.claim(None, limit)).await;
-            let claimed = match claimed.inspect_err(|_| self.unsure.store(true, Relaxed)) {
-                Ok(claimed) => claimed,
-                Err(error) if Left::store(&error) == Left::Store => return Err(error),
-                // What is its own is looked after even so.
-                Err(error) => {
-                    self.store_failed(&error);
-                    break;
-                }
-            };
-            let all = claimed.len() < limit;
-            self.adopt_all(claimed).await?;
-            if all {
-                break;
-            }
-            tokio::task::yield_now().await;
-        }
-        // Behind the claims: what was left by others waits for nobody's look.
-        let look = time::now() >= *lock(&self.look_at);
-        if self.unsure.swap(false, Relaxed) || look {
-            let began = time::now();
-            self.look_through().await.inspect_err(|_| self.unsure.store(true, Relaxed))?;
-            let took = time::now().saturating_duration_since(began);
-            let pause = self.settings.lease.saturating_mul(LOOK).max(took.saturating_mul(SHARE));
-            *lock(&self.look_at) = time::later(time::now(), pause);
-        }
-        for request in self.requests().await? {
-            if !self.give_up(&request).await? {
-                self.hand_over(request);
-            }
-        }
-        self.swept.send_replace(true);
-        self.announce().await
-    }
-
-    /// Follows the one order that needs no sense in a saga's records: a person gives up what cannot be read. The records that are there stay
-    /// as they are, and that they are damaged can be seen as before. Whether it was such an order.
-    async fn give_up(&self, request: &Request) -> Result<bool, StoreError> {
-        let Ask::Order(order @ Order::Abandon { reason }) = &request.ask else { return Ok(false) };
-        let id = &request.saga;
-        if lock(&self.blocked).get(id).is_none_or(|blocked| blocked.obeys || blocked.hopeless) {
-            return Ok(false);
-        }
-        let Some(Stored { head, .. }) = self.journal()?.load(id).await? else { return Ok(true) };
-        let record = Record::Ordered { by: request.by.clone(), order: order.clone(), clean: Vec::new() };
-        let entry = Entry::new(id, head.len, head.crc, head.epoch, self.now(), &self.by, &record)
-            .map_err(|error| StoreError::Io(error.to_string()))?;
-        let written = self.writer.append(Append {
-            saga: id.clone(),
-            by: self.by.clone(),
-            epoch: head.epoch,
-            begin: None,
-            entries: vec![entry],
-            work: None,
-            phase: Phase::Abandoned,
-            note: reason.clone(),
-            wake: None,
-            release: true,
-            answers: vec![request.id.clone()],
-        });
-        let failed = match written.wait().await {
-            Ok(()) => None,
-            Err(WriteError::Store(error)) if Left::store(&error) == Left::Store => return Err(error),
-            Err(WriteError::Store(error)) => Some(error.to_string()),
-            Err(WriteError::Refused(refusal)) => Some(refusal.to_string()),
-        };
-        if let Some(why) = failed {
-            // What is asked stays, and it is said why nothing comes of it.
-            if let Some(blocked) = lock(&self.blocked).get_mut(id) {
-                blocked.hopeless = true;
-                let reason = blocked.status.blocked.take().unwrap_or_default();
-                blocked.status.blocked = Some(format!("it cannot be given up ({why}): {reason}"));
-            }
-            return Ok(true);
-        }
-        lock(&self.blocked).remove(id);
-        let (definition, saga) = (head.definition.name.as_str(), id.as_str());
-        self.identity.emit(&Event::SagaRecord { definition, saga, record: &record });
-        let age = self.now().since(head.created);
-        let (from, to) = (Some(head.phase), Phase::Abandoned);
-        self.identity.emit(&Event::SagaPhase { definition, saga, from, to, note: reason, age });
-        self.waiters.tell(id);
-        Ok(true)
-    }
-
-    /// Says in the store what it can work on and what it cannot, when that has changed, or may have been forgotten there.
-    async fn announce(&self) -> Result<(), StoreError> {
-        let mut definitions: Vec<_> = self.definitions.keys().cloned().collect();
-        definitions.sort();
-        let mut blocked: Vec<(SagaId, String)> = lock(&self.blocked)
-            .iter()
-            .map(|(id, blocked)| (id.clone(), blocked.status.blocked.clone().unwrap_or_default()))
-            .collect();
-        blocked.sort();
-        blocked.truncate(Presence::MOST);
-        blocked.iter_mut().for_each(|(_, why)| cut(why));
-        let lease_ms = u64::try_from(self.settings.lease.as_millis()).unwrap_or(u64::MAX);
-        let says = (self.lapses(), Presence { lease_ms, definitions, blocked });
-        if lock(&self.announced).as_ref() == Some(&says) {
-            return Ok(());
-        }
-        self.journal()?.announce(&self.by, says.1.clone()).await?;
-        *lock(&self.announced) = Some(says);
-        Ok(())
-    }
-
-    /// Whether it takes nothing now: it is ending, or others could take at once what it takes.
-    fn may_not_take(&self) -> bool {
-        self.draining.load(Relaxed) || !self.has_lease()
-    }
-
-    /// Claims sagas of which it has lost sight, each by its name; those that it got, also when the store fails behind them.
-    async fn claim_lost(&self, batch: &[(SagaId, Trouble)]) -> (Vec<Stored>, Result<(), StoreError>) {
-        let mut claimed = Vec::new();
-        for (id, trouble) in batch {
-            let full = self.admission.in_use() + claimed.len() >= self.settings.max_live;
-            if full || self.may_not_take() || lock(&self.live).contains_key(id) {
-                continue;
-            }
-            // It stays among the lost ones until it is known what became of it: nobody else looks after what is owned here.
-            let one = match self.journal() {
-                Ok(journal) => journal.claim(self.claim(Some(id.clone()), 1)).await,
-                Err(error) => Err(error),
-            };
-            match one {
-                Ok(one) if one.is_empty() => {
-                    lock(&self.lost).remove(id);
-                    if trouble.len == 0 && (1..LATE).contains(&trouble.times) {
-                        self.lose(id.clone(), *trouble, Left::Store);
-                    }
-                }
-                Ok(one) => claimed.extend(one),
-                Err(error) if Left::store(&error) == Left::Store => return (claimed, Err(error)),
-                // This one's misfortune: the others are looked after all the same.
-                Err(error) => {
-                    self.store_failed(&error);
-                    self.lose(id.clone(), *trouble, Left::Failed);
-                }
-            }
-        }
-        (claimed, Ok(()))
-    }
-
-    /// Prolongs the lease, and looks what time it is in the store.
-    async fn heartbeat(&self) -> Result<(), StoreError> {
-        let journal = self.journal()?;
-        let asked = time::now();
-        journal.heartbeat(&self.by, self.settings.lease).await?;
-        self.extend_lease(asked);
-        let now = journal.now().await?;
-        *lock(&self.clock) = (now, time::now());
-        Ok(())
-    }
-}
-
-/// A reason as it is announced: of at most 200 characters.
-fn cut(why: &mut String) {
-    if let Some((at, _)) = why.char_indices().nth(200) {
-        why.truncate(at);
-        why.push('…');
-    }
 }
 
 pub(super) async fn drive(inner: Arc<Inner>, mut driver: Driver, turn: Duration) {
@@ -717,57 +460,6 @@ pub(super) async fn drive(inner: Arc<Inner>, mut driver: Driver, turn: Duration)
     match span.within(driver.run(turn)).await {
         Ok(()) => driver.seat.left = Left::Done,
         Err(stop) => inner.stopped(&name, (&id, epoch), &mut driver.seat, stop),
-    }
-}
-
-/// Keeps the lease until the orchestrator is closed: beside the keeper, whose work may take longer than the lease.
-pub(super) async fn beat(inner: Arc<Inner>) {
-    let mut closed = inner.closed.subscribe();
-    let _here = lock(&inner.here).clone();
-    let third = inner.settings.lease / 3;
-    let mut pause = third;
-    loop {
-        tokio::select! {
-            biased;
-            _ = closed.wait_for(|closed| *closed) => return,
-            () = inner.beat.notified() => {}
-            () = tokio::time::sleep(pause) => {}
-        }
-        let done = tokio::select! {
-            biased;
-            _ = closed.wait_for(|closed| *closed) => return,
-            done = inner.heartbeat() => done,
-        };
-        pause = match done {
-            Ok(()) => third,
-            Err(error) => {
-                inner.store_failed(&error);
-                inner.settings.poll.min(third)
-            }
-        };
-    }
-}
-
-/// Looks after what comes, until the orchestrator is closed.
-pub(super) async fn keep(inner: Arc<Inner>) {
-    let mut closed = inner.closed.subscribe();
-    let _here = lock(&inner.here).clone();
-    loop {
-        let done = tokio::select! {
-            biased;
-            _ = closed.wait_for(|closed| *closed) => return,
-            done = inner.round() => done,
-        };
-        if let Err(error) = done {
-            inner.store_failed(&error);
-        }
-        let pause = inner.settings.poll.min(inner.settings.lease / 3);
-        tokio::select! {
-            biased;
-            _ = closed.wait_for(|closed| *closed) => return,
-            () = inner.nudge.notified() => {}
-            () = tokio::time::sleep(pause) => {}
-        }
     }
 }
 

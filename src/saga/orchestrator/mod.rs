@@ -22,6 +22,7 @@ use crate::sync::lock;
 mod census;
 mod error;
 mod inner;
+mod keeper;
 mod off_thread;
 mod opening;
 mod ramp;

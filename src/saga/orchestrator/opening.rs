@@ -14,7 +14,8 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     Orchestrator, Owner,
-    inner::{Inner, Listeners, beat, keep},
+    inner::{Inner, Listeners},
+    keeper::{beat, keep},
     off_thread::OffThread,
     ramp::Ramp,
     random,
