@@ -4,11 +4,17 @@
 //! --nocapture`. What it found is in `docs/saga-verification.md`.
 #![cfg(feature = "saga")]
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use mainstay::{
-    saga::{Output, Saga, Step},
-    testing::{Bug, Case, Check, Failed, Fault, Flaw, Ledger, Loss, Seen, Skew, crashes_behind, crashes_in},
+    saga::{Adding, Builder, Output, Saga, Step, Unknown},
+    testing::{
+        Bug, Case, Check, Failed, Fault, Flaw, Ledger, Loss, Seen, Skew, crashes_behind, crashes_in,
+        orders_in,
+    },
 };
 
 /// A saga's shape: for each step, what it is behind. The steps stand in an order in which each is behind what comes before it.
@@ -16,6 +22,56 @@ use mainstay::{
 struct Dag {
     behind: Vec<u8>,
     classes: Classes,
+    /// One step that is not like the others.
+    special: Option<(usize, Special)>,
+    /// In milliseconds.
+    deadline: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Special {
+    /// It is sent once; what is done then.
+    Compensated,
+    Parked,
+    Verified,
+    Timer,
+    /// A message that has come before, or comes while it is waited for.
+    Signal,
+    /// A message that does not come in time.
+    Silence,
+}
+
+impl Special {
+    const ALL: [Special; 6] = [
+        Special::Compensated,
+        Special::Parked,
+        Special::Verified,
+        Special::Timer,
+        Special::Signal,
+        Special::Silence,
+    ];
+
+    /// Whether code runs in it.
+    fn acts(self) -> bool {
+        matches!(self, Special::Compensated | Special::Parked | Special::Verified)
+    }
+}
+
+/// What a step is followed by.
+#[derive(Clone, Copy)]
+enum Done {
+    Value(Output<u64>),
+    Time(Output<()>),
+    Message(Output<Option<u64>>),
+}
+
+/// Behind all of these.
+fn behind<'a, C>(step: Adding<'a, u32, (), u64, C>, before: &[Done]) -> Adding<'a, u32, (), u64, C> {
+    before.iter().fold(step, |step, done| match done {
+        Done::Value(output) => step.after(*output),
+        Done::Time(output) => step.after(*output),
+        Done::Message(output) => step.after(*output),
+    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,7 +117,7 @@ impl Dag {
         for behind in Dag::all(n) {
             let before = |step: usize| (1_u8 << step) - 1;
             let all_before = |step: usize| behind[step] == before(step);
-            let dag = |classes| Dag { behind: behind.clone(), classes };
+            let dag = |classes| Dag { behind: behind.clone(), classes, special: None, deadline: None };
             dags.push(dag(Classes::Compensatable));
             if all_before(n - 1) {
                 dags.push(dag(Classes::Pivot));
@@ -73,33 +129,74 @@ impl Dag {
         dags
     }
 
+    /// The same with each step in turn of each special kind, where it may be.
+    fn specials(&self) -> Vec<Dag> {
+        let mut dags = Vec::new();
+        for at in 0..self.len() {
+            let special = |kind: &Special| Dag { special: Some((at, *kind)), ..self.clone() };
+            let decides = match self.classes {
+                Classes::Compensatable => false,
+                Classes::Pivot => at + 1 == self.len(),
+                Classes::PivotAndRetriable => at + 2 >= self.len(),
+            };
+            // What decides is not undone, and code runs in it.
+            let fits = |kind: &&Special| !decides || matches!(kind, Special::Parked | Special::Verified);
+            dags.extend(Special::ALL.iter().filter(fits).map(special));
+        }
+        dags
+    }
+
     fn build(&self, ledger: &Ledger) -> Saga<u32> {
         let mut saga = Saga::define::<u32>("swept", 1);
-        let mut outputs: Vec<Output<u64>> = Vec::new();
-        for (at, behind) in self.behind.iter().enumerate() {
+        let mut outputs: Vec<Done> = Vec::new();
+        for (at, mask) in self.behind.iter().enumerate() {
             let name = name(at);
-            let (act, undo) = (ledger.clone(), ledger.clone());
+            let (act, ask, undo) = (ledger.clone(), ledger.clone(), ledger.clone());
             let action = move |step: Step<u32>, ()| {
                 let done = act.action(step.key(), || 1_u64);
                 async move { done }
             };
-            let before: Vec<Output<u64>> =
-                (0..at).filter(|a| behind >> a & 1 != 0).map(|a| outputs[a]).collect();
+            let ask = move |step: Step<u32>, ()| {
+                let known = ask.verify(step.key());
+                async move { Ok(known) }
+            };
+            let undo = move |step: Step<u32>, (), _| {
+                let _ = undo.undo(step.key());
+                async { Ok(()) }
+            };
+            let before: Vec<Done> = (0..at).filter(|a| mask >> a & 1 != 0).map(|a| outputs[a]).collect();
+            let special = self.special.filter(|(special, _)| *special == at).map(|(_, kind)| kind);
             let from_end = self.len() - 1 - at;
             let output = match (self.classes, from_end) {
                 (Classes::Pivot, 0) | (Classes::PivotAndRetriable, 1) => {
-                    before.into_iter().fold(saga.pivot(&name, (), action), |step, b| step.after(b)).add()
+                    let step = behind(saga.pivot(&name, (), action), &before);
+                    Done::Value(match special {
+                        Some(Special::Parked) => step.on_unknown(Unknown::Park).add(),
+                        Some(_) => step.verify(ask).add(),
+                        None => step.add(),
+                    })
                 }
                 (Classes::PivotAndRetriable, 0) => {
-                    before.into_iter().fold(saga.retriable(&name, (), action), |step, b| step.after(b)).add()
+                    let step = behind(saga.retriable(&name, (), action), &before);
+                    Done::Value(match special {
+                        Some(Special::Parked) => step.on_unknown(Unknown::Park).add(),
+                        Some(_) => step.verify(ask).add(),
+                        None => step.add(),
+                    })
                 }
-                _ => before
-                    .into_iter()
-                    .fold(saga.step(&name, (), action), |step, b| step.after(b))
-                    .compensate(move |step, (), _| {
-                        let _ = undo.undo(step.key());
-                        async { Ok(()) }
-                    }),
+                _ => match special {
+                    Some(kind) if !kind.acts() => waiting(&mut saga, kind, &name, &before),
+                    special => {
+                        let step = behind(saga.step(&name, (), action), &before);
+                        let step = match special {
+                            Some(Special::Compensated) => step.on_unknown(Unknown::Compensate),
+                            Some(Special::Parked) => step.on_unknown(Unknown::Park),
+                            Some(_) => step.verify(ask),
+                            None => step,
+                        };
+                        Done::Value(step.compensate(undo))
+                    }
+                },
             };
             outputs.push(output);
         }
@@ -108,16 +205,51 @@ impl Dag {
 
     fn check(&self, skew: Skew, bug: Option<Bug>) -> Check<u32, ()> {
         let dag = self.clone();
-        let check = Check::new(1, move |ledger: &Ledger| dag.build(ledger)).skew(skew);
+        let mut check = Check::new(1, move |ledger: &Ledger| dag.build(ledger)).skew(skew);
+        if let Some((at, Special::Signal)) = self.special {
+            check = check.signal(&name(at), &7_u64);
+        }
+        if let Some(deadline) = self.deadline {
+            check = check.deadline(Duration::from_millis(deadline));
+        }
         match bug {
             Some(bug) => check.plant(bug),
             None => check,
         }
     }
 
+    /// Whether code runs in a step.
+    fn acts(&self, step: usize) -> bool {
+        self.special.is_none_or(|(at, kind)| at != step || kind.acts())
+    }
+
     /// Rejected; happened and unknown; not happened and unknown.
     fn outcomes(step: usize) -> [Fault; 3] {
         [Fault::Reject(name(step)), Fault::Lose(name(step), Loss::Error, true), Fault::Drop(name(step), true)]
+    }
+}
+
+/// A step in which time passes or a message comes.
+fn waiting(saga: &mut Builder<u32>, kind: Special, name: &str, before: &[Done]) -> Done {
+    let value = |done: &Done| match done {
+        Done::Value(output) => *output,
+        _ => unreachable!("there is one special step"),
+    };
+    let limit = Duration::from_millis(10);
+    macro_rules! add {
+        ($before:expr) => {
+            match kind {
+                Special::Timer => Done::Time(saga.sleep(name, $before, limit)),
+                Special::Signal => Done::Message(saga.signal(name, $before, None)),
+                _ => Done::Message(saga.signal(name, $before, Some(limit))),
+            }
+        };
+    }
+    match before {
+        [] => add!(()),
+        [one] => add!(value(one)),
+        [one, two] => add!((value(one), value(two))),
+        _ => unreachable!("shapes of special steps have three at most"),
     }
 }
 
@@ -192,7 +324,8 @@ impl Count {
         self.shapes += 1;
         let check = dag.check(skew, None);
         let mut bases = vec![Case::default()];
-        for step in 0..dag.len() {
+        // Behind a deadline nobody may be called.
+        for step in (0..dag.len()).filter(|step| dag.acts(*step) && dag.deadline.is_none()) {
             bases.extend(Dag::outcomes(step).map(|fault| Case(vec![fault])));
         }
         if double {
@@ -217,10 +350,38 @@ impl Count {
             }
         }
     }
+
+    /// Every order at every place where the saga goes forward, and where it is undone, and a crash at every place behind it.
+    fn orders(&mut self, dag: &Dag) {
+        self.shapes += 1;
+        let check = dag.check(Skew::Descending, None);
+        let last = Fault::Reject(name(dag.len() - 1));
+        for base in [Case::default(), Case(vec![last])] {
+            let Some(seen) = self.run(&check, &base) else { continue };
+            for ordered in orders_in(&seen) {
+                let Some(seen) = self.run(&check, &ordered) else { continue };
+                let Some(Fault::Ask(_, place, _)) = ordered.0.last() else { unreachable!("it is an order") };
+                let at = seen.places.iter().position(|passed| passed == place);
+                let behind = |crash: &Case| match crash.0.last() {
+                    Some(Fault::Crash(place, _)) => {
+                        seen.places.iter().position(|passed| passed == place) > at
+                    }
+                    _ => false,
+                };
+                for crash in crashes_in(&seen).iter().filter(|crash| behind(crash)) {
+                    self.run(&check, crash);
+                }
+            }
+        }
+    }
 }
 
 /// Shapes over two threads; what came of them.
 fn sweep(work: Vec<(Dag, Skew, bool)>) -> Count {
+    over(&work, |count, (dag, skew, double)| count.sweep(dag, *skew, *double))
+}
+
+fn over<T: Sync>(work: &[T], run: impl Fn(&mut Count, &T) + Sync) -> Count {
     let began = Instant::now();
     let next = std::sync::atomic::AtomicUsize::new(0);
     let counts = std::thread::scope(|scope| {
@@ -228,10 +389,8 @@ fn sweep(work: Vec<(Dag, Skew, bool)>) -> Count {
             .map(|_| {
                 scope.spawn(|| {
                     let mut count = Count::default();
-                    while let Some((dag, skew, double)) =
-                        work.get(next.fetch_add(1, std::sync::atomic::Ordering::SeqCst))
-                    {
-                        count.sweep(dag, *skew, *double);
+                    while let Some(item) = work.get(next.fetch_add(1, std::sync::atomic::Ordering::SeqCst)) {
+                        run(&mut count, item);
                     }
                     count
                 })
@@ -266,6 +425,16 @@ fn shapes(from: usize, to: usize, double: bool, skews: &[Skew]) -> Vec<(Dag, Ske
     work
 }
 
+/// Shapes with one special step, and shapes with a deadline.
+fn specials(from: usize, to: usize, skews: &[Skew]) -> Vec<(Dag, Skew, bool)> {
+    let plain: Vec<Dag> = (from..=to).flat_map(Dag::variants).collect();
+    let deadlines = [1, 4, 8, 16];
+    let due = |dag: &Dag| deadlines.map(|after| Dag { deadline: Some(after), ..dag.clone() });
+    let special: Vec<Dag> = plain.iter().flat_map(Dag::specials).collect();
+    let dags = plain.iter().flat_map(due).chain(special);
+    dags.flat_map(|dag| skews.iter().map(move |skew| (dag.clone(), *skew, false))).collect()
+}
+
 fn none_failed(count: &Count) {
     assert!(count.failures.is_empty(), "{}\n{}", count.failures.len(), count.failures.join("\n"));
 }
@@ -291,9 +460,24 @@ fn every_tiny_saga_survives_two_crashes() {
     none_failed(&sweep(work));
 }
 
+/// Steps that are sent once, timers, messages and deadlines. Three steps are in the full run.
+#[test]
+fn every_special_step_survives_one_crash_at_every_place() {
+    let count = sweep(specials(1, 2, &[Skew::Descending]));
+    none_failed(&count);
+    assert!(count.cases > 2_000, "{}", count.cases);
+}
+
+#[test]
+fn every_order_survives_one_crash_at_every_place_behind_it() {
+    let count = over(&Dag::variants(1), |count, dag| count.orders(dag));
+    none_failed(&count);
+    assert!(count.cases > 200, "{}", count.cases);
+}
+
 #[test]
 fn the_sweep_finds_planted_bugs() {
-    let dag = Dag { behind: vec![0, 1, 1], classes: Classes::Compensatable };
+    let dag = Dag { behind: vec![0, 1, 1], classes: Classes::Compensatable, special: None, deadline: None };
     for bug in [
         Bug::SkipCompensation,
         Bug::ForwardAfterAbort,
@@ -317,12 +501,39 @@ fn the_sweep_finds_planted_bugs() {
     }
 }
 
+#[test]
+fn the_sweep_finds_planted_bugs_in_special_steps_and_behind_deadlines() {
+    let chain =
+        |special, deadline| Dag { behind: vec![0, 1, 3], classes: Classes::Compensatable, special, deadline };
+    for (dag, bug) in [
+        (chain(Some((1, Special::Compensated)), None), Bug::SkipCompensation),
+        (chain(Some((1, Special::Verified)), None), Bug::Barrier(Flaw::Duplicates)),
+        (chain(Some((1, Special::Timer)), None), Bug::AcknowledgeBeforeSync),
+        (chain(Some((1, Special::Signal)), None), Bug::AcknowledgeBeforeSync),
+        (chain(None, Some(8)), Bug::ForwardAfterAbort),
+        (chain(None, Some(8)), Bug::SkipCompensation),
+    ] {
+        let check = dag.check(Skew::Even, Some(bug));
+        let mut count = Count::default();
+        for base in [Case::default(), Case(vec![Fault::Twice])] {
+            let Some(seen) = count.run(&check, &base) else { continue };
+            for crash in crashes_in(&seen) {
+                count.run(&check, &crash);
+            }
+        }
+        if dag.deadline.is_none() {
+            count.run(&check, &Case(vec![Fault::Lose(name(2), Loss::Error, true)]));
+        }
+        assert!(!count.failures.is_empty(), "nothing notices {bug:?} in {dag:?}");
+    }
+}
+
 /// Single faults up to 6 steps, double ones up to 4.
 #[test]
 #[ignore = "takes long: see the top of this file"]
 fn everything() {
     let wanted = std::env::var("MAINSTAY_SWEEP").unwrap_or_default();
-    assert!(!wanted.is_empty(), "MAINSTAY_SWEEP=full, or single:6, or double:4");
+    assert!(!wanted.is_empty(), "MAINSTAY_SWEEP=full, or single:6, double:4, special:3, orders:3");
     let skews = [Skew::Even, Skew::Descending];
     let part = |kind: &str, most: usize| {
         for n in 1..=most {
@@ -330,11 +541,27 @@ fn everything() {
             none_failed(&sweep(shapes(n, n, kind == "double", &skews)));
         }
     };
+    let special = |most: usize| {
+        for n in 1..=most.min(3) {
+            print!("special steps and deadlines, {n} steps: ");
+            none_failed(&sweep(specials(n, n, &skews)));
+        }
+    };
+    let orders = |most: usize| {
+        for n in 1..=most {
+            print!("orders, {n} steps: ");
+            none_failed(&over(&Dag::variants(n), |count, dag| count.orders(dag)));
+        }
+    };
     match wanted.split_once(':') {
+        Some(("special", most)) => special(most.parse().unwrap()),
+        Some(("orders", most)) => orders(most.parse().unwrap()),
         Some((kind, most)) => part(kind, most.parse().unwrap()),
         None => {
             part("single", 6);
             part("double", 4);
+            special(3);
+            orders(3);
         }
     }
 }

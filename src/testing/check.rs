@@ -24,7 +24,7 @@ use crate::{
     chance::planned,
     saga::{
         AskError, Inputs, Orchestrator, Order, Outcome, Payload, Phase, Saga, SagaId, StartError,
-        memory::Memory,
+        StartOptions, memory::Memory,
     },
 };
 
@@ -59,6 +59,7 @@ pub struct Check<I, R: Inputs> {
     build: Build<I, R>,
     input: I,
     signals: Vec<(String, Payload)>,
+    options: StartOptions,
     expect: Option<Expect>,
     patience: Duration,
     skew: Skew,
@@ -94,6 +95,7 @@ where
             build: Box::new(build),
             input,
             signals: Vec::new(),
+            options: StartOptions::default(),
             expect: None,
             patience: Duration::from_secs(600),
             skew: Skew::Even,
@@ -112,6 +114,14 @@ where
         let payload =
             Payload::encode(payload).unwrap_or_else(|error| panic!("a signal has no JSON: {error}"));
         self.signals.push((step.to_owned(), payload));
+        self
+    }
+
+    /// Starts the saga with this deadline in every run. Requests take some milliseconds each, and a new orchestrator takes over from a
+    /// dead one after some seconds.
+    #[must_use]
+    pub fn deadline(mut self, after: Duration) -> Self {
+        self.options = self.options.deadline(after);
         self
     }
 
@@ -302,7 +312,7 @@ where
             if acknowledged.load(Relaxed) {
                 break;
             }
-            match orchestrator.start(saga, ID, &self.input).await {
+            match orchestrator.start_with(saga, ID, &self.input, self.options.clone()).await {
                 Ok(_) => acknowledged.store(true, Relaxed),
                 Err(StartError::Store(_)) if attempt < 30 => tokio::time::sleep(retry).await,
                 Err(error) => return Some(format!("it could not be started: {error}")),
