@@ -3,6 +3,7 @@
 
 #![allow(clippy::disallowed_methods)]
 
+mod damage;
 mod faults;
 mod measure;
 mod place;

@@ -277,7 +277,7 @@ fn refusal(row: &Row) -> Result<Option<Refusal>, Trouble> {
         "missing" => Refusal::Missing,
         "fenced" => Refusal::Fenced { epoch: unsigned(2)? },
         "gap" => Refusal::Gap { expected: unsigned(3)? },
-        "locked" => Refusal::Locked { key: row.try_get(4)?, holder: saga_id(row.try_get(5)?)? },
+        "locked" => Refusal::Locked { key: row.try_get(4)?, holder: saga_id(row.try_get(5)?) },
         _ => return Ok(None),
     }))
 }

@@ -1,6 +1,12 @@
 //! Ownership: leases, claims, and forgetting what is over.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use tokio_postgres::types::ToSql;
 
@@ -29,10 +35,21 @@ pub(super) const LEAVE: &str =
 /// What an orchestrator says of itself.
 pub(super) const ANNOUNCE: &str = "UPDATE @.orchestrator SET says = $2 WHERE incarnation = $1";
 
+/// Whether a row makes sense so far that its saga can be claimed. What cannot be read, or counted on from, stays as it is.
+macro_rules! sound {
+    () => {
+        "
+        AND (definition, version, digest) IN (SELECT * FROM definitions) AND id <> ALL ($5) AND phase = ANY ($8)
+        AND epoch BETWEEN 0 AND 9223372036854775806 AND len BETWEEN 0 AND 9223372036854775806 AND crc BETWEEN 0 AND 4294967295
+        AND recoveries BETWEEN 0 AND 4294967294 AND created >= 0 AND coalesce(wake, 0) >= 0 AND substring(id FROM '[[:cntrl:]]') IS NULL"
+    };
+}
+
 /// Takes sagas. `due` have no owner and their time has come, `asked` have none and are asked for something, `orphaned` have one
 /// whose lease is over, `named` is the one that is named. Each looks at the rows by an index of its own, and steps over those that another claim has in
 /// hand. A row that was changed meanwhile is looked at again before it is taken.
-pub(super) const CLAIM: &str = "
+pub(super) const CLAIM: &str = concat!(
+    "
 WITH RECURSIVE clock AS MATERIALIZED (
     SELECT ~ AS now
 ), owners (owner) AS (
@@ -47,23 +64,27 @@ WITH RECURSIVE clock AS MATERIALIZED (
     SELECT * FROM unnest($2::text[], $3::bigint[], $4::text[])
 ), due AS MATERIALIZED (
     SELECT id, wake FROM @.saga WHERE $7::text IS NULL
-        AND owner IS NULL AND finished IS NULL AND wake <= (SELECT now FROM clock)
-        AND (definition, version, digest) IN (SELECT * FROM definitions) AND id <> ALL ($5) AND phase = ANY ($8)
+        AND owner IS NULL AND finished IS NULL AND wake <= (SELECT now FROM clock)",
+    sound!(),
+    "
     ORDER BY wake, id LIMIT $6 FOR UPDATE SKIP LOCKED
 ), asked AS MATERIALIZED (
     SELECT id, wake FROM @.saga WHERE $7::text IS NULL
-        AND owner IS NULL AND finished IS NULL AND number IN (SELECT saga FROM @.signal WHERE ask IS NOT NULL)
-        AND (definition, version, digest) IN (SELECT * FROM definitions) AND id <> ALL ($5) AND phase = ANY ($8)
+        AND owner IS NULL AND finished IS NULL AND number IN (SELECT saga FROM @.signal WHERE ask IS NOT NULL)",
+    sound!(),
+    "
     ORDER BY wake NULLS FIRST, id LIMIT $6 FOR UPDATE SKIP LOCKED
 ), orphaned AS MATERIALIZED (
     SELECT id, wake FROM @.saga WHERE $7::text IS NULL
-        AND owner IN (SELECT owner FROM dead) AND owner IS NOT NULL AND finished IS NULL
-        AND (definition, version, digest) IN (SELECT * FROM definitions) AND id <> ALL ($5) AND phase = ANY ($8)
+        AND owner IN (SELECT owner FROM dead) AND owner IS NOT NULL AND finished IS NULL",
+    sound!(),
+    "
     ORDER BY wake NULLS FIRST, id LIMIT $6 FOR UPDATE SKIP LOCKED
 ), named AS MATERIALIZED (
     SELECT id, wake FROM @.saga WHERE id = $7 AND finished IS NULL
-        AND (owner IS NULL OR owner = $1 OR owner IN (SELECT owner FROM dead))
-        AND (definition, version, digest) IN (SELECT * FROM definitions) AND id <> ALL ($5) AND phase = ANY ($8)
+        AND (owner IS NULL OR owner = $1 OR owner IN (SELECT owner FROM dead))",
+    sound!(),
+    "
     FOR UPDATE
 ), chosen AS MATERIALIZED (
     SELECT id, wake FROM due UNION SELECT id, wake FROM asked UNION SELECT id, wake FROM orphaned
@@ -71,7 +92,8 @@ WITH RECURSIVE clock AS MATERIALIZED (
 )
 UPDATE @.saga SET owner = $1, epoch = epoch + 1, recoveries = recoveries
     + CASE WHEN owner IS NULL OR owner = $1 AND $7 IS NOT NULL THEN 0 ELSE 1 END
-WHERE id = ANY (ARRAY (SELECT id FROM chosen)) RETURNING id, epoch";
+WHERE id = ANY (ARRAY (SELECT id FROM chosen)) RETURNING id, epoch"
+);
 
 /// Whose these sagas are. It waits for the transaction that may have claimed them: its rows are locked, whatever they say.
 pub(super) const CLAIMED: &str =
@@ -80,7 +102,7 @@ pub(super) const CLAIMED: &str =
 /// Deletes sagas that are over, and leases and writers that are long past.
 pub(super) const FORGET: &str = "
 WITH old AS MATERIALIZED (
-    SELECT number FROM @.saga WHERE finished IS NOT NULL AND finished < $1
+    SELECT number FROM @.saga WHERE finished IS NOT NULL AND finished BETWEEN 0 AND $1 - 1
     ORDER BY finished, id LIMIT $2 FOR UPDATE SKIP LOCKED
 ), entries AS (
     DELETE FROM @.saga_event WHERE saga = ANY (ARRAY (SELECT number FROM old))
@@ -112,13 +134,16 @@ impl Drop for Within<'_> {
 pub(super) async fn claim(link: &Link, claim: &Claim) -> Result<Vec<Stored>, StoreError> {
     // What was to be committed when the connection broke.
     let doubtful = Mutex::new(Vec::new());
-    link.persist(|session| attempt(session, claim, &doubtful)).await
+    // The server could not read some of them: each is read by itself.
+    let apart = AtomicBool::new(false);
+    link.persist(|session| attempt(session, claim, &doubtful, &apart)).await
 }
 
 async fn attempt(
     session: Arc<Session>,
     claim: &Claim,
     doubtful: &Mutex<Vec<Stored>>,
+    apart: &AtomicBool,
 ) -> Result<Vec<Stored>, Trouble> {
     let _turn = session.turn.lock().await;
     let client = &session.client;
@@ -158,12 +183,41 @@ async fn attempt(
     .collect::<Result<Vec<_>, _>>()?;
     let rows = answers.pop().unwrap_or_default();
     let ids = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<&str>, _>>()?;
-    let mut taken = if ids.is_empty() { Vec::new() } else { read::stored(&session, &ids).await? };
+    let mut taken = if ids.is_empty() {
+        Vec::new()
+    } else if apart.load(Relaxed) {
+        each(&session, &ids).await?
+    } else {
+        match read::stored(&session, &ids).await {
+            Err(Trouble::Damaged(why)) => {
+                apart.store(true, Relaxed);
+                return Err(Trouble::Undone(why));
+            }
+            read => read?,
+        }
+    };
     taken.sort_by(|one, other| (one.head.wake, &one.head.id).cmp(&(other.head.wake, &other.head.id)));
     lock(doubtful).clone_from(&taken);
     client.batch_execute("COMMIT").await?;
     within.0 = None;
     Ok(taken)
+}
+
+/// Reads them one by one within a transaction, those without their entries whose entries the server cannot read.
+async fn each(session: &Session, ids: &[&str]) -> Result<Vec<Stored>, Trouble> {
+    let mut read = Vec::with_capacity(ids.len());
+    for id in ids {
+        session.client.batch_execute("SAVEPOINT one").await?;
+        match read::stored(session, &[id]).await {
+            Ok(found) => read.extend(found),
+            Err(Trouble::Damaged(_)) => {
+                session.client.batch_execute("ROLLBACK TO SAVEPOINT one").await?;
+                read.extend(read::alone(session, id).await?);
+            }
+            Err(trouble) => return Err(trouble),
+        }
+    }
+    Ok(read)
 }
 
 /// Forgets what is over; see [`Journal::forget`](crate::saga::journal::Journal::forget).

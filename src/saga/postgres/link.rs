@@ -33,6 +33,8 @@ pub(super) enum Trouble {
     Undone(String),
     /// Nothing was done: an entry or a row is there already that the snapshot did not show.
     Taken(String),
+    /// Nothing was done: what is on the server's disk makes no sense.
+    Damaged(String),
     /// Another try would say the same.
     Final(StoreError),
 }
@@ -55,6 +57,7 @@ impl From<Error> for Trouble {
             "57P01" | "57P02" | "57P03" | "57P05" | "53300" | "25P03" | "25006" => Trouble::Lost(why),
             "23505" => Trouble::Taken(why),
             "57014" | "55P03" | "53200" => Trouble::Undone(why),
+            "XX001" | "XX002" => Trouble::Damaged(why),
             "53100" => Trouble::Final(StoreError::Full(why)),
             "3D000" | "3F000" | "42P01" => Trouble::Final(StoreError::Absent(why)),
             _ if code.starts_with("08") => Trouble::Lost(why),
@@ -272,6 +275,7 @@ where
             match once().await {
                 Ok(value) => return Ok(value),
                 Err(Trouble::Final(error)) => return Err(error),
+                Err(Trouble::Damaged(why)) => return Err(StoreError::Io(why)),
                 Err(Trouble::Lost(why) | Trouble::Undone(why) | Trouble::Taken(why)) => last = why,
             }
             tokio::time::sleep(waits.next().unwrap_or_default()).await;

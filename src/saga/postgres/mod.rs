@@ -60,7 +60,7 @@
 //! | [`Absent`](StoreError::Absent) | there is no such database, user, or schema any more, or the password is wrong |
 //! | [`Format`](StoreError::Format) | the tables are of a later version |
 //! | [`Full`](StoreError::Full) | the server's disk is full |
-//! | [`Io`](StoreError::Io) | the server refuses for any other reason, or a row makes no sense |
+//! | [`Io`](StoreError::Io) | the server refuses for any other reason |
 //!
 //! Broken connections, deadlocks and the like are no errors but reasons to try again. [`Poisoned`](StoreError::Poisoned) never comes: a
 //! server that cannot flush its log stops by itself, and recovers from the log.
@@ -68,6 +68,13 @@
 //! # Panics
 //!
 //! When used outside of a tokio runtime with I/O and time enabled.
+//!
+//! # Damage
+//!
+//! A row that makes no sense, or that the server cannot read, is its own saga's misfortune. With damaged entries a saga is claimed and loaded, and
+//! does not [verify](Stored::verify). A saga whose own row is damaged is claimed by nobody and stays as it is; it is listed with what is
+//! wrong as its note, as [stuck](super::journal::Phase::Stuck) when its phase is none, and under the nearest possible id when its id is
+//! none.
 //!
 //! # Cost
 //!
@@ -325,8 +332,7 @@ impl Journal for Postgres {
         let saga = saga.clone();
         Box::pin(async move {
             let saga = saga.as_str();
-            let load = |session: Arc<link::Session>| async move { read::stored(&session, &[saga]).await };
-            Ok(self.links.reader.persist(load).await?.pop())
+            self.links.reader.persist(|session| read::load(session, saga)).await
         })
     }
 

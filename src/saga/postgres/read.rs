@@ -1,8 +1,14 @@
 //! Rows as heads, entries and requests.
+//!
+//! What is damaged is handed on as far as it can be read, so that it does not verify, and its head says what is wrong: one bad saga
+//! must not hide the others.
 
-use std::sync::Arc;
+use std::{error::Error, fmt, sync::Arc};
 
-use tokio_postgres::{Row, types::FromSql};
+use tokio_postgres::{
+    Row,
+    types::{FromSql, ToSql, Type},
+};
 
 use super::{
     link::{Session, Trouble},
@@ -11,7 +17,7 @@ use super::{
 };
 use crate::saga::{
     Entry, Incarnation, SagaId, Timestamp,
-    journal::{DefinitionId, Head, Phase, Query, Registered, StoreError, Stored},
+    journal::{DefinitionId, Head, Phase, Query, Registered, Stored},
 };
 
 /// Some sagas with their entries, all of one moment.
@@ -23,17 +29,22 @@ FROM @.saga LEFT JOIN LATERAL (
     SELECT * FROM @.saga_event WHERE saga_event.saga = saga.number ORDER BY seq
 ) AS entry ON true WHERE saga.id = ANY ($1) ORDER BY saga.id, entry.seq";
 
-/// Heads in the order of their ids, among those that are not over.
+/// A head alone, for a saga whose entries the server cannot read.
+pub(super) const HEAD: &str = "
+SELECT id, definition, version, digest, phase, note, epoch, owner, len, crc, wake, created, finished, recoveries, tag FROM @.saga
+WHERE id = $1";
+
+/// Heads in the order of their ids, among those that are not over. A phase that is none of `$6` is asked for too.
 pub(super) const LIST_OPEN: &str = "
 SELECT id, definition, version, digest, phase, note, epoch, owner, len, crc, wake, created, finished, recoveries, tag FROM @.saga
-WHERE id > $1 AND phase = ANY ($2) AND ($3::text IS NULL OR definition = $3) AND ($4::text IS NULL OR tag = $4)
-    AND finished IS NULL ORDER BY id LIMIT $5";
+WHERE id > $1 AND (phase = ANY ($2) OR phase <> ALL ($6)) AND ($3::text IS NULL OR definition = $3)
+    AND ($4::text IS NULL OR tag = $4) AND finished IS NULL ORDER BY id LIMIT $5";
 
 /// Heads in the order of their ids.
 pub(super) const LIST_ALL: &str = "
 SELECT id, definition, version, digest, phase, note, epoch, owner, len, crc, wake, created, finished, recoveries, tag FROM @.saga
-WHERE id > $1 AND phase = ANY ($2) AND ($3::text IS NULL OR definition = $3) AND ($4::text IS NULL OR tag = $4)
-ORDER BY id LIMIT $5";
+WHERE id > $1 AND (phase = ANY ($2) OR phase <> ALL ($6)) AND ($3::text IS NULL OR definition = $3)
+    AND ($4::text IS NULL OR tag = $4) ORDER BY id LIMIT $5";
 
 /// Who has registered.
 pub(super) const ORCHESTRATORS: &str =
@@ -42,26 +53,53 @@ pub(super) const ORCHESTRATORS: &str =
 /// Who has registered; see [`Journal::orchestrators`](crate::saga::journal::Journal::orchestrators).
 pub(super) async fn orchestrators(session: Arc<Session>) -> Result<Vec<Registered>, Trouble> {
     let rows = session.client.query(session.statement(Sql::Orchestrators), &[]).await?;
-    let registered = |row: &Row| -> Result<Registered, Trouble> {
-        Ok(Registered::from_text(row.try_get(0)?, Timestamp(unsigned(row, 1)?), row.try_get(2)?))
+    let registered = |row: &Row| {
+        let mut fields = Fields::of(row);
+        let (by, until) = (fields.text(0), Timestamp(fields.number(1)));
+        let says = fields.get::<Text>(2).map(|Text(says)| says);
+        Registered::from_text(&by, until, says.as_deref())
     };
-    rows.iter().map(registered).collect()
+    Ok(rows.iter().map(registered).collect())
 }
 
 /// The sagas of these names, in the order of their ids.
 pub(super) async fn stored(session: &Session, ids: &[&str]) -> Result<Vec<Stored>, Trouble> {
     let rows = session.client.query(session.statement(Sql::Stored), &[&ids]).await?;
-    let mut found: Vec<Stored> = Vec::new();
-    for row in rows {
-        let id: &str = row.try_get(0)?;
-        if found.last().is_none_or(|last| last.head.id.as_str() != id) {
-            found.push(Stored { head: head(&row)?, entries: Vec::new() });
+    let mut found: Vec<(Stored, bool)> = Vec::new();
+    for row in &rows {
+        let Some((head, wrong)) = head(row) else { continue };
+        if found.last().is_none_or(|(last, _)| last.head.id != head.id) {
+            found.push((Stored { head, entries: Vec::new() }, wrong));
         }
-        if let (Some(last), Some(entry)) = (found.last_mut(), entry(&row)?) {
-            last.entries.push(entry);
+        if let Some((Stored { head, entries }, _)) = found.last_mut() {
+            entries.extend(entry(row, &head.id, entries.last()));
         }
     }
-    Ok(found)
+    Ok(found.into_iter().map(as_found).collect())
+}
+
+/// A row that makes no sense does not verify, whatever its entries are.
+fn as_found((mut stored, wrong): (Stored, bool)) -> Stored {
+    if wrong {
+        stored.head.crc = !stored.entries.last().map_or(0, |entry| entry.crc);
+    }
+    stored
+}
+
+/// A saga as `stored` gives it, without its entries where the server cannot read them: then it does not verify.
+pub(super) async fn alone(session: &Session, id: &str) -> Result<Option<Stored>, Trouble> {
+    let row = session.client.query_opt(session.statement(Sql::Head), &[&id]).await?;
+    let head = row.as_ref().and_then(head);
+    Ok(head.map(|(head, wrong)| as_found((Stored { head, entries: Vec::new() }, wrong))))
+}
+
+/// One saga; see [`Journal::load`](crate::saga::journal::Journal::load).
+pub(super) async fn load(session: Arc<Session>, id: &str) -> Result<Option<Stored>, Trouble> {
+    match stored(&session, &[id]).await {
+        Ok(mut found) => Ok(found.pop()),
+        Err(Trouble::Damaged(_)) => alone(&session, id).await,
+        Err(trouble) => Err(trouble),
+    }
 }
 
 /// Heads; see [`Journal::list`](crate::saga::journal::Journal::list).
@@ -73,67 +111,130 @@ pub(super) async fn list(session: Arc<Session>, query: &Query) -> Result<Vec<Hea
     let definition = query.definition.as_deref().map(clean);
     let tag = query.tag.as_deref().map(clean);
     let limit = if query.limit == 0 { 100 } else { i64::try_from(query.limit).unwrap_or(i64::MAX) };
-    let rows =
-        session.client.query(session.statement(sql), &[&after, &phases, &definition, &tag, &limit]).await?;
-    rows.iter().map(head).collect()
+    // A saga whose phase is none is shown as stuck.
+    let known = asked.contains(&Phase::Stuck).then(|| Phase::ALL.map(Phase::as_str).to_vec());
+    let parameters: [&(dyn ToSql + Sync); 6] = [&after, &phases, &definition, &tag, &limit, &known];
+    let rows = session.client.query(session.statement(sql), &parameters).await?;
+    Ok(rows.iter().filter_map(head).map(|(head, _)| head).collect())
 }
 
-pub(super) fn saga_id(text: &str) -> Result<SagaId, Trouble> {
-    SagaId::new(text).map_err(|error| Trouble::Final(StoreError::Io(error.to_string())))
-}
+/// A text, also of bytes that are none.
+struct Text(String);
 
-/// What the column holds, where a negative number makes no sense.
-fn unsigned(row: &Row, at: usize) -> Result<u64, Trouble> {
-    optional(row, at)?.ok_or_else(|| senseless(row, at))
-}
-
-fn optional(row: &Row, at: usize) -> Result<Option<u64>, Trouble> {
-    let value: Option<i64> = row.try_get(at)?;
-    value.map(u64::try_from).transpose().map_err(|_| senseless(row, at))
-}
-
-fn small<T: TryFrom<u64>>(row: &Row, at: usize) -> Result<T, Trouble> {
-    T::try_from(unsigned(row, at)?).map_err(|_| senseless(row, at))
-}
-
-fn senseless(row: &Row, at: usize) -> Trouble {
-    let id: &str = row.try_get(0).unwrap_or("?");
-    let column = row.columns().get(at).map_or("?", |column| column.name());
-    Trouble::Final(StoreError::Io(format!("saga {id:?} has a {column} that makes no sense")))
-}
-
-fn head(row: &Row) -> Result<Head, Trouble> {
-    let text = |at| -> Result<String, Trouble> { Ok(row.try_get(at)?) };
-    let definition = DefinitionId { name: text(1)?, version: small(row, 2)?, digest: text(3)? };
-    let created = Timestamp(unsigned(row, 11)?);
-    let mut head = Head::new(saga_id(row.try_get(0)?)?, definition, created);
-    head.phase = Phase::from_text(row.try_get(4)?).ok_or_else(|| senseless(row, 4))?;
-    head.note = text(5)?;
-    head.epoch = unsigned(row, 6)?;
-    head.owner = row.try_get::<_, Option<&str>>(7)?.map(Incarnation::from_text);
-    head.len = unsigned(row, 8)?;
-    head.crc = small(row, 9)?;
-    head.wake = optional(row, 10)?.map(Timestamp);
-    head.finished = optional(row, 12)?.map(Timestamp);
-    head.recoveries = small(row, 13)?;
-    head.tag = text(14)?;
-    Ok(head)
-}
-
-/// The entry behind a head; none when the saga has no entries.
-fn entry(row: &Row) -> Result<Option<Entry>, Trouble> {
-    let Some(seq) = optional(row, 15)? else { return Ok(None) };
-    fn get<'a, T: FromSql<'a>>(row: &'a Row, at: usize) -> Result<T, Trouble> {
-        Ok(row.try_get(at)?)
+impl FromSql<'_> for Text {
+    fn from_sql(_: &Type, raw: &[u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        Ok(Text(String::from_utf8_lossy(raw).into_owned()))
     }
-    Ok(Some(Entry {
-        seq,
-        epoch: unsigned(row, 16)?,
-        at: Timestamp(unsigned(row, 17)?),
-        by: Incarnation::from_text(get(row, 18)?),
-        kind: get(row, 19)?,
-        step: get(row, 20)?,
-        data: get(row, 21)?,
-        crc: small(row, 22)?,
-    }))
+
+    fn accepts(of: &Type) -> bool {
+        <&str as FromSql>::accepts(of)
+    }
+}
+
+/// The columns of a row, and the first of them that makes no sense.
+struct Fields<'a> {
+    row: &'a Row,
+    wrong: Option<String>,
+}
+
+impl<'a> Fields<'a> {
+    fn of(row: &'a Row) -> Self {
+        Fields { row, wrong: None }
+    }
+
+    fn get<T: FromSql<'a>>(&mut self, at: usize) -> Option<T> {
+        self.row.try_get(at).unwrap_or_else(|_| self.complain(at, "unreadable"))
+    }
+
+    /// Nothing, for the column at `at`, which holds `what`.
+    fn complain<T>(&mut self, at: usize, what: impl fmt::Display) -> Option<T> {
+        let column = self.row.columns().get(at).map_or("?", |column| column.name());
+        self.wrong.get_or_insert_with(|| format!("its {column} makes no sense: {what}"));
+        None
+    }
+
+    /// A number or none; none too for one that is not possible.
+    fn optional<T: TryFrom<i64>>(&mut self, at: usize) -> Option<T> {
+        let value: i64 = self.get(at)?;
+        T::try_from(value).map_or_else(|_| self.complain(at, value), Some)
+    }
+
+    /// A number; 0 for one that is not possible.
+    fn number<T: TryFrom<i64> + Default>(&mut self, at: usize) -> T {
+        if let Some(value) = self.optional(at) {
+            return value;
+        }
+        self.complain(at, "nothing").unwrap_or_default()
+    }
+
+    fn text(&mut self, at: usize) -> String {
+        match self.get(at) {
+            Some(Text(text)) => text,
+            None => self.complain(at, "nothing").unwrap_or_default(),
+        }
+    }
+}
+
+/// A head, and whether its row makes no sense: then the note says what is wrong. None when the row cannot be named at all.
+fn head(row: &Row) -> Option<(Head, bool)> {
+    let mut fields = Fields::of(row);
+    let id: &str = row.try_get(0).ok()?;
+    if SagaId::new(id).is_err() {
+        fields.complain::<()>(0, format_args!("{id:?}"));
+    }
+    let id = saga_id(id);
+    let definition = DefinitionId { name: fields.text(1), version: fields.number(2), digest: fields.text(3) };
+    let phase = fields.text(4);
+    let phase = Phase::from_text(&phase).or_else(|| fields.complain(4, format_args!("{phase:?}")));
+    let note = fields.text(5);
+    let mut head = Head::new(id, definition, Timestamp(fields.number(11)));
+    head.phase = phase.unwrap_or(Phase::Stuck);
+    head.epoch = fields.number(6);
+    head.owner = fields.get(7).map(|Text(owner)| Incarnation::from_text(&owner));
+    head.len = fields.number(8);
+    head.crc = fields.number(9);
+    head.wake = fields.optional(10).map(Timestamp);
+    head.finished = fields.optional(12).map(Timestamp);
+    head.recoveries = fields.number(13);
+    head.tag = fields.text(14);
+    let wrong = fields.wrong.is_some();
+    head.note = fields.wrong.unwrap_or(note);
+    Some((head, wrong))
+}
+
+/// The id, or in place of one that is not possible the nearest behind it: a listing that goes on from there shows no row twice.
+pub(super) fn saga_id(id: &str) -> SagaId {
+    let most = SagaId::MAX - '\u{10ffff}'.len_utf8();
+    let possible = SagaId::new(id).or_else(|_| {
+        let mut chars = id.char_indices();
+        let bad = chars.find(|&(at, c)| c.is_control() || at + c.len_utf8() > most);
+        let filler = match bad.map(|(_, c)| c) {
+            None => "?",
+            Some(..' ') => " ",
+            Some('\u{7f}'..='\u{9f}') => "\u{a0}",
+            Some(_) => "\u{10ffff}",
+        };
+        SagaId::new(&format!("{}{filler}", &id[..bad.map_or(0, |(at, _)| at)]))
+    });
+    possible.unwrap_or_else(|_| unreachable!("it is short and has no control character"))
+}
+
+/// The entry behind a head; none when the saga has no entries. One that makes no sense has not the checksum of what it says.
+fn entry(row: &Row, saga: &SagaId, before: Option<&Entry>) -> Option<Entry> {
+    let mut fields = Fields::of(row);
+    let _some: i64 = fields.get(15)?;
+    let mut entry = Entry {
+        seq: fields.number(15),
+        epoch: fields.number(16),
+        at: Timestamp(fields.number(17)),
+        by: Incarnation::from_text(&fields.text(18)),
+        kind: fields.text(19),
+        step: fields.get(20).map(|Text(step)| step),
+        data: fields.text(21),
+        crc: fields.number(22),
+    };
+    if fields.wrong.is_some() {
+        entry.crc = !entry.checksum(saga, before.map_or(0, |before| before.crc));
+    }
+    Some(entry)
 }

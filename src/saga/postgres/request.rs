@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use super::{
     link::{Session, Trouble},
-    read::saga_id,
     rounds::clean,
     schema::Sql,
 };
 use crate::saga::{
-    Incarnation,
+    Incarnation, SagaId,
     journal::{Ask, Phase, Request, Requested, StoreError},
 };
 
@@ -62,12 +61,8 @@ pub(super) async fn requests(session: Arc<Session>, by: &Incarnation) -> Result<
     let mut found = Vec::with_capacity(rows.len());
     for row in rows {
         let Ok(ask) = serde_json::from_str::<Ask>(row.try_get(3)?) else { continue };
-        found.push(Request {
-            id: row.try_get(1)?,
-            saga: saga_id(row.try_get(0)?)?,
-            by: row.try_get(2)?,
-            ask,
-        });
+        let Ok(saga) = SagaId::new(row.try_get(0)?) else { continue };
+        found.push(Request { id: row.try_get(1)?, saga, by: row.try_get(2)?, ask });
     }
     Ok(found)
 }

@@ -149,6 +149,7 @@ pub(super) enum Sql {
     Claim,
     Claimed,
     Stored,
+    Head,
     ListOpen,
     ListAll,
     Request,
@@ -157,7 +158,7 @@ pub(super) enum Sql {
 }
 
 impl Sql {
-    pub(super) const ALL: [Sql; 17] = [
+    pub(super) const ALL: [Sql; 18] = [
         Sql::Now,
         Sql::Append,
         Sql::Plain,
@@ -170,6 +171,7 @@ impl Sql {
         Sql::Claim,
         Sql::Claimed,
         Sql::Stored,
+        Sql::Head,
         Sql::ListOpen,
         Sql::ListAll,
         Sql::Request,
@@ -192,6 +194,7 @@ impl Sql {
             Sql::Claim => super::claim::CLAIM,
             Sql::Claimed => super::claim::CLAIMED,
             Sql::Stored => super::read::STORED,
+            Sql::Head => super::read::HEAD,
             Sql::ListOpen => super::read::LIST_OPEN,
             Sql::ListAll => super::read::LIST_ALL,
             Sql::Request => super::request::REQUEST,

@@ -300,7 +300,7 @@ impl Lane {
             Ok(Err(error)) => match Trouble::from(error) {
                 Trouble::Lost(_) => Reached::Doubtful(entry),
                 // The server has said that it has rolled it back: a constraint that is looked at last, mostly.
-                Trouble::Undone(why) | Trouble::Taken(why) => {
+                Trouble::Undone(why) | Trouble::Taken(why) | Trouble::Damaged(why) => {
                     Reached::Answered(Err(work.failed(Failure::unknown(why))))
                 }
                 Trouble::Final(error) => Reached::Answered(Err(work.failed(Failure::unknown(error)))),

@@ -1,0 +1,289 @@
+//! What is damaged in the tables, or cannot be read or written by the server, on the disk: one saga's misfortune, and the others go on.
+
+use std::{collections::BTreeSet, future::Future, time::Duration};
+
+use mainstay::saga::{
+    Orchestrator, Output, Saga, StartError,
+    journal::{Journal, Phase, Query, StoreError},
+    postgres::Postgres,
+};
+use tokio::sync::watch;
+use tokio_postgres::Client;
+
+use crate::place::{Place, id, with_place};
+
+/// The saga that the damage is done to; ten others are beside it.
+const DAMAGED: &str = "saga-04";
+
+/// Who tells of the damaged saga.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// `blocked`, with a reason that has this in it: the saga was claimed.
+    Blocked(&'static str),
+    /// `list`, with a note that has this in it: the row is as it was.
+    Listed(&'static str),
+}
+use Told::{Blocked, Listed};
+
+/// Eleven sagas of which a process has died, that wait for the second of their steps.
+struct Eleven {
+    journal: Postgres,
+    client: Client,
+    schema: String,
+    gate: watch::Sender<bool>,
+    saga: Saga<u32, Output<u32>>,
+}
+
+/// Waits until it is so, and not for ever.
+async fn until<F: Future<Output = bool>>(what: &str, mut so: impl FnMut() -> F) {
+    let waiting = async {
+        while !so().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(8), waiting)
+        .await
+        .unwrap_or_else(|_| panic!("not in time: {what}"));
+}
+
+impl Eleven {
+    async fn new(place: &Place) -> Self {
+        let journal = place.journal().await;
+        let (gate, seen) = watch::channel(false);
+        let mut saga = Saga::define::<u32>("two", 1);
+        let one = saga.step("one", (), |_, ()| async { Ok(1_u32) }).without_compensation("nothing");
+        let two = saga
+            .step("two", one, move |_, _: u32| {
+                let mut seen = seen.clone();
+                async move {
+                    let _ = seen.wait_for(|open| *open).await;
+                    Ok(2_u32)
+                }
+            })
+            .without_compensation("nothing");
+        let saga = saga.build(two).unwrap();
+        let eleven =
+            Eleven { journal, client: place.client().await, schema: place.schema.clone(), gate, saga };
+        let first = eleven.orchestrator().await;
+        for name in names() {
+            first.start(&eleven.saga, &name, &1).await.unwrap();
+        }
+        until("all wait for their second step", || async {
+            let mut all = true;
+            for name in names() {
+                all &= eleven.journal.load(&id(&name)).await.unwrap().unwrap().head.len == 2;
+            }
+            all
+        })
+        .await;
+        drop(first);
+        // Of every other saga the owner is dead, the others have none and are due.
+        eleven.run("UPDATE @.orchestrator SET until = 0").await;
+        eleven
+            .run("UPDATE @.saga SET owner = NULL, wake = 0 WHERE right(id, 1) IN ('1', '3', '5', '7', '9')")
+            .await;
+        eleven
+    }
+
+    async fn orchestrator(&self) -> Orchestrator {
+        let opening = Orchestrator::open(self.journal.clone()).register(&self.saga);
+        opening.poll(Duration::from_millis(50)).start().await.unwrap()
+    }
+
+    fn sql(&self, text: &str) -> String {
+        text.replace('@', &format!("\"{}\"", self.schema))
+    }
+
+    async fn run(&self, text: &str) {
+        self.client.batch_execute(&self.sql(text)).await.unwrap();
+    }
+
+    /// The damaged saga's rows as text, with or without what a claim changes.
+    async fn rows(&self, number: i64, claimed: bool) -> String {
+        let without = if claimed { "- 'owner' - 'epoch' - 'recoveries'" } else { "" };
+        let text = format!(
+            "SELECT concat((SELECT to_jsonb(saga) {without} FROM @.saga WHERE number = $1),
+                (SELECT string_agg(to_jsonb(entry)::text, ' ' ORDER BY seq) FROM @.saga_event AS entry WHERE saga = $1))"
+        );
+        self.client.query_one(&self.sql(&text), &[&number]).await.unwrap().get(0)
+    }
+
+    async fn finish_but_one(&self, orchestrator: &Orchestrator) {
+        self.gate.send_replace(true);
+        tokio::time::timeout(Duration::from_secs(8), orchestrator.recovered()).await.expect("it recovers");
+        until("the others finish", || async {
+            let over = Query { phases: vec![Phase::Completed], ..Query::default() };
+            let found = orchestrator.list(over).await.expect("a listing never fails for one saga");
+            let found: BTreeSet<_> = found.into_iter().map(|head| head.id.to_string()).collect();
+            names().all(|name| name == DAMAGED || found.contains(&name))
+        })
+        .await;
+    }
+}
+
+fn names() -> impl Iterator<Item = String> {
+    (0..11).map(|n| format!("saga-{n:02}"))
+}
+
+/// Damages one saga's rows, and looks at what becomes of all of them.
+async fn damage(place: &Place, what: &str, told: Told) {
+    let eleven = Eleven::new(place).await;
+    let number = eleven.sql("SELECT number FROM @.saga WHERE id = $1");
+    let number: i64 = eleven.client.query_one(&number, &[&DAMAGED]).await.unwrap().get(0);
+    eleven.run(&what.replace("THIS", &number.to_string())).await;
+    let name = eleven.sql("SELECT id FROM @.saga WHERE number = $1");
+    let name: String = eleven.client.query_one(&name, &[&number]).await.unwrap().get(0);
+    let claimed = matches!(told, Blocked(_));
+    let before = eleven.rows(number, claimed).await;
+
+    let second = eleven.orchestrator().await;
+    eleven.finish_but_one(&second).await;
+    // One whose id is none is listed under the next one that is.
+    let listed = name.replace('\u{14}', " ");
+    match told {
+        Blocked(why) => {
+            until(&format!("{what}: blocked with {why:?}"), || async {
+                let blocked = second.blocked().await.unwrap();
+                blocked.iter().any(|(id, reason)| id.as_str() == listed && reason.contains(why))
+            })
+            .await;
+        }
+        Listed(why) => {
+            let heads = second.list(Query::default()).await.unwrap();
+            let head = heads.iter().find(|head| head.id.as_str() == listed).expect(what);
+            assert!(head.note.contains(why), "{what}: {:?}", head.note);
+            assert_eq!(heads.len(), 11, "{what}");
+        }
+    }
+    assert_eq!(eleven.rows(number, claimed).await, before, "{what}: its rows are as they were");
+    // With another digest or the last epoch everything else is as it was written.
+    if let Some(stored) = second.load(&listed).await.unwrap() {
+        let whole = ["is not registered", ""].map(|why| told == Blocked(why) || told == Listed(why));
+        assert_eq!(stored.verify().is_ok(), whole.contains(&true), "{what}");
+    }
+    assert_eq!(second.live(), 0, "{what}");
+}
+
+macro_rules! damages {
+    ($($test:ident: $what:literal, $told:expr;)+) => {
+        $(#[test]
+        fn $test() {
+            with_place(concat!("damage_", stringify!($test)), |place| async move {
+                damage(&place, $what, $told).await;
+            });
+        })+
+    };
+}
+
+damages! {
+    an_entry_with_a_negative_checksum:
+        "UPDATE @.saga_event SET crc = -1 WHERE saga = THIS AND seq = 1", Blocked("entry 1 does not have the checksum");
+    // In its lower half it is the right one.
+    an_entry_with_a_checksum_that_is_too_large:
+        "UPDATE @.saga_event SET crc = crc + 4294967296 WHERE saga = THIS AND seq = 1",
+        Blocked("entry 1 does not have the checksum");
+    an_entry_that_is_no_json:
+        "UPDATE @.saga_event SET data = 'no JSON' WHERE saga = THIS AND seq = 1",
+        Blocked("entry 1 does not have the checksum");
+    an_entry_of_an_unknown_kind:
+        "UPDATE @.saga_event SET kind = 'dreamt' WHERE saga = THIS AND seq = 1",
+        Blocked("entry 1 does not have the checksum");
+    an_entry_with_a_negative_number:
+        "UPDATE @.saga_event SET seq = -1 WHERE saga = THIS AND seq = 0", Blocked("entry 0 does not have the checksum");
+    an_entry_of_a_negative_epoch:
+        "UPDATE @.saga_event SET epoch = -epoch WHERE saga = THIS AND seq = 1",
+        Blocked("entry 1 does not have the checksum");
+    an_entry_of_a_negative_time:
+        "UPDATE @.saga_event SET at = -at WHERE saga = THIS AND seq = 0", Blocked("entry 0 does not have the checksum");
+    a_missing_entry:
+        "DELETE FROM @.saga_event WHERE saga = THIS AND seq = 0", Blocked("entry 0 is missing");
+    a_head_of_an_unknown_phase:
+        "UPDATE @.saga SET phase = 'dreaming' WHERE number = THIS", Listed("its phase makes no sense: \"dreaming\"");
+    a_head_with_a_negative_length:
+        "UPDATE @.saga SET len = -len WHERE number = THIS", Listed("its len makes no sense: -2");
+    a_head_with_the_largest_length:
+        "UPDATE @.saga SET len = 9223372036854775806 WHERE number = THIS", Blocked("9223372036854775806 were written");
+    a_head_of_a_negative_epoch:
+        "UPDATE @.saga SET epoch = -epoch WHERE number = THIS", Listed("its epoch makes no sense: -1");
+    // A claim cannot count on from there.
+    a_head_of_the_last_epoch:
+        "UPDATE @.saga SET epoch = 9223372036854775807 WHERE number = THIS", Listed("");
+    a_head_with_a_negative_checksum:
+        "UPDATE @.saga SET crc = -1 WHERE number = THIS", Listed("its crc makes no sense: -1");
+    a_head_with_a_checksum_that_is_too_large:
+        "UPDATE @.saga SET crc = 4294967296 WHERE number = THIS", Listed("its crc makes no sense: 4294967296");
+    a_head_with_a_negative_wake:
+        "UPDATE @.saga SET wake = -1 WHERE number = THIS", Listed("its wake makes no sense: -1");
+    a_head_with_a_negative_beginning:
+        "UPDATE @.saga SET created = -1 WHERE number = THIS", Listed("its created makes no sense: -1");
+    a_head_with_negative_recoveries:
+        "UPDATE @.saga SET recoveries = -1 WHERE number = THIS", Listed("its recoveries makes no sense: -1");
+    a_head_of_a_negative_version:
+        "UPDATE @.saga SET version = -1 WHERE number = THIS", Listed("its version makes no sense: -1");
+    a_head_with_an_id_that_is_none:
+        "UPDATE @.saga SET id = E'saga-0\\x14' WHERE number = THIS", Listed("its id makes no sense");
+    a_head_with_another_digest:
+        "UPDATE @.saga SET digest = 'x' || digest WHERE number = THIS", Blocked("is not registered");
+    a_head_without_an_owner_and_of_a_negative_epoch:
+        "UPDATE @.saga SET epoch = -epoch, owner = NULL, wake = 0 WHERE number = THIS", Listed("its epoch");
+    a_head_without_a_note:
+        "ALTER TABLE @.saga ALTER note DROP NOT NULL; UPDATE @.saga SET note = NULL WHERE number = THIS",
+        Blocked("the last entry does not have the checksum");
+    // A page of the server that is damaged is told with this code.
+    entries_that_the_server_cannot_read:
+        "ALTER TABLE @.saga_event RENAME TO disk;
+         CREATE FUNCTION @.failing() RETURNS text LANGUAGE plpgsql AS
+            $$BEGIN RAISE EXCEPTION 'invalid page in block 7' USING ERRCODE = 'XX001'; END$$;
+         CREATE VIEW @.saga_event AS SELECT saga, seq, epoch, at, author, kind, step,
+            CASE WHEN saga = THIS AND current_setting('application_name') = 'mainstay' THEN @.failing() ELSE data END AS data, crc
+            FROM @.disk;
+         CREATE FUNCTION @.write() RETURNS trigger LANGUAGE plpgsql AS
+            $$BEGIN INSERT INTO @.disk VALUES (NEW.*); RETURN NEW; END$$;
+         CREATE TRIGGER write INSTEAD OF INSERT ON @.saga_event FOR EACH ROW EXECUTE FUNCTION @.write()",
+        Blocked("there are 0 entries where 2 were written");
+}
+
+/// While the server refuses what is written with `code`, a start is told so; what is in flight goes on when it no longer does.
+async fn refusing(place: &Place, code: &str, expected: fn(&StoreError) -> bool) {
+    let eleven = Eleven::new(place).await;
+    let second = eleven.orchestrator().await;
+    until("all are taken up", || async { second.live() == 11 }).await;
+    // A sequence counts also what is rolled back.
+    let trouble = "CREATE SEQUENCE @.refused;
+         CREATE FUNCTION @.refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+            PERFORM nextval('@.refused'); RAISE EXCEPTION 'the device says no' USING ERRCODE = 'THAT'; END$$;
+         CREATE TRIGGER refuse BEFORE INSERT ON @.saga_event FOR EACH ROW EXECUTE FUNCTION @.refuse()";
+    eleven.run(&trouble.replace("THAT", code)).await;
+    let refused = second.start(&eleven.saga, "late", &1).await.unwrap_err();
+    assert!(matches!(&refused, StartError::Store(error) if expected(error)), "{refused:?}");
+    assert!(refused.to_string().contains("the device says no"), "{refused}");
+    eleven.gate.send_replace(true);
+    until("what is in flight is refused", || async {
+        let count = eleven.sql("SELECT last_value FROM @.refused");
+        eleven.client.query_one(&count, &[]).await.unwrap().get::<_, i64>(0) >= 4
+    })
+    .await;
+    assert!(second.load("late").await.unwrap().is_none(), "nothing of it was written");
+    assert_eq!(second.list(Query::default()).await.unwrap().len(), 11, "it can be read all the time");
+    eleven.run("DROP TRIGGER refuse ON @.saga_event").await;
+    second.start(&eleven.saga, "late", &1).await.unwrap();
+    until("all twelve finish", || async {
+        let over = Query { phases: vec![Phase::Completed], ..Query::default() };
+        second.list(over).await.unwrap().len() == 12
+    })
+    .await;
+}
+
+#[test]
+fn a_full_disk_is_told_and_gone_when_there_is_room() {
+    with_place("a_full_disk_is_told_and_gone_when_there_is_room", |place| async move {
+        refusing(&place, "53100", |error| matches!(error, StoreError::Full(_))).await;
+    });
+}
+
+#[test]
+fn a_device_that_fails_is_told_and_may_come_back() {
+    with_place("a_device_that_fails_is_told_and_may_come_back", |place| async move {
+        refusing(&place, "58030", |error| matches!(error, StoreError::Io(_))).await;
+    });
+}
