@@ -5,7 +5,7 @@ use std::{
     collections::HashSet,
     future::{Future, poll_fn},
     pin::pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -15,29 +15,22 @@ use tokio::sync::mpsc;
 use super::{
     attempt::{self, Ended, Flags, Handed, Pending, Told},
     definition::Definition,
-    journal::{Ask, Request},
+    journal::Request,
     key::Direction,
     ledger::{Ledger, Stop},
-    machine::{self, Illegal, Machine, Next, Outcome},
+    machine::{Machine, Outcome},
     orchestrator::{Inner, Seat},
-    record::{Cause, Order, Payload, Record, Timestamp},
+    record::{Cause, Payload, Record, Timestamp},
     shape::Kind,
     steps::Steps,
 };
 use crate::{event::Event, observe::span, time};
 
+mod letters;
+mod outcomes;
+
 /// How long a driver with nothing to do but wait stays in memory.
 const LINGER: Duration = Duration::from_secs(1);
-
-/// How long it waits before a participant that said "not applied" is sent the same again; doubled each time, up to 256 times this.
-const AGAIN: Duration = Duration::from_millis(100);
-
-/// How long what was in flight when the saga was turned round may take yet; then it is dropped, and undone as something that may have
-/// happened.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The least that a refused try waits.
-const PAUSE: Duration = Duration::from_millis(10);
 
 /// How long it waits for a flight or a letter when nothing else is to come.
 const IDLE: Duration = Duration::from_secs(3_600);
@@ -372,334 +365,6 @@ impl Driver {
         self.flights.push(Flight { step, direction, asking, flags, began, future, ended: None });
     }
 
-    // === what came of it
-
-    async fn ended(&mut self, flight: Flight) -> Result<(), Stop> {
-        let Flight { step, direction, asking, flags, began, ended: Some(ended), .. } = flight else {
-            return Ok(());
-        };
-        let spent = (flags.attempts.load(Relaxed), time::now().saturating_duration_since(began));
-        let aborted = self.machine().cause().is_some();
-        let certain = self.machine().shape().transactional.contains(step);
-        if direction == Direction::Do && flags.tainted.load(Relaxed) && !asking && !certain {
-            self.tainted.insert(step);
-        }
-        // In flight when the saga was turned round, and known to have had no effect: it has not to be undone.
-        let clean = matches!(
-            ended,
-            Ended::Stopped
-                | Ended::Refused { .. }
-                | Ended::Outcome(Outcome::Rejected(_) | Outcome::NotApplied)
-        );
-        let untainted = !self.tainted.contains(step) || matches!(ended, Ended::Outcome(Outcome::NotApplied));
-        if direction == Direction::Do && aborted && clean {
-            return if untainted { self.note(Record::Clean { step: self.path(step) }).await } else { Ok(()) };
-        }
-        match (direction, ended) {
-            (_, Ended::Undecodable(why)) => Err(Stop::Blocked(format!("{}: {why}", self.path(step)))),
-            // No attempt was begun any more, and nothing follows from that.
-            (_, Ended::Stopped | Ended::Recorded) => Ok(()),
-            // It is not recorded, so that it has not happened; and its policies do not want to go on.
-            (Direction::Do, Ended::Outcome(Outcome::Unknown(why))) if certain => {
-                self.decide(step, Outcome::Rejected(why), asking, spent).await
-            }
-            (_, Ended::Refused { why, after }) => {
-                if !self.tainted.contains(step) {
-                    self.resend.insert(step);
-                }
-                // Not tried at all: nothing is counted, and it is asked again when the policy said.
-                self.inner.identity.emit(&Event::SagaWaits {
-                    definition: &self.machine().shape().id.name,
-                    saga: self.ledger.id.as_str(),
-                    step: &self.path(step),
-                    why: &why,
-                    after,
-                });
-                self.try_again_after(step, after.max(PAUSE));
-                Ok(())
-            }
-            (Direction::Undo, Ended::Undone) => {
-                let (attempts, time) = spent;
-                let undone = Record::Undone { step: self.path(step), attempts, ms: millis(time) };
-                self.note(undone).await
-            }
-            (Direction::Undo, Ended::Outcome(outcome)) => {
-                let error = match outcome {
-                    Outcome::Rejected(why) | Outcome::Unknown(why) => why,
-                    Outcome::Completed(_) | Outcome::NotApplied => {
-                        "it did not say that it is undone".to_owned()
-                    }
-                };
-                self.stick(step, error).await
-            }
-            (Direction::Do, Ended::Undone) => Ok(()),
-            (Direction::Do, Ended::Outcome(outcome)) if aborted => {
-                // It was in flight when the saga was turned round: what is known of it helps its compensation.
-                match outcome {
-                    Outcome::Completed(output) => {
-                        let (attempts, time) = spent;
-                        let path = self.path(step);
-                        let ms = millis(time);
-                        self.note(Record::Completed { step: path, output, attempts, ms }).await
-                    }
-                    _ => Ok(()),
-                }
-            }
-            (Direction::Do, Ended::Outcome(outcome)) => self.decide(step, outcome, asking, spent).await,
-        }
-    }
-
-    /// Has work done that a flight has handed over, and tells it what became of that. A saga that was turned round in the meantime has
-    /// no such flight any more.
-    async fn transact(&mut self, step: usize, direction: Direction, handed: Handed) -> Result<(), Stop> {
-        let Some(flight) = self.flights.iter().find(|flight| flight.step == step) else { return Ok(()) };
-        let attempts = flight.flags.attempts.load(Relaxed);
-        let (path, ms) = (self.path(step), millis(time::now().saturating_duration_since(flight.began)));
-        let record = move |output| match direction {
-            Direction::Do => Record::Completed { step: path.clone(), output, attempts, ms },
-            Direction::Undo => Record::Undone { step: path.clone(), attempts, ms },
-        };
-        let done = beside(&mut self.flights, self.ledger.transact(handed.job, record)).await?;
-        let recorded = done.is_ok();
-        // It may have given up waiting.
-        let _ = handed.told.send(done);
-        if recorded {
-            // Its policies hear of it at once. Those that have given it up, or have begun another attempt, have done so to no purpose.
-            beside(&mut self.flights, std::future::ready(())).await;
-            let told = |flight: &Flight| matches!(flight.ended, Some(Ended::Recorded));
-            self.flights.retain(|flight| flight.step != step || told(flight));
-        }
-        Ok(())
-    }
-
-    /// Records what follows from the outcome of a step, going forward.
-    async fn decide(
-        &mut self,
-        step: usize,
-        outcome: Outcome,
-        asked: bool,
-        (attempts, time): (u32, Duration),
-    ) -> Result<(), Stop> {
-        let tainted = self.tainted.contains(step);
-        match machine::next(self.machine().shape(), step, &outcome, tainted, asked) {
-            Next::Record(Record::Completed { step: path, output, .. }) => {
-                let completed = Record::Completed { step: path, output, attempts, ms: millis(time) };
-                self.commit(completed).await
-            }
-            Next::Record(Record::Stuck { error, .. }) => {
-                if matches!(outcome, Outcome::Rejected(_)) && !tainted {
-                    self.resend.insert(step);
-                }
-                self.stick(step, error).await
-            }
-            Next::Record(record) => self.commit(record).await,
-            Next::Abort { cause, clean } => {
-                let own = if clean { Steps::one(step) } else { Steps::NONE };
-                if !self.abort(cause.clone(), own, Vec::new(), Vec::new()).await? {
-                    let reason = format!("{cause}; a step that cannot be undone may have happened");
-                    let parked = Record::Parked { step: Some(self.path(step)), reason };
-                    self.commit(parked).await?;
-                }
-                Ok(())
-            }
-            // Nothing new is begun; who has the saga next asks.
-            Next::Verify if self.draining => Ok(()),
-            Next::Verify => {
-                self.fly(step, Direction::Do, true);
-                Ok(())
-            }
-            Next::Again => {
-                self.tainted.remove(step);
-                self.resend.insert(step);
-                self.refusals += 1;
-                let wait = AGAIN * 2_u32.saturating_pow(self.refusals.min(8));
-                self.try_again_after(step, wait);
-                Ok(())
-            }
-        }
-    }
-
-    /// Records that a step has failed as often as it may, once, and tries it again much later.
-    async fn stick(&mut self, step: usize, error: String) -> Result<(), Stop> {
-        if let Some(after) = self.inner.settings.stuck_retry {
-            self.try_again_after(step, after);
-        }
-        if self.machine().stuck().contains(step) {
-            return Ok(());
-        }
-        let stuck = Record::Stuck { step: self.path(step), error };
-        self.commit(stuck).await
-    }
-
-    /// Turns the saga round, unless something has happened or may have that cannot be undone; whether it did. `first` are
-    /// records that go in front, `clean` steps that are known to have had no effect.
-    async fn abort(
-        &mut self,
-        cause: Cause,
-        clean: Steps,
-        first: Vec<Record>,
-        answers: Vec<String>,
-    ) -> Result<bool, Stop> {
-        let clean = clean | (self.machine().due() - self.touched());
-        if !self.machine().can_abort(clean) {
-            return Ok(false);
-        }
-        self.turn_flights();
-        let clean = clean.iter().map(|step| self.path(step)).collect();
-        let records: Vec<Record> = first.into_iter().chain([Record::Aborted { cause, clean }]).collect();
-        self.answer(records, answers).await?;
-        Ok(true)
-    }
-
-    /// Steps of which an attempt may have had an effect, or may have one yet.
-    fn touched(&self) -> Steps {
-        let machine = self.machine();
-        let mut touched = self.tainted;
-        // Sent before, and nobody has heard of it; what is in flight here knows better.
-        touched |= machine.tried() - self.resend;
-        for Flight { step, flags, .. } in &self.flights {
-            if flags.running.load(Relaxed) || flags.tainted.load(Relaxed) {
-                touched.insert(*step);
-            } else if !self.tainted.contains(*step) {
-                touched.remove(*step);
-            }
-        }
-        touched - machine.shape().transactional
-    }
-
-    /// No attempt begins any more, and what waits between attempts is gone. What is running is waited for.
-    fn stop_flights(&mut self) {
-        for flight in &self.flights {
-            flight.flags.stop.store(true, Relaxed);
-        }
-        let (stay, gone): (Vec<Flight>, Vec<Flight>) = std::mem::take(&mut self.flights)
-            .into_iter()
-            .partition(|flight| flight.flags.running.load(Relaxed) || flight.ended.is_some());
-        self.flights = stay;
-        for gone in gone {
-            // What an earlier attempt may have done is not forgotten with it.
-            if gone.direction == Direction::Do && !gone.asking && gone.flags.tainted.load(Relaxed) {
-                self.tainted.insert(gone.step);
-            }
-        }
-    }
-
-    /// The saga is being turned round.
-    fn turn_flights(&mut self) {
-        self.stop_flights();
-        // What would be done in a transaction is not done.
-        let certain = self.machine().shape().transactional;
-        self.flights.retain(|flight| flight.direction == Direction::Undo || !certain.contains(flight.step));
-        self.retry_at.clear();
-        self.patience = Some(time::later(time::now(), PATIENCE));
-    }
-
-    // === from outside
-
-    async fn take_up(&mut self, request: Request) -> Result<(), Stop> {
-        let Request { id, by, ask, .. } = request;
-        if !self.answered.insert(id.clone()) {
-            return Ok(());
-        }
-        match ask {
-            Ask::Signal { step, payload } => {
-                let read = match self.definition.message_of(&step) {
-                    Some(code) => code.accepts_message(&payload).map_err(Illegal),
-                    None => Err(Illegal(format!("no step {step:?} waits for a message"))),
-                };
-                let fits = self.inner.fits(&payload).map_err(|error| Illegal(error.to_string()));
-                let record = Record::Signalled { step: step.clone(), payload: payload.clone() };
-                // What its step could not read would block the saga.
-                match read.and(fits).and_then(|()| self.is_legal(&record)) {
-                    Ok(()) => self.answer(vec![record], vec![id]).await,
-                    Err(illegal) => self.refuse(id, by, Ask::Signal { step, payload }, illegal).await,
-                }
-            }
-            Ask::Order(Order::Cancel { reason }) => {
-                let order = Order::Cancel { reason: reason.clone() };
-                let ordered = Record::Ordered { by, order, clean: Vec::new() };
-                let cause = Cause::Cancelled { reason };
-                if !self.abort(cause, Steps::NONE, vec![ordered.clone()], vec![id.clone()]).await? {
-                    self.answer(vec![ordered], vec![id]).await?;
-                }
-                Ok(())
-            }
-            Ask::Order(order) => {
-                let forward = self.machine().cause().is_none();
-                let turns = forward && matches!(order, Order::Reject { .. } | Order::Compensate { .. });
-                let untouched = if turns { self.machine().due() - self.touched() } else { Steps::NONE };
-                let clean = untouched.iter().map(|step| self.path(step)).collect();
-                let record = Record::Ordered { by: by.clone(), order: order.clone(), clean };
-                if let Err(illegal) = self.may_order(&order).and_then(|()| self.is_legal(&record)) {
-                    return self.refuse(id, by, Ask::Order(order), illegal).await;
-                }
-                match &order {
-                    Order::Retry { .. } => self.retry_at.clear(),
-                    Order::Complete { step, .. }
-                    | Order::Reject { step, .. }
-                    | Order::Undone { step, .. } => {
-                        let step = self.machine().shape().find(step);
-                        self.flights.retain(|flight| Some(flight.step) != step);
-                        self.retry_at.retain(|(other, _)| Some(*other) != step);
-                    }
-                    Order::Abandon { .. } => self.flights.clear(),
-                    _ => {}
-                }
-                if turns {
-                    self.turn_flights();
-                }
-                self.answer(vec![record], vec![id]).await
-            }
-        }
-    }
-
-    /// Says that a request cannot be followed: to the listeners, and in the journal for whoever has left it.
-    async fn refuse(&mut self, id: String, by: String, ask: Ask, illegal: Illegal) -> Result<(), Stop> {
-        let why = illegal.to_string();
-        self.inner.identity.emit(&Event::SagaOrderRefused {
-            definition: &self.machine().shape().id.name,
-            saga: self.ledger.id.as_str(),
-            why: &why,
-        });
-        // What is too large is not stored for being so.
-        let ask = match ask {
-            Ask::Signal { step, payload } if self.inner.fits(&payload).is_err() => {
-                Ask::Signal { step, payload: Payload::null() }
-            }
-            Ask::Order(Order::Complete { step, output }) if self.inner.fits(&output).is_err() => {
-                Ask::Order(Order::Complete { step, output: Payload::null() })
-            }
-            ask => ask,
-        };
-        let refused = Record::Refused { by, ask, why };
-        // Of messages no more than the first few are recorded.
-        let records = self.is_legal(&refused).map(|()| refused).into_iter().collect();
-        self.answer(records, vec![id]).await
-    }
-
-    /// Nobody can say that a step has not happened while it is being tried, and an output has to be one that can be read.
-    fn may_order(&self, order: &Order) -> Result<(), Illegal> {
-        if let Order::Complete { step, output } = order {
-            let place = self.machine().shape().find(step);
-            let read = place.map_or(Ok(()), |place| self.definition.code[place].accepts(output));
-            let read = self.inner.fits(output).map_err(|error| error.to_string()).and(read);
-            return read.map_err(|why| Illegal(format!("the output of {step} cannot be this: {why}")));
-        }
-        let Order::Reject { step: path, .. } = order else { return Ok(()) };
-        let step = self.machine().shape().find(path);
-        let tried = |flight: &Flight| flight.direction == Direction::Do && Some(flight.step) == step;
-        if self.flights.iter().any(tried) {
-            return Err(Illegal(format!(
-                "the order cannot be followed: {path} is being tried at this moment"
-            )));
-        }
-        Ok(())
-    }
-
-    fn is_legal(&self, record: &Record) -> Result<(), Illegal> {
-        self.machine().clone().apply(record)
-    }
-
     // === time
 
     fn try_again_after(&mut self, step: usize, after: Duration) {
@@ -782,8 +447,4 @@ async fn beside<T>(flights: &mut [Flight], waited_for: impl Future<Output = T>) 
         waited_for.as_mut().poll(cx)
     })
     .await
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
