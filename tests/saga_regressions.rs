@@ -558,3 +558,28 @@ async fn a_signal_counts_once_early_and_late() {
         assert!(matches!(last, Record::Completed { .. }));
     }
 }
+
+/// Two branches end in one moment: one turns the saga round, the other was rejected and is named in the same record.
+#[tokio::test(start_paused = true)]
+async fn a_rejection_in_the_moment_in_which_the_saga_is_turned_round_blocks_nothing() {
+    let store = Memory::new();
+    let mut saga = Saga::define::<u32>("at once", 1);
+    let one = || mainstay::stack("one attempt").timeout(seconds(10)).build().unwrap();
+    saga.step("unknown", (), |_, ()| async {
+        tokio::time::sleep(seconds(1)).await;
+        Err::<u32, _>(Failure::unknown("502"))
+    })
+    .through(one())
+    .on_unknown(Unknown::Compensate)
+    .compensate(|_, (), _| async { Ok(()) });
+    saga.step("rejected", (), |_, ()| async {
+        tokio::time::sleep(seconds(1)).await;
+        Err::<u32, _>(Failure::rejected("no"))
+    })
+    .through(one())
+    .compensate(|_, (), _| async { Ok(()) });
+    let saga = saga.build(()).unwrap();
+    let orchestrator = open(&store, &saga).await;
+    let outcome = orchestrator.run(&saga, "s", &1).await.unwrap();
+    assert!(matches!(outcome, Outcome::Compensated(_)), "{outcome:?}");
+}

@@ -394,7 +394,7 @@ impl Machine {
     }
 
     /// What was in flight, as far as anybody knows, when the saga was turned round, and has not been heard of since.
-    fn open_after_abort(&self) -> Steps {
+    pub(super) fn open_after_abort(&self) -> Steps {
         if self.aborted.is_none() {
             return Steps::NONE;
         }

@@ -46,7 +46,10 @@ impl Driver {
         );
         let untainted = !self.tainted.contains(step) || matches!(ended, Ended::Outcome(Outcome::NotApplied));
         if direction == Direction::Do && aborted && clean {
-            return if untainted { self.note(Record::Clean { step: self.path(step) }).await } else { Ok(()) };
+            // What had ended by then, and was not heard of yet, is in the record that turned the saga round.
+            let open = self.machine().open_after_abort().contains(step);
+            let says_more = untainted && open;
+            return if says_more { self.note(Record::Clean { step: self.path(step) }).await } else { Ok(()) };
         }
         match (direction, ended) {
             (_, Ended::Undecodable(why)) => Err(Stop::Blocked(format!("{}: {why}", self.path(step)))),
