@@ -106,13 +106,7 @@ impl Gate {
         for item in batch {
             let id = item.saga.clone();
             let stored = match item.begin {
-                None => {
-                    ask(&self.viewer, move |journal| {
-                        let answer = stored(journal, id);
-                        answer
-                    })
-                    .await?
-                }
+                None => ask(&self.viewer, move |journal| stored(journal, id)).await?,
                 Some(_) => None,
             };
             stale.push(stored.is_some_and(|stored| stored.head.epoch > item.epoch));
