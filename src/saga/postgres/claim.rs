@@ -102,7 +102,7 @@ pub(super) const CLAIMED: &str =
 /// Deletes sagas that are over, and leases and writers that are long past.
 pub(super) const FORGET: &str = "
 WITH old AS MATERIALIZED (
-    SELECT number FROM @.saga WHERE finished IS NOT NULL AND finished BETWEEN 0 AND $1 - 1
+    SELECT number FROM @.saga WHERE finished IS NOT NULL AND finished >= 0 AND finished < $1
     ORDER BY finished, id LIMIT $2 FOR UPDATE SKIP LOCKED
 ), entries AS (
     DELETE FROM @.saga_event WHERE saga = ANY (ARRAY (SELECT number FROM old))
