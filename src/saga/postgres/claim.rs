@@ -41,11 +41,12 @@ macro_rules! sound {
         "
         AND (definition, version, digest) IN (SELECT * FROM definitions) AND id <> ALL ($5) AND phase = ANY ($8)
         AND epoch BETWEEN 0 AND 9223372036854775806 AND len BETWEEN 0 AND 9223372036854775806 AND crc BETWEEN 0 AND 4294967295
-        AND recoveries BETWEEN 0 AND 4294967294 AND created >= 0 AND coalesce(wake, 0) >= 0 AND substring(id FROM '[[:cntrl:]]') IS NULL"
+        AND recoveries BETWEEN 0 AND 4294967294 AND created >= 0 AND coalesce(wake, 0) >= 0
+        AND substring(id FROM '[[:cntrl:]]') IS NULL"
     };
 }
 
-/// Takes sagas. `due` have no owner and their time has come, `asked` have none and are asked for something, `orphaned` have one
+/// Takes sagas whose rows are sound. `due` have no owner and their time has come, `asked` have none and are asked for something, `orphaned` have one
 /// whose lease is over, `named` is the one that is named. Each looks at the rows by an index of its own, and steps over those that another claim has in
 /// hand. A row that was changed meanwhile is looked at again before it is taken.
 pub(super) const CLAIM: &str = concat!(
@@ -102,7 +103,7 @@ pub(super) const CLAIMED: &str =
 /// Deletes sagas that are over, and leases and writers that are long past.
 pub(super) const FORGET: &str = "
 WITH old AS MATERIALIZED (
-    SELECT number FROM @.saga WHERE finished IS NOT NULL AND finished BETWEEN 0 AND $1 - 1
+    SELECT number FROM @.saga WHERE finished IS NOT NULL AND finished >= 0 AND finished < $1
     ORDER BY finished, id LIMIT $2 FOR UPDATE SKIP LOCKED
 ), entries AS (
     DELETE FROM @.saga_event WHERE saga = ANY (ARRAY (SELECT number FROM old))

@@ -197,6 +197,12 @@ fn head(row: &Row) -> Option<(Head, bool)> {
     head.finished = fields.optional(12).map(Timestamp);
     head.recoveries = fields.number(13);
     head.tag = fields.text(14);
+    // From there a claim cannot count on.
+    for (at, last) in [(6, i64::MAX), (8, i64::MAX), (13, u32::MAX.into())] {
+        if fields.get(at) == Some(last) {
+            fields.complain::<()>(at, last);
+        }
+    }
     let wrong = fields.wrong.is_some();
     head.note = fields.wrong.unwrap_or(note);
     Some((head, wrong))
@@ -237,4 +243,25 @@ fn entry(row: &Row, saga: &SagaId, before: Option<&Entry>) -> Option<Entry> {
         entry.crc = !entry.checksum(saga, before.map_or(0, |before| before.crc));
     }
     Some(entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_is_none_has_one_right_behind_it() {
+        let long = "x".repeat(SagaId::MAX + 1);
+        let wide = "ä".repeat(SagaId::MAX);
+        for none in ["a\u{11}b", "\n", "a\u{7f}", "a\u{80}c", "ä\u{9f}", &long, &wide] {
+            let id = saga_id(none);
+            assert!(id.as_str() > none, "{none:?}: a page that begins behind {id} has it again");
+            let common = none.char_indices().zip(id.as_str().chars()).find(|((_, a), b)| a != b);
+            let next = common.map_or(none, |((at, _), _)| &none[..at]);
+            assert!(next.len() + 4 >= id.as_str().len(), "{none:?} and {id} begin alike");
+        }
+        assert_eq!(saga_id("a b").as_str(), "a b");
+        assert_eq!(saga_id("a\tb").as_str(), "a ");
+        assert_eq!(saga_id("").as_str(), "?");
+    }
 }
