@@ -195,7 +195,7 @@ pub struct Head {
     /// Free text to find it by.
     pub tag: String,
     /// What of the row or of the entries cannot be read, as far as that is seen without checksums. What is not readable has a stand-in
-    /// then: for an impossible id one with the number of the row, for an impossible phase [`Phase::Parked`].
+    /// then: for an impossible id a possible one, for an impossible phase [`Phase::Stuck`]; and the note says the same.
     pub damage: Option<String>,
 }
 

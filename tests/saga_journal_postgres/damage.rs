@@ -166,6 +166,11 @@ async fn damage(place: &Place, what: &str, told: Told) {
             let heads = second.list(Query::default()).await.unwrap();
             let head = heads.iter().find(|head| head.id.as_str() == listed).expect(what);
             assert!(head.note.contains(why), "{what}: {:?}", head.note);
+            let blocked = second.blocked().await.unwrap();
+            assert!(
+                blocked.iter().any(|(id, why)| *id == head.id && *why == head.note),
+                "{what}: {blocked:?}"
+            );
             assert_eq!(heads.len(), 11, "{what}");
             assert_eq!(pages(&second).await, heads, "{what}: each once, a page at a time");
             let phases = vec![Phase::Stuck, Phase::Parked];
@@ -246,7 +251,7 @@ damages! {
         "UPDATE @.saga SET epoch = -epoch, owner = NULL, wake = 0 WHERE number = THIS", Listed("its epoch");
     a_head_without_a_note:
         "ALTER TABLE @.saga ALTER note DROP NOT NULL; UPDATE @.saga SET note = NULL WHERE number = THIS",
-        Blocked("the last entry does not have the checksum");
+        Blocked("its note makes no sense");
     // A page of the server that is damaged is told with this code.
     entries_that_the_server_cannot_read:
         "ALTER TABLE @.saga_event RENAME TO disk;

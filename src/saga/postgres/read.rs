@@ -65,32 +65,24 @@ pub(super) async fn orchestrators(session: Arc<Session>) -> Result<Vec<Registere
 /// The sagas of these names, in the order of their ids.
 pub(super) async fn stored(session: &Session, ids: &[&str]) -> Result<Vec<Stored>, Trouble> {
     let rows = session.client.query(session.statement(Sql::Stored), &[&ids]).await?;
-    let mut found: Vec<(Stored, bool)> = Vec::new();
+    let mut found: Vec<Stored> = Vec::new();
     for row in &rows {
-        let Some((head, wrong)) = head(row) else { continue };
-        if found.last().is_none_or(|(last, _)| last.head.id != head.id) {
-            found.push((Stored { head, entries: Vec::new() }, wrong));
+        let Some(head) = head(row) else { continue };
+        if found.last().is_none_or(|last| last.head.id != head.id) {
+            found.push(Stored { head, entries: Vec::new() });
         }
-        if let Some((Stored { head, entries }, _)) = found.last_mut() {
+        if let Some(Stored { head, entries }) = found.last_mut() {
             entries.extend(entry(row, &head.id, entries.last()));
         }
     }
-    Ok(found.into_iter().map(as_found).collect())
-}
-
-/// A row that makes no sense does not verify, whatever its entries are.
-fn as_found((mut stored, wrong): (Stored, bool)) -> Stored {
-    if wrong {
-        stored.head.crc = !stored.entries.last().map_or(0, |entry| entry.crc);
-    }
-    stored
+    Ok(found)
 }
 
 /// A saga as `stored` gives it, without its entries where the server cannot read them: then it does not verify.
 pub(super) async fn alone(session: &Session, id: &str) -> Result<Option<Stored>, Trouble> {
     let row = session.client.query_opt(session.statement(Sql::Head), &[&id]).await?;
     let head = row.as_ref().and_then(head);
-    Ok(head.map(|(head, wrong)| as_found((Stored { head, entries: Vec::new() }, wrong))))
+    Ok(head.map(|head| Stored { head, entries: Vec::new() }))
 }
 
 /// One saga; see [`Journal::load`](crate::saga::journal::Journal::load).
@@ -115,7 +107,7 @@ pub(super) async fn list(session: Arc<Session>, query: &Query) -> Result<Vec<Hea
     let known = asked.contains(&Phase::Stuck).then(|| Phase::ALL.map(Phase::as_str).to_vec());
     let parameters: [&(dyn ToSql + Sync); 6] = [&after, &phases, &definition, &tag, &limit, &known];
     let rows = session.client.query(session.statement(sql), &parameters).await?;
-    Ok(rows.iter().filter_map(head).map(|(head, _)| head).collect())
+    Ok(rows.iter().filter_map(head).collect())
 }
 
 /// A text, also of bytes that are none.
@@ -175,8 +167,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A head, and whether its row makes no sense: then the note says what is wrong. None when the row cannot be named at all.
-fn head(row: &Row) -> Option<(Head, bool)> {
+/// A head; where its row makes no sense, the note says what is wrong, too. None when the row cannot be named at all.
+fn head(row: &Row) -> Option<Head> {
     let mut fields = Fields::of(row);
     let id: &str = row.try_get(0).ok()?;
     if SagaId::new(id).is_err() {
@@ -203,9 +195,9 @@ fn head(row: &Row) -> Option<(Head, bool)> {
             fields.complain::<()>(at, last);
         }
     }
-    let wrong = fields.wrong.is_some();
-    head.note = fields.wrong.unwrap_or(note);
-    Some((head, wrong))
+    head.note = fields.wrong.clone().unwrap_or(note);
+    head.damage = fields.wrong;
+    Some(head)
 }
 
 /// The id, or in place of one that is not possible the nearest behind it: a listing that goes on from there shows no row twice.

@@ -91,7 +91,7 @@ fn head(row: &Row<'_>) -> Result<(i64, Head)> {
     let mut head = Head::new(id, definition, Timestamp(reader.number(12)));
     head.phase = Phase::from_text(&reader.text(5)).unwrap_or_else(|| {
         reader.damaged(5);
-        Phase::Parked
+        Phase::Stuck
     });
     head.note = reader.text(6);
     head.epoch = reader.number(7);
@@ -102,6 +102,9 @@ fn head(row: &Row<'_>) -> Result<(i64, Head)> {
     head.finished = reader.optional_number(13).map(Timestamp);
     head.recoveries = reader.word(14);
     head.tag = reader.text(15);
+    if let Some(damage) = &reader.damage {
+        head.note.clone_from(damage);
+    }
     head.damage = reader.damage;
     Ok((number, head))
 }
@@ -241,7 +244,8 @@ fn one_by_one(connection: &Connection, query: &Query) -> Result<Vec<Head>> {
                 let Ok(id) = SagaId::new(&format!("unreadable-row-{number}")) else { continue };
                 let definition = DefinitionId { name: String::new(), version: 0, digest: String::new() };
                 let mut head = Head::new(id, definition, Timestamp(0));
-                head.phase = Phase::Parked;
+                head.phase = Phase::Stuck;
+                head.note = error.to_string();
                 head.damage = Some(error.to_string());
                 head
             }
