@@ -78,15 +78,20 @@ impl Reader<'_, '_> {
     }
 }
 
+/// The id of a row that has none.
+fn stand_in(number: i64) -> SagaId {
+    let id = SagaId::new(&format!("unreadable-row-{number}"));
+    id.unwrap_or_else(|_| unreachable!("letters and digits make an id"))
+}
+
 /// A head and its number, also of a row that makes no sense.
 fn head(row: &Row<'_>) -> Result<(i64, Head)> {
     let mut reader = Reader { row, damage: None };
     let number: i64 = row.get(0)?;
-    let id = SagaId::new(&reader.text(1)).or_else(|_| {
+    let id = SagaId::new(&reader.text(1)).unwrap_or_else(|_| {
         reader.damaged(1);
-        SagaId::new(&format!("unreadable-row-{number}"))
+        stand_in(number)
     });
-    let Ok(id) = id else { unreachable!("a name of letters and digits is possible") };
     let definition = DefinitionId { name: reader.text(2), version: reader.word(3), digest: reader.text(4) };
     let mut head = Head::new(id, definition, Timestamp(reader.number(12)));
     head.phase = Phase::from_text(&reader.text(5)).unwrap_or_else(|| {
@@ -216,14 +221,13 @@ pub(super) fn list(connection: &Connection, query: &Query) -> Result<Vec<Head>> 
     let (sql, values) = listing(query);
     let mut select = connection.prepare_cached(&sql)?;
     let listed = select.query_map(params_from_iter(values), head)?.collect::<Result<Vec<_>>>();
-    let mut heads: Vec<Head> = match listed {
-        Ok(heads) => heads.into_iter().map(|(_, head)| head).collect(),
+    let mut heads = match listed {
         Err(error) if is_corrupt(&error) => one_by_one(connection, query)?,
-        Err(error) => return Err(error),
+        listed => listed?,
     };
     // Whoever asks for the next page says the last id of this one, so one that stands for another does not come last.
-    heads.sort_by_key(|head| head.damage.is_none());
-    Ok(heads)
+    heads.sort_by_key(|(number, head)| head.id != stand_in(*number));
+    Ok(heads.into_iter().map(|(_, head)| head).collect())
 }
 
 /// The numbers of all rows there may be.
@@ -233,7 +237,7 @@ pub(super) fn numbers(connection: &Connection) -> Result<std::ops::RangeInclusiv
 }
 
 /// As `list`, where a page or an index cannot be read: every row by its number. Slow, and what cannot be read is named.
-fn one_by_one(connection: &Connection, query: &Query) -> Result<Vec<Head>> {
+fn one_by_one(connection: &Connection, query: &Query) -> Result<Vec<(i64, Head)>> {
     let mut select = connection.prepare_cached(&format!("{HEAD} WHERE number = ?1"))?;
     let mut heads = Vec::new();
     for number in numbers(connection)? {
@@ -241,9 +245,8 @@ fn one_by_one(connection: &Connection, query: &Query) -> Result<Vec<Head>> {
             Ok((_, head)) => head,
             Err(rusqlite::Error::QueryReturnedNoRows) => continue,
             Err(error) if is_corrupt(&error) => {
-                let Ok(id) = SagaId::new(&format!("unreadable-row-{number}")) else { continue };
                 let definition = DefinitionId { name: String::new(), version: 0, digest: String::new() };
-                let mut head = Head::new(id, definition, Timestamp(0));
+                let mut head = Head::new(stand_in(number), definition, Timestamp(0));
                 head.phase = Phase::Stuck;
                 head.note = error.to_string();
                 head.damage = Some(error.to_string());
@@ -256,10 +259,10 @@ fn one_by_one(connection: &Connection, query: &Query) -> Result<Vec<Head>> {
             && query.tag.as_ref().is_none_or(|tag| *tag == found.tag);
         let behind = query.after.as_ref().is_none_or(|after| found.id > *after);
         if behind && (asked || found.damage.is_some()) {
-            heads.push(found);
+            heads.push((number, found));
         }
     }
-    heads.sort_by(|a, b| a.id.cmp(&b.id));
+    heads.sort_by(|(_, a), (_, b)| a.id.cmp(&b.id));
     heads.truncate(if query.limit == 0 { 100 } else { query.limit });
     Ok(heads)
 }

@@ -178,7 +178,8 @@ fn a_row_of_a_later_version_does_not_hide_the_others() {
     let other = Connection::open(folder.path()).unwrap();
     other.execute_batch("UPDATE saga SET phase = 'dreaming' WHERE id = 'b'").unwrap();
     let listed = now(store.list(Query::default())).unwrap();
-    assert_eq!(listed.iter().map(|head| head.id.as_str()).collect::<Vec<_>>(), ["a", "c"]);
+    let listed: Vec<_> = listed.iter().map(|head| (head.id.as_str(), head.damage.as_deref())).collect();
+    assert_eq!(listed, [("a", None), ("b", Some("column phase cannot be read")), ("c", None)]);
     let claim = crate::saga::journal::Claim {
         by: Incarnation::from_text("two"),
         definitions: vec![definition()],

@@ -293,6 +293,7 @@ pub(super) mod tests {
             let by = Incarnation::from_text(by);
             let at = Timestamp(1_000 + at);
             let entry = Entry::new(&id, seq, head.crc, 1 + at.0 / 2_000, at, &by, record).unwrap();
+            head.epoch = entry.epoch;
             head.crc = entry.crc;
             head.len += 1;
             entries.push(entry);
