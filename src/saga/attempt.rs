@@ -211,9 +211,9 @@ pub(crate) struct Handed {
 }
 
 impl Flags {
-    pub(crate) fn new(inner: Arc<Inner>) -> Self {
+    /// `lapses` is how often the lease had run out when the saga was last known to be its owner's: none may be added since.
+    pub(crate) fn new(inner: Arc<Inner>, lapses: u64) -> Self {
         let no = || AtomicBool::new(false);
-        let lapses = inner.lapses();
         let attempts = AtomicU32::new(0);
         Flags { inner, lapses, tainted: no(), running: no(), stop: no(), attempts, handed: Mutex::new(None) }
     }

@@ -350,7 +350,7 @@ impl Driver {
         let outputs = ledger.machine.outputs();
         let definition = self.definition.clone();
         let told = Told::new(&ledger.id, &definition, step, direction, ledger.epoch, &input, outputs);
-        let flags = Arc::new(Flags::new(self.inner.clone()));
+        let flags = Arc::new(Flags::new(self.inner.clone(), self.lapses));
         let span = span::step(&ledger.machine.shape().id.name, &told.key);
         let max_output = self.inner.settings.max_output;
         let future = match (direction, asking) {

@@ -53,8 +53,14 @@ impl Driver {
         }
         match (direction, ended) {
             (_, Ended::Undecodable(why)) => Err(Stop::Blocked(format!("{}: {why}", self.path(step)))),
-            // No attempt was begun any more, and nothing follows from that.
-            (_, Ended::Stopped | Ended::Recorded) => Ok(()),
+            // No attempt was begun any more, and nothing follows from that; least of all that one was.
+            (_, Ended::Stopped) => {
+                if direction == Direction::Do && !asking && !self.tainted.contains(step) {
+                    self.resend.insert(step);
+                }
+                Ok(())
+            }
+            (_, Ended::Recorded) => Ok(()),
             // It is not recorded, so that it has not happened; and its policies do not want to go on.
             (Direction::Do, Ended::Outcome(Outcome::Unknown(why))) if certain => {
                 self.decide(step, Outcome::Rejected(why), asking, spent).await

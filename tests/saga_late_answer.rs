@@ -1,0 +1,168 @@
+//! An owner that lost its saga while the answer to an append was on its way begins nothing when the answer comes.
+#![cfg(feature = "saga")]
+#![allow(missing_docs)]
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use mainstay::saga::{
+    Failure, Incarnation, Orchestrator, Output, Saga, SagaId, StoreError, Timestamp, Unknown,
+    journal::{
+        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
+        Stored,
+    },
+    memory::Memory,
+};
+
+type Lines = Arc<Mutex<Vec<String>>>;
+
+/// A store behind a network that fails behind the first `sent` that it has taken, before its answer; and when it is back, a heartbeat is
+/// answered first.
+#[derive(Clone)]
+struct Late {
+    store: Memory,
+    armed: Arc<AtomicBool>,
+    down: Arc<AtomicBool>,
+    beaten: Arc<tokio::sync::Notify>,
+}
+
+impl Journal for Late {
+    fn now(&self) -> Pending<'_, Timestamp> {
+        self.store.now()
+    }
+
+    fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
+        Box::pin(async move {
+            let sent = batch.iter().any(|item| item.entries.iter().any(|entry| entry.kind == "sent"));
+            let done = self.store.append(batch).await;
+            if sent && self.armed.swap(false, SeqCst) {
+                self.down.store(true, SeqCst);
+                self.beaten.notified().await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            done
+        })
+    }
+
+    fn blocks(&self) -> bool {
+        false
+    }
+
+    fn heartbeat(&self, by: &Incarnation, lease: Duration) -> Pending<'_, ()> {
+        let by = by.clone();
+        Box::pin(async move {
+            if self.down.load(SeqCst) {
+                return Err(StoreError::Unavailable("the network is down".to_owned()));
+            }
+            let done = self.store.heartbeat(&by, lease).await;
+            if !self.armed.load(SeqCst) {
+                self.beaten.notify_one();
+            }
+            done
+        })
+    }
+
+    fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
+        self.store.leave(by)
+    }
+
+    fn announce(&self, by: &Incarnation, presence: Presence) -> Pending<'_, ()> {
+        self.store.announce(by, presence)
+    }
+
+    fn orchestrators(&self) -> Pending<'_, Vec<Registered>> {
+        self.store.orchestrators()
+    }
+
+    fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
+        self.store.claim(claim)
+    }
+
+    fn load(&self, saga: &SagaId) -> Pending<'_, Option<Stored>> {
+        self.store.load(saga)
+    }
+
+    fn list(&self, query: Query) -> Pending<'_, Vec<Head>> {
+        self.store.list(query)
+    }
+
+    fn request(&self, request: Request) -> Pending<'_, Requested> {
+        self.store.request(request)
+    }
+
+    fn requests(&self, by: &Incarnation) -> Pending<'_, Vec<Request>> {
+        self.store.requests(by)
+    }
+
+    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+        self.store.forget(before, limit)
+    }
+}
+
+fn saga(who: &'static str, lines: &Lines) -> Saga<u32, Output<u32>> {
+    let (act, undo) = (lines.clone(), lines.clone());
+    let mut saga = Saga::define::<u32>("order", 1);
+    let charged = saga
+        .step("charge", (), move |_, ()| {
+            act.lock().unwrap().push(format!("{who} charges"));
+            async { Ok::<u32, Failure>(1) }
+        })
+        .on_unknown(Unknown::Compensate)
+        .compensate(move |_, (), _| {
+            undo.lock().unwrap().push(format!("{who} refunds"));
+            async { Ok(()) }
+        });
+    saga.build(charged).unwrap()
+}
+
+async fn open(journal: impl Journal, saga: &Saga<u32, Output<u32>>) -> Orchestrator {
+    let opening = Orchestrator::open(journal).lease(Duration::from_secs(3)).poll(Duration::from_millis(100));
+    opening.register(saga).start().await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_undone_by_another_is_not_done_when_a_late_answer_comes() {
+    let (lines, store) = (Lines::default(), Memory::new());
+    let late = Late {
+        store: store.clone(),
+        armed: Arc::new(AtomicBool::new(true)),
+        down: Arc::default(),
+        beaten: Arc::default(),
+    };
+    let (by_a, by_b) = (saga("A", &lines), saga("B", &lines));
+    let a = open(late.clone(), &by_a).await;
+    let b = open(store.connect(), &by_b).await;
+    a.start(&by_a, "s", &1).await.unwrap();
+    // B takes it over, and undoes what may have been sent.
+    b.handle(&by_b, "s").unwrap().finished().await.unwrap();
+    assert_eq!(*lines.lock().unwrap(), ["B refunds"]);
+    late.down.store(false, SeqCst);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(*lines.lock().unwrap(), ["B refunds"], "A has begun what B has undone");
+}
+
+/// The same without anybody who takes it: it was recorded as sent and never was, and its owner knows that.
+#[tokio::test(start_paused = true)]
+async fn what_was_recorded_as_sent_and_not_begun_is_sent_by_its_owner() {
+    let (lines, store) = (Lines::default(), Memory::new());
+    let late = Late {
+        store: store.clone(),
+        armed: Arc::new(AtomicBool::new(true)),
+        down: Arc::default(),
+        beaten: Arc::default(),
+    };
+    let saga = saga("A", &lines);
+    let a = open(late.clone(), &saga).await;
+    a.start(&saga, "s", &1).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(lines.lock().unwrap().len(), 0);
+    late.down.store(false, SeqCst);
+    let outcome = a.handle(&saga, "s").unwrap().finished().await.unwrap();
+    assert_eq!(outcome.completed(), Some(1));
+    assert_eq!(*lines.lock().unwrap(), ["A charges"]);
+}
