@@ -382,3 +382,80 @@ fn a_definition_says_which_steps_are_never_in_doubt() {
         define(false, unknown).unwrap();
     }
 }
+
+/// Where a conflict clause has ended the transaction, later statements of the same work would each be one of their own.
+#[tokio::test]
+async fn what_work_does_after_it_has_ended_the_transaction_is_not_done() {
+    let file = File::new();
+    file.connection().execute_batch("INSERT INTO only (what) VALUES ('there')").unwrap();
+    let mut saga = Saga::define::<u32>("stubborn", 1);
+    let booked = saga.step("book", (), |_, ()| async {
+        Ok(sqlite::in_transaction(|tx| {
+            if tx.execute("INSERT OR ROLLBACK INTO only (what) VALUES ('there')", []).is_err() {
+                insert(tx)?;
+                return Err::<u32, _>(Failure::rejected("it is there already"));
+            }
+            Ok(1)
+        }))
+    });
+    let booked = booked.without_compensation("it is rolled back");
+    let saga = saga.build(booked).unwrap();
+    let orchestrator = Orchestrator::open(file.journal.clone()).register(&saga).start().await.unwrap();
+    let outcome = orchestrator.run(&saga, "s", &1).await.unwrap();
+    assert!(matches!(outcome, Outcome::Compensated(_)), "{outcome:?}");
+    assert_eq!(count(&file.connection()), 0);
+    orchestrator.shutdown(Duration::from_secs(5)).await;
+}
+
+/// Work whose violation shows when the transaction ends is not known among others; they are not blamed for it.
+#[tokio::test]
+async fn work_beside_that_which_spoils_the_batch_is_not_turned_round() {
+    let file = File::new();
+    let mut good = Saga::define::<u32>("good", 1);
+    let booked = good.step("book", (), |_, ()| async {
+        Ok(sqlite::in_transaction(|tx| {
+            insert(tx)?;
+            Ok(1_u32)
+        }))
+    });
+    // One failure that counts is enough to turn it round.
+    let once =
+        mainstay::stack("once").retry(mainstay::Retry::constant(Duration::from_secs(1)).max_attempts(1));
+    let booked = booked.through(once.build().unwrap()).without_compensation("it is rolled back");
+    let good = good.build(booked).unwrap();
+    let mut bad = Saga::define::<u32>("bad", 1);
+    let never = bad.step("spoil", (), |_, ()| async {
+        Ok(sqlite::in_transaction(|tx| {
+            tx.execute("INSERT INTO only VALUES (?1, 'nothing')", [uuid()])?;
+            Ok(1_u32)
+        }))
+    });
+    let never = never.without_compensation("it is rolled back");
+    let bad = bad.build(never).unwrap();
+    let opening = Orchestrator::open(file.journal.clone()).register(&good).register(&bad);
+    let orchestrator = opening.start().await.unwrap();
+    let mut running = tokio::task::JoinSet::new();
+    for number in 0..120 {
+        let (orchestrator, good, bad) = (orchestrator.clone(), good.clone(), bad.clone());
+        running.spawn(async move {
+            if number % 4 == 0 {
+                let outcome = orchestrator.run(&bad, &format!("bad {number}"), &1).await.unwrap();
+                assert!(matches!(outcome, Outcome::Compensated(_)), "{outcome:?}");
+            } else {
+                let outcome = orchestrator.run(&good, &format!("good {number}"), &1).await.unwrap();
+                assert_eq!(outcome, Outcome::Completed(1));
+            }
+        });
+    }
+    while let Some(done) = running.join_next().await {
+        done.unwrap();
+    }
+    assert_eq!(count(&file.connection()), 90);
+    orchestrator.shutdown(Duration::from_secs(5)).await;
+}
+
+/// Another text each time.
+fn uuid() -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    NEXT.fetch_add(1, SeqCst).to_string()
+}

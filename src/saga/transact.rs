@@ -187,6 +187,14 @@ impl Work {
         Refusal::Failed { why }
     }
 
+    /// Other work may have spoilt the transaction: what this one did is rolled back, and it is not to blame.
+    pub(crate) fn excuse(&self) {
+        let mut state = lock(&self.0.state);
+        if matches!(*state, State::Begun | State::Made(..)) {
+            *state = State::Failed(Failure::unstarted("the transaction was rolled back with other work"));
+        }
+    }
+
     /// What was recorded, once the append was accepted.
     pub(crate) fn recorded(&self) -> Option<(Record, Entry)> {
         match std::mem::replace(&mut *lock(&self.0.state), State::Begun) {

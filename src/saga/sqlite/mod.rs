@@ -59,7 +59,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -80,8 +80,12 @@ use super::{
         Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
         StoreError, Stored,
     },
+    transact::Work,
 };
 use crate::sync::{Mutex, lock};
+
+/// How much work has a transaction of its own after a transaction with several was spoilt.
+const APART: usize = 1_000;
 
 /// A store of sagas in a file; see the [module](self).
 #[derive(Clone)]
@@ -95,6 +99,8 @@ struct Shared {
     authority: Guard,
     use_as: Use,
     poisoned: AtomicBool,
+    /// How much work is still to be kept apart.
+    apart: AtomicUsize,
     path: PathBuf,
 }
 
@@ -141,6 +147,7 @@ impl Sqlite {
             authority: opened.authority,
             use_as,
             poisoned: AtomicBool::new(false),
+            apart: AtomicUsize::new(0),
             path,
         }))
     }
@@ -199,10 +206,27 @@ impl Sqlite {
         }
     }
 
-    /// A batch in one transaction. Work that has spoilt all of it has been begun, and is not begun a second time; then the others are written.
+    /// A batch in one transaction; for a while after work has spoilt one, in as many as there is work.
     fn append_all(&self, batch: &[Append]) -> Result<Vec<Result<(), Refusal>>, StoreError> {
         self.orchestrates()?;
-        let mut tries = batch.iter().filter(|item| item.work.is_some()).count();
+        let work = batch.iter().filter(|item| item.work.is_some()).count();
+        let apart = self.0.apart.load(SeqCst);
+        if work < 2 || apart == 0 {
+            return self.append_together(batch);
+        }
+        self.0.apart.store(apart.saturating_sub(work), SeqCst);
+        let mut answers = Vec::with_capacity(batch.len());
+        for part in batch.split_inclusive(|item| item.work.is_some()) {
+            answers.extend(self.append_together(part)?);
+        }
+        Ok(answers)
+    }
+
+    /// A batch in one transaction. Work that has spoilt all of it has been begun, and is not begun a second time; then the others are
+    /// written. Which of several it was is not known: none is blamed, and the next ones are kept apart until it is.
+    fn append_together(&self, batch: &[Append]) -> Result<Vec<Result<(), Refusal>>, StoreError> {
+        let work = || batch.iter().filter_map(|item| item.work.as_ref());
+        let mut tries = work().count();
         loop {
             let over = match self.transact(|tx| write::append(tx, batch, Sqlite::now(), &self.0.authority)) {
                 Ok(answers) => return Ok(answers),
@@ -218,6 +242,10 @@ impl Sqlite {
                 return Err(self.over_with(over));
             }
             tries -= 1;
+            if work().count() > 1 {
+                self.0.apart.store(APART, SeqCst);
+                work().for_each(Work::excuse);
+            }
         }
     }
 

@@ -66,8 +66,8 @@ impl Job for InTransaction {
 ///
 /// Within it transactions can neither be begun nor ended, by whatever SQL, nor can the journal's own tables be changed: SQLite answers
 /// `not authorized`. Where a conflict clause or a trigger rolls the whole transaction back (`OR ROLLBACK`, `RAISE(ROLLBACK, ..)`), or a
-/// deferred foreign key is violated at the commit, the step has failed, and so has other work of the same batch, which is tried again; what is recorded of
-/// other sagas is not touched.
+/// deferred foreign key is violated at the commit, the step has failed. Other work of the same batch is tried again, which is not counted,
+/// and has a transaction of its own for a while; what is recorded of other sagas is not touched.
 pub fn in_transaction<O, F>(work: F) -> Transact<O, InTransaction>
 where
     O: Serialize + DeserializeOwned + Send + 'static,
@@ -94,7 +94,13 @@ impl Guard {
             let denied = watched.load(Relaxed)
                 && match context.action {
                     AuthAction::Transaction { .. } => true,
-                    AuthAction::Savepoint { savepoint_name, .. } => savepoint_name == SAVEPOINT,
+                    AuthAction::Savepoint { savepoint_name, .. } => {
+                        savepoint_name.eq_ignore_ascii_case(SAVEPOINT)
+                    }
+                    // It would outlive the work, and nothing could be recorded any more.
+                    AuthAction::Pragma { pragma_name, pragma_value: Some(_) } => {
+                        pragma_name.eq_ignore_ascii_case("query_only")
+                    }
                     AuthAction::Insert { table_name }
                     | AuthAction::Update { table_name, .. }
                     | AuthAction::Delete { table_name }
@@ -106,6 +112,9 @@ impl Guard {
                 };
             if denied { Authorization::Deny } else { Authorization::Allow }
         }))?;
+        // Where a conflict has ended the transaction, each later statement of the work would be one of its own.
+        let watched = at_work.clone();
+        connection.commit_hook(Some(move || watched.load(Relaxed)))?;
         Ok(Guard(at_work))
     }
 
