@@ -49,7 +49,7 @@ pub(crate) struct Ledger {
     pub(crate) machine: Machine,
     created: Timestamp,
     status: watch::Sender<Status>,
-    /// How often the lease had run out when the saga became its owner's.
+    /// How often the lease had run out when the saga was asked for.
     pub(crate) lapses: u64,
 }
 

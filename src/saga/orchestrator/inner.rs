@@ -332,7 +332,13 @@ impl Inner {
     }
 
     /// Drives a saga that was claimed.
-    pub(super) fn adopt(self: &Arc<Self>, stored: Stored, permit: OwnedPermit, asked: Vec<Request>) {
+    pub(super) fn adopt(
+        self: &Arc<Self>,
+        stored: Stored,
+        permit: OwnedPermit,
+        asked: Vec<Request>,
+        lapses: u64,
+    ) {
         let id = stored.head.id.clone();
         let Some(definition) = self.definitions.get(&stored.head.definition).cloned() else {
             // A store gives nothing that was not asked for.
@@ -363,6 +369,7 @@ impl Inner {
         };
         status.send_replace(Status::of(&stored.head, None));
         let mut ledger = Ledger::new(self.clone(), id, machine, (epoch, len, crc), created, status);
+        ledger.lapses = lapses;
         asked.into_iter().for_each(|request| self.hand_over(request));
         let inner = self.clone();
         let most = self.settings.max_recoveries;

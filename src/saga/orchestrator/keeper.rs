@@ -46,7 +46,7 @@ impl Inner {
     }
 
     /// Drives sagas that were claimed, each with what is asked of it: that comes before anything that is due.
-    async fn adopt_all(self: &Arc<Self>, claimed: Vec<Stored>) -> Result<(), StoreError> {
+    async fn adopt_all(self: &Arc<Self>, claimed: Vec<Stored>, lapses: u64) -> Result<(), StoreError> {
         if claimed.is_empty() {
             return Ok(());
         }
@@ -65,7 +65,7 @@ impl Inner {
             match self.admission.try_acquire() {
                 Ok(permit) => {
                     let asked = asked.remove(&stored.head.id).unwrap_or_default();
-                    self.adopt(stored, permit.into_owned(), asked);
+                    self.adopt(stored, permit.into_owned(), asked, lapses);
                 }
                 Err(_) => {
                     // As soon as there is room.
@@ -101,8 +101,10 @@ impl Inner {
             return Ok(());
         }
         for batch in self.due_lost().chunks(CLAIM) {
+            // What has run out since the claim was sent may have cost what it gave.
+            let lapses = self.lapses();
             let (claimed, done) = self.claim_lost(batch).await;
-            self.adopt_all(claimed).await?;
+            self.adopt_all(claimed, lapses).await?;
             done?;
         }
         loop {
@@ -114,6 +116,7 @@ impl Inner {
             if limit == 0 {
                 break;
             }
+            let lapses = self.lapses();
             let claimed = self.journal()?.claim(self.claim(None, limit)).await;
             let claimed = match claimed.inspect_err(|_| self.unsure.store(true, Relaxed)) {
                 Ok(claimed) => claimed,
@@ -125,7 +128,7 @@ impl Inner {
                 }
             };
             let all = claimed.len() < limit;
-            self.adopt_all(claimed).await?;
+            self.adopt_all(claimed, lapses).await?;
             if all {
                 break;
             }
