@@ -2,6 +2,10 @@
 #![cfg(feature = "saga")]
 #![allow(missing_docs)]
 
+#[macro_use]
+#[path = "support/forward.rs"]
+mod forward;
+
 use std::{
     sync::{
         Arc, Mutex,
@@ -31,10 +35,15 @@ struct Late {
     beaten: Arc<tokio::sync::Notify>,
 }
 
-impl Journal for Late {
-    fn now(&self) -> Pending<'_, Timestamp> {
-        self.store.now()
+impl Late {
+    fn new(store: &Memory) -> Self {
+        let armed = Arc::new(AtomicBool::new(true));
+        Late { store: store.clone(), armed, down: Arc::default(), beaten: Arc::default() }
     }
+}
+
+impl Journal for Late {
+    forward_to_store!();
 
     fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
         Box::pin(async move {
@@ -49,10 +58,6 @@ impl Journal for Late {
         })
     }
 
-    fn blocks(&self) -> bool {
-        false
-    }
-
     fn heartbeat(&self, by: &Incarnation, lease: Duration) -> Pending<'_, ()> {
         let by = by.clone();
         Box::pin(async move {
@@ -65,42 +70,6 @@ impl Journal for Late {
             }
             done
         })
-    }
-
-    fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
-        self.store.leave(by)
-    }
-
-    fn announce(&self, by: &Incarnation, presence: Presence) -> Pending<'_, ()> {
-        self.store.announce(by, presence)
-    }
-
-    fn orchestrators(&self) -> Pending<'_, Vec<Registered>> {
-        self.store.orchestrators()
-    }
-
-    fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
-        self.store.claim(claim)
-    }
-
-    fn load(&self, saga: &SagaId) -> Pending<'_, Option<Stored>> {
-        self.store.load(saga)
-    }
-
-    fn list(&self, query: Query) -> Pending<'_, Vec<Head>> {
-        self.store.list(query)
-    }
-
-    fn request(&self, request: Request) -> Pending<'_, Requested> {
-        self.store.request(request)
-    }
-
-    fn requests(&self, by: &Incarnation) -> Pending<'_, Vec<Request>> {
-        self.store.requests(by)
-    }
-
-    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
-        self.store.forget(before, limit)
     }
 }
 
@@ -128,12 +97,7 @@ async fn open(journal: impl Journal, saga: &Saga<u32, Output<u32>>) -> Orchestra
 #[tokio::test(start_paused = true)]
 async fn what_was_undone_by_another_is_not_done_when_a_late_answer_comes() {
     let (lines, store) = (Lines::default(), Memory::new());
-    let late = Late {
-        store: store.clone(),
-        armed: Arc::new(AtomicBool::new(true)),
-        down: Arc::default(),
-        beaten: Arc::default(),
-    };
+    let late = Late::new(&store);
     let (by_a, by_b) = (saga("A", &lines), saga("B", &lines));
     let a = open(late.clone(), &by_a).await;
     let b = open(store.connect(), &by_b).await;
@@ -150,12 +114,7 @@ async fn what_was_undone_by_another_is_not_done_when_a_late_answer_comes() {
 #[tokio::test(start_paused = true)]
 async fn what_was_recorded_as_sent_and_not_begun_is_sent_by_its_owner() {
     let (lines, store) = (Lines::default(), Memory::new());
-    let late = Late {
-        store: store.clone(),
-        armed: Arc::new(AtomicBool::new(true)),
-        down: Arc::default(),
-        beaten: Arc::default(),
-    };
+    let late = Late::new(&store);
     let saga = saga("A", &lines);
     let a = open(late.clone(), &saga).await;
     a.start(&saga, "s", &1).await.unwrap();

@@ -1,6 +1,10 @@
 //! What the orchestrator owes to those who start sagas, wait for them and keep their store.
 #![cfg(feature = "saga")]
 
+#[macro_use]
+#[path = "support/forward.rs"]
+mod forward;
+
 use std::{
     sync::{
         Arc,
@@ -42,9 +46,7 @@ impl Faulty {
 }
 
 impl Journal for Faulty {
-    fn now(&self) -> Pending<'_, Timestamp> {
-        self.store.now()
-    }
+    forward_to_store!();
 
     fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
         match (self.plan)(&self.store, &batch) {
@@ -53,48 +55,8 @@ impl Journal for Faulty {
         }
     }
 
-    fn blocks(&self) -> bool {
-        false
-    }
-
     fn heartbeat(&self, by: &Incarnation, lease: Duration) -> Pending<'_, ()> {
         self.store.heartbeat(by, lease)
-    }
-
-    fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
-        self.store.leave(by)
-    }
-
-    fn announce(&self, by: &Incarnation, presence: Presence) -> Pending<'_, ()> {
-        self.store.announce(by, presence)
-    }
-
-    fn orchestrators(&self) -> Pending<'_, Vec<Registered>> {
-        self.store.orchestrators()
-    }
-
-    fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
-        self.store.claim(claim)
-    }
-
-    fn load(&self, saga: &SagaId) -> Pending<'_, Option<Stored>> {
-        self.store.load(saga)
-    }
-
-    fn list(&self, query: Query) -> Pending<'_, Vec<Head>> {
-        self.store.list(query)
-    }
-
-    fn request(&self, request: Request) -> Pending<'_, Requested> {
-        self.store.request(request)
-    }
-
-    fn requests(&self, by: &Incarnation) -> Pending<'_, Vec<Request>> {
-        self.store.requests(by)
-    }
-
-    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
-        self.store.forget(before, limit)
     }
 }
 

@@ -241,7 +241,7 @@ impl Stored {
         if let Some(damage) = &self.head.damage {
             return Err(Corrupt::Unreadable(damage.clone()));
         }
-        let mut previous = 0;
+        let (mut previous, mut epoch) = (0, 0);
         for (expected, entry) in (0..).zip(&self.entries) {
             if entry.seq != expected {
                 return Err(Corrupt::Gap { expected, found: entry.seq });
@@ -250,6 +250,7 @@ impl Stored {
                 return Err(Corrupt::Checksum { seq: entry.seq });
             }
             previous = entry.crc;
+            epoch = epoch.max(entry.epoch);
         }
         let found = self.entries.len() as u64;
         if found != self.head.len {
@@ -259,9 +260,8 @@ impl Stored {
             return Err(Corrupt::Head);
         }
         // It only grows, and what was accepted came from an owner that it had.
-        let last = self.entries.iter().map(|entry| entry.epoch).max().unwrap_or_default();
-        if last > self.head.epoch {
-            return Err(Corrupt::Epoch { head: self.head.epoch, found: last });
+        if epoch > self.head.epoch {
+            return Err(Corrupt::Epoch { head: self.head.epoch, found: epoch });
         }
         Ok(())
     }

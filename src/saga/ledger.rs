@@ -61,8 +61,8 @@ impl Ledger {
         (epoch, len, crc): (u64, u64, u32),
         created: Timestamp,
         status: watch::Sender<Status>,
+        lapses: u64,
     ) -> Self {
-        let lapses = inner.lapses();
         Ledger { inner, id, epoch, len, crc, machine, created, status, lapses }
     }
 

@@ -108,8 +108,8 @@ impl Listeners {
 /// A saga that is to be read anew.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lost {
-    pub(super) not_before: Instant,
-    pub(super) trouble: Trouble,
+    not_before: Instant,
+    trouble: Trouble,
 }
 
 /// How often a saga was lost without anything having been recorded in between.
@@ -316,11 +316,16 @@ impl Inner {
         self.nudge.notify_one();
     }
 
-    /// Somebody has to look whether a saga is owned here and driven by nobody.
+    /// Somebody has to look whether a saga is owned here and driven by nobody: at once.
     pub(super) fn look_after(&self, id: SagaId) {
+        self.look_later(id);
+        self.nudge.notify_one();
+    }
+
+    /// The same when the keeper comes by.
+    pub(super) fn look_later(&self, id: SagaId) {
         let lost = Lost { not_before: time::now(), trouble: Trouble::default() };
         lock(&self.lost).entry(id).or_insert(lost);
-        self.nudge.notify_one();
     }
 
     /// Those whose time to be read anew has come.
@@ -353,8 +358,7 @@ impl Inner {
         let Some((mut seat, status, mail)) = self.seat(&id, &definition, permit, trouble) else {
             // Its last driver is leaving, and the keeper looks again then; not before, or it would claim its own again and again when
             // a jump of the store's clock has ended its lease.
-            let lost = Lost { not_before: time::now(), trouble: Trouble::default() };
-            lock(&self.lost).entry(id).or_insert(lost);
+            self.look_later(id);
             self.beat.notify_one();
             return;
         };
@@ -368,8 +372,7 @@ impl Inner {
             }
         };
         status.send_replace(Status::of(&stored.head, None));
-        let mut ledger = Ledger::new(self.clone(), id, machine, (epoch, len, crc), created, status);
-        ledger.lapses = lapses;
+        let mut ledger = Ledger::new(self.clone(), id, machine, (epoch, len, crc), created, status, lapses);
         asked.into_iter().for_each(|request| self.hand_over(request));
         let inner = self.clone();
         let most = self.settings.max_recoveries;

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Inner,
-    inner::{Left, Lost, Trouble},
+    inner::{Left, Trouble},
 };
 use crate::{
     event::Event,
@@ -67,11 +67,8 @@ impl Inner {
                     let asked = asked.remove(&stored.head.id).unwrap_or_default();
                     self.adopt(stored, permit.into_owned(), asked, lapses);
                 }
-                Err(_) => {
-                    // As soon as there is room.
-                    let lost = Lost { not_before: time::now(), trouble: Trouble::default() };
-                    lock(&self.lost).entry(stored.head.id).or_insert(lost);
-                }
+                // As soon as there is room.
+                Err(_) => self.look_later(stored.head.id),
             }
         }
         Ok(())

@@ -112,7 +112,8 @@ impl Inner {
         };
         let now = self.now();
         let machine = Machine::new(definition.shape.clone());
-        let mut ledger = Ledger::new(self.clone(), id.clone(), machine, (1, 0, 0), now, status);
+        let mut ledger =
+            Ledger::new(self.clone(), id.clone(), machine, (1, 0, 0), now, status, self.lapses());
         let begin = Begin { definition: definition.shape.id.clone(), tag: options.tag, locks: options.locks };
         let deadline = options.deadline.map(|after| now.after(after));
         let (told, begun) = oneshot::channel();

@@ -226,7 +226,7 @@ pub(super) fn list(connection: &Connection, query: &Query) -> Result<Vec<Head>> 
         listed => listed?,
     };
     // Whoever asks for the next page says the last id of this one, so one that stands for another does not come last.
-    heads.sort_by_key(|(number, head)| head.id != stand_in(*number));
+    heads.sort_by_key(|(number, head)| head.damage.is_none() || head.id != stand_in(*number));
     Ok(heads.into_iter().map(|(_, head)| head).collect())
 }
 

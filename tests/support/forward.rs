@@ -1,0 +1,50 @@
+//! What a journal that wraps another leaves as it is.
+
+/// All methods of `Journal` but `append` and `heartbeat`, answered by the field `store`, which does not block.
+macro_rules! forward_to_store {
+    () => {
+        fn now(&self) -> Pending<'_, Timestamp> {
+            self.store.now()
+        }
+
+        fn blocks(&self) -> bool {
+            false
+        }
+
+        fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
+            self.store.leave(by)
+        }
+
+        fn announce(&self, by: &Incarnation, presence: Presence) -> Pending<'_, ()> {
+            self.store.announce(by, presence)
+        }
+
+        fn orchestrators(&self) -> Pending<'_, Vec<Registered>> {
+            self.store.orchestrators()
+        }
+
+        fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
+            self.store.claim(claim)
+        }
+
+        fn load(&self, saga: &SagaId) -> Pending<'_, Option<Stored>> {
+            self.store.load(saga)
+        }
+
+        fn list(&self, query: Query) -> Pending<'_, Vec<Head>> {
+            self.store.list(query)
+        }
+
+        fn request(&self, request: Request) -> Pending<'_, Requested> {
+            self.store.request(request)
+        }
+
+        fn requests(&self, by: &Incarnation) -> Pending<'_, Vec<Request>> {
+            self.store.requests(by)
+        }
+
+        fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+            self.store.forget(before, limit)
+        }
+    };
+}
