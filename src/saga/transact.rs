@@ -188,7 +188,7 @@ impl Work {
     }
 
     /// Other work may have spoilt the transaction: what this one did is rolled back, and it is not to blame.
-    pub(crate) fn excuse(&self) {
+    pub fn excuse(&self) {
         let mut state = lock(&self.0.state);
         if matches!(*state, State::Begun | State::Made(..)) {
             *state = State::Failed(Failure::unstarted("the transaction was rolled back with other work"));
