@@ -1,0 +1,360 @@
+//! Calls to another service, through the policies that every such call goes through.
+//!
+//! Outermost first: a deadline for the whole call (5 s, or what is left of the caller's), a circuit breaker (5 failures in a row within
+//! 60 s, or half of at least 20 calls; open for 30 s, then one probe), a retry for what may be repeated, paid for by successes, a bulkhead
+//! with a short queue, and a timeout for each attempt. Answers below 500 other than 429 are the service's word and no failure of its: a
+//! thousand unknown users open no breaker.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper_util::{
+    client::legacy::{Client as Http, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use mainstay::{
+    BoxedStack, Bulkhead, CircuitBreaker, ConfigError, Error, Refused, Retry, circuit_breaker::Class,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{auth, context::Context, env, trace};
+
+/// The request's key under which repeating it has no further effect.
+pub static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// How many milliseconds whoever asked will wait.
+pub static DEADLINE: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+/// The most that is read of an answer.
+const ANSWER_LIMIT: usize = 4 * 1024 * 1024;
+
+/// How a service is called.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// For the whole call, with everything that is repeated.
+    pub deadline: Duration,
+    /// For one attempt.
+    pub attempt: Duration,
+    /// How many attempts run at once.
+    pub concurrency: usize,
+    /// How many more wait for their turn, for a second at most.
+    pub queue: usize,
+    /// How often at most, the first time included.
+    pub attempts: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            deadline: Duration::from_secs(5),
+            attempt: Duration::from_secs(5),
+            concurrency: 20,
+            queue: 100,
+            attempts: 3,
+        }
+    }
+}
+
+/// An answer below 500, other than 429.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// The status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// What it says.
+    pub body: Bytes,
+}
+
+impl Reply {
+    /// The body as JSON.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Garbled`] if it is not that.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, CallError> {
+        serde_json::from_slice(&self.body).map_err(|error| CallError::Garbled(error.to_string()))
+    }
+
+    /// The text in `error`, if there is one.
+    pub fn error(&self) -> Option<String> {
+        let body: serde_json::Value = serde_json::from_slice(&self.body).ok()?;
+        Some(body.get("error")?.as_str()?.to_owned())
+    }
+
+    /// The answer, if it is a success.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Status`] if it is none.
+    pub fn success(self) -> Result<Reply, CallError> {
+        if self.status.is_success() {
+            Ok(self)
+        } else {
+            Err(CallError::Status(self.status, self.error().unwrap_or_default()))
+        }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CallError {
+    /// A policy ended the call.
+    #[error("{0}")]
+    Refused(Refused),
+    /// The connection could not be made, or broke.
+    #[error("no connection: {text}")]
+    Connection {
+        /// What is wrong, for the log.
+        text: String,
+        /// Whether the service may have seen the request.
+        sent: bool,
+    },
+    /// An answer of 500 and above, or 429; or any that is no success, where one is needed.
+    #[error("it answered {0} {1}")]
+    Status(StatusCode, String),
+    /// An answer that is not what was agreed.
+    #[error("an answer that cannot be read: {0}")]
+    Garbled(String),
+    /// A request that cannot be written.
+    #[error("a request that cannot be written: {0}")]
+    Request(String),
+}
+
+impl CallError {
+    /// Whether the service may have done what it was asked.
+    pub fn may_have_happened(&self) -> bool {
+        match self {
+            CallError::Refused(refused) => refused.was_started(),
+            CallError::Connection { sent, .. } => *sent,
+            CallError::Status(status, _) => status.is_server_error(),
+            CallError::Garbled(_) => true,
+            CallError::Request(_) => false,
+        }
+    }
+
+    /// When to ask again, if that is known.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            CallError::Refused(refused) => refused.retry_after(),
+            _ => None,
+        }
+    }
+}
+
+/// A client of one service; clones share all policies.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    /// As callers see it: `user`.
+    service: &'static str,
+    context: Context,
+    http: Http<HttpConnector, Full<Bytes>>,
+    /// For what may be repeated, and for what may not.
+    repeated: BoxedStack<Reply, CallError>,
+    once: BoxedStack<Reply, CallError>,
+    breaker: CircuitBreaker<mainstay::circuit_breaker::ErrorClassifier<fn(&CallError) -> Class, CallError>>,
+    /// Whether a deadline of this length is within the stack.
+    deadline: Duration,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Client({})", self.0.service)
+    }
+}
+
+fn classify(error: &CallError) -> Class {
+    match error {
+        CallError::Request(_) => Class::Ignored,
+        CallError::Garbled(_)
+        | CallError::Refused(_)
+        | CallError::Connection { .. }
+        | CallError::Status(..) => Class::Failure,
+    }
+}
+
+impl Client {
+    /// A client of `service` for the service of the context, whose policies show in its `/_policies`.
+    ///
+    /// # Errors
+    ///
+    /// An option that cannot be.
+    pub fn new(context: &Context, service: &'static str, options: Options) -> Result<Self, ConfigError> {
+        let wait = Duration::from_secs(if context.env().get(env::POLICY_FAST).is_some() { 3 } else { 30 });
+        let breaker = CircuitBreaker::config()
+            .name(service)
+            .time_window(Duration::from_secs(60), 60)
+            .consecutive_failures(5)
+            .failure_rate(0.5)
+            .open_wait(wait, 1.0, wait)
+            .observe(mainstay::observe::Tracing)
+            .observe(mainstay::observe::Metrics)
+            .classify_err(classify as fn(&CallError) -> Class)
+            .build()?;
+        let bulkhead = Bulkhead::config(options.concurrency)
+            .queue(options.queue, Duration::from_secs(1))
+            .name(service)
+            .observe(mainstay::observe::Metrics)
+            .build()?;
+        let retry = Retry::exponential(Duration::from_millis(50))
+            .cap(Duration::from_millis(500))
+            .max_attempts(options.attempts)
+            .idempotent()
+            .when(|attempt: &mainstay::retry::Failure<'_, Reply, CallError>| {
+                matches!(attempt.error(), Some(CallError::Connection { .. } | CallError::Status(..)))
+            })
+            .name(service)
+            .observe(mainstay::observe::Metrics)
+            .build()?;
+        let repeated = mainstay::stack(service)
+            .deadline(options.deadline)
+            .circuit_breaker(breaker.clone())
+            .retry(retry.clone())
+            .bulkhead(bulkhead.clone())
+            .timeout(options.attempt)
+            .build()?
+            .boxed();
+        let once = mainstay::stack(service)
+            .deadline(options.deadline)
+            .circuit_breaker(breaker.clone())
+            .bulkhead(bulkhead.clone())
+            .timeout(options.attempt)
+            .build()?
+            .boxed();
+        context.policies().add(&breaker);
+        context.policies().add(&bulkhead);
+        context.policies().add(&retry);
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(Duration::from_secs(1)));
+        connector.set_nodelay(true);
+        let http = Http::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(30))
+            .build(connector);
+        let deadline = options.deadline;
+        Ok(Client(Arc::new(Inner {
+            service,
+            context: context.clone(),
+            http,
+            repeated,
+            once,
+            breaker,
+            deadline,
+        })))
+    }
+
+    /// The breaker, for whoever wants to force it.
+    pub fn is_open(&self) -> bool {
+        self.0.breaker.retry_at().is_some()
+    }
+
+    /// `GET`.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub async fn get(&self, path: &str) -> Result<Reply, CallError> {
+        self.send(Method::GET, path, HeaderMap::new(), Bytes::new()).await
+    }
+
+    /// `POST` of JSON. With a key it may be repeated.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub async fn post<T: Serialize + ?Sized>(
+        &self,
+        path: &str,
+        key: Option<&str>,
+        body: &T,
+    ) -> Result<Reply, CallError> {
+        let body = serde_json::to_vec(body).map_err(|error| CallError::Request(error.to_string()))?;
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(key) = key {
+            let key = HeaderValue::from_str(key).map_err(|error| CallError::Request(error.to_string()))?;
+            headers.insert(&IDEMPOTENCY_KEY, key);
+        }
+        self.send(Method::POST, path, headers, body.into()).await
+    }
+
+    /// Any request.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Reply, CallError> {
+        let repeatable = method.is_idempotent() || headers.contains_key(&IDEMPOTENCY_KEY);
+        let span = tracing::info_span!(
+            "http.client", otel.kind = "client", otel.name = %format_args!("{method} {}", self.0.service),
+            peer.service = self.0.service, http.request.method = %method, url.path = path,
+            http.response.status_code = tracing::field::Empty, otel.status_code = tracing::field::Empty,
+        );
+        let call = async {
+            let attempt = || self.attempt(method.clone(), path, headers.clone(), body.clone());
+            let stack = if repeatable { &self.0.repeated } else { &self.0.once };
+            let answer = stack.call(attempt).await.map_err(|error| match error {
+                Error::Inner(error) => error,
+                Error::Refused(refused) => CallError::Refused(refused),
+            });
+            let span = tracing::Span::current();
+            match &answer {
+                Ok(reply) => span.record("http.response.status_code", reply.status.as_u16()),
+                Err(_) => span.record("otel.status_code", "ERROR"),
+            };
+            answer
+        };
+        tracing::Instrument::instrument(call, span).await
+    }
+
+    async fn attempt(
+        &self,
+        method: Method,
+        path: &str,
+        mut headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Reply, CallError> {
+        let base = self.0.context.locate(self.0.service);
+        let uri: Uri = format!("{base}{path}")
+            .parse()
+            .map_err(|error: http::uri::InvalidUri| CallError::Request(error.to_string()))?;
+        let token = HeaderValue::from_str(self.0.context.tokens().send())
+            .map_err(|error| CallError::Request(error.to_string()))?;
+        headers.insert(&auth::SERVICE_TOKEN, token);
+        let left = mainstay::deadline::remaining().unwrap_or(self.0.deadline);
+        headers.insert(&DEADLINE, HeaderValue::from(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)));
+        trace::inject(&mut headers);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .body(Full::new(body))
+            .map_err(|error| CallError::Request(error.to_string()))?;
+        *request.headers_mut() = headers;
+        let response = self.0.http.request(request).await.map_err(|error| {
+            let sent = !error.is_connect();
+            self.0.context.lost(self.0.service, &base);
+            CallError::Connection { text: error.to_string(), sent }
+        })?;
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, ANSWER_LIMIT).collect().await.map_err(|error| match error
+            .downcast_ref::<LengthLimitError>(
+        ) {
+            Some(_) => CallError::Garbled("it is too long".to_owned()),
+            None => CallError::Connection { text: error.to_string(), sent: true },
+        })?;
+        let reply = Reply { status: parts.status, headers: parts.headers, body: body.to_bytes() };
+        if reply.status.is_server_error() || reply.status == StatusCode::TOO_MANY_REQUESTS {
+            let error = reply.error().unwrap_or_default();
+            return Err(CallError::Status(reply.status, error));
+        }
+        Ok(reply)
+    }
+}

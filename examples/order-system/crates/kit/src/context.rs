@@ -1,0 +1,231 @@
+//! What a service is given when it is built, and what it gives back.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use mainstay::Registry;
+use order_broker::Broker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::{
+    BoxError,
+    auth::ServiceTokens,
+    db::{Db, DbError, Place},
+    env::{self, Env},
+    fault::Switch,
+    health::Check,
+};
+
+/// A service's name, documented port and the variable that says where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// Its name, as in its folder and its data.
+    pub name: &'static str,
+    /// As callers and error bodies call it.
+    pub singular: &'static str,
+    /// The documented port, as an offset from 3000.
+    pub offset: u16,
+    /// The variable with its base URL.
+    pub variable: &'static str,
+}
+
+/// All services, by their documented ports.
+pub const SERVICES: &[Known] = &[
+    Known { name: "gateway", singular: "gateway", offset: 0, variable: env::GATEWAY_URL },
+    Known { name: "users", singular: "user", offset: 1, variable: env::USER_SERVICE_URL },
+    Known { name: "orders", singular: "order", offset: 2, variable: env::ORDER_SERVICE_URL },
+    Known { name: "products", singular: "product", offset: 3, variable: env::PRODUCT_SERVICE_URL },
+    Known { name: "payments", singular: "payment", offset: 4, variable: env::PAYMENT_SERVICE_URL },
+    Known { name: "inventory", singular: "inventory", offset: 5, variable: env::INVENTORY_SERVICE_URL },
+    Known {
+        name: "notifications",
+        singular: "notification",
+        offset: 6,
+        variable: env::NOTIFICATION_SERVICE_URL,
+    },
+];
+
+/// The service of that name, in either form.
+pub fn known(name: &str) -> Option<&'static Known> {
+    SERVICES.iter().find(|it| it.name == name || it.singular == name)
+}
+
+/// Where instances of services are. The gateway has a registry behind it; without one the documented ports hold.
+pub trait Locate: Send + Sync {
+    /// The base URL of an instance, in turns: `http://127.0.0.1:3001`. `service` is a name of [`SERVICES`], in either form.
+    fn locate(&self, service: &str) -> String;
+
+    /// That no connection to this instance could be made or held: the next one should be another's.
+    fn lost(&self, service: &str, base: &str);
+}
+
+/// The documented ports, moved by a base.
+#[derive(Debug, Clone, Copy)]
+pub struct Ports(pub u16);
+
+impl Locate for Ports {
+    fn locate(&self, service: &str) -> String {
+        let offset = known(service).map_or(0, |it| it.offset);
+        format!("http://127.0.0.1:{}", self.0.saturating_add(offset))
+    }
+
+    fn lost(&self, _: &str, _: &str) {}
+}
+
+/// What a service is given. Clones are the same.
+#[derive(Clone)]
+pub struct Context(Arc<Inner>);
+
+struct Inner {
+    name: &'static str,
+    env: Env,
+    data: PathBuf,
+    broker: Arc<dyn Broker>,
+    locate: Arc<dyn Locate>,
+    tokens: ServiceTokens,
+    policies: Registry,
+    faults: Switch,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    started: Instant,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Context({})", self.0.name)
+    }
+}
+
+impl Context {
+    /// For the service of that name, with its data below `data`.
+    pub fn new(
+        name: &'static str,
+        env: Env,
+        data: &Path,
+        broker: Arc<dyn Broker>,
+        locate: Arc<dyn Locate>,
+    ) -> Self {
+        Context(Arc::new(Inner {
+            name,
+            tokens: ServiceTokens::of(&env),
+            env,
+            data: data.to_owned(),
+            broker,
+            locate,
+            policies: Registry::new(),
+            faults: Switch::default(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            started: Instant::now(),
+        }))
+    }
+
+    /// The service's name.
+    pub fn name(&self) -> &'static str {
+        self.0.name
+    }
+
+    /// The settings.
+    pub fn env(&self) -> &Env {
+        &self.0.env
+    }
+
+    /// The folder with everybody's data; a service opens its own file in it and no other.
+    pub fn data(&self) -> &Path {
+        &self.0.data
+    }
+
+    /// Opens the service's own database: `NAME.db` below the data, or the schema `NAME` where `DATABASE_URL` says.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Db::open`].
+    pub async fn open_db(&self, migrations: &'static [&'static str]) -> Result<Db, DbError> {
+        Db::open(self.place(self.name()), migrations).await
+    }
+
+    /// Where data of that name belongs.
+    pub fn place(&self, name: &str) -> Place {
+        let url = self.env().get_or_default(env::DATABASE_URL);
+        if url.starts_with("postgres") {
+            let prefix = self.env().get("DATABASE_SCHEMA_PREFIX").unwrap_or_default();
+            Place::Postgres { url, schema: format!("{prefix}{name}") }
+        } else {
+            Place::Sqlite(self.data().join(format!("{name}.db")))
+        }
+    }
+
+    /// The broker that all services share.
+    pub fn broker(&self) -> &Arc<dyn Broker> {
+        &self.0.broker
+    }
+
+    /// The base URL of an instance of a service: what its variable says, or where the registry knows one.
+    pub fn locate(&self, service: &str) -> String {
+        let set = known(service).and_then(|it| self.env().get(it.variable));
+        set.map(|url| url.trim_end_matches('/').to_owned()).unwrap_or_else(|| self.0.locate.locate(service))
+    }
+
+    /// That an instance did not answer.
+    pub fn lost(&self, service: &str, base: &str) {
+        self.0.locate.lost(service, base);
+    }
+
+    /// What services show each other.
+    pub fn tokens(&self) -> &ServiceTokens {
+        &self.0.tokens
+    }
+
+    /// All policies of the service, for `/_policies`.
+    pub fn policies(&self) -> &Registry {
+        &self.0.policies
+    }
+
+    /// Faults that are switched on.
+    pub fn faults(&self) -> &Switch {
+        &self.0.faults
+    }
+
+    /// Cancelled when the service is to end: no new work is begun, what is in hand is finished.
+    pub fn stop(&self) -> &CancellationToken {
+        &self.0.stop
+    }
+
+    /// Runs beside the routes. The service ends when all these have; each has to end soon after [`stop`](Context::stop).
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.0.tasks.spawn(work);
+    }
+
+    /// Waits for what was spawned.
+    pub async fn finished(&self) {
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    /// Since the start.
+    pub fn uptime(&self) -> std::time::Duration {
+        self.0.started.elapsed()
+    }
+}
+
+/// A service that has been built: what the server is to serve.
+pub struct Service {
+    /// Its routes, with their description.
+    pub routes: OpenApiRouter,
+    /// What it needs.
+    pub checks: Vec<Check>,
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Service({} checks)", self.checks.len())
+    }
+}
+
+/// What builds a service.
+pub type Build = fn(Context) -> std::pin::Pin<Box<dyn Future<Output = Result<Service, BoxError>> + Send>>;

@@ -1,0 +1,137 @@
+//! The connections of a PostgreSQL schema: each on a thread of its own, taking turns. One that breaks is made anew for the next work.
+
+use std::{cell::RefCell, collections::HashMap, panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use mainstay::saga::{barrier, inbox, outbox};
+use tokio::sync::{Mutex, mpsc};
+use tokio_postgres::{Client, NoTls};
+
+use super::{
+    DbError, Job, Told, Tx,
+    sqlite::spawn,
+    tx::{On, Statements},
+};
+
+const CONNECTIONS: usize = 6;
+const CONNECT: Duration = Duration::from_secs(3);
+
+pub(super) struct Pool {
+    jobs: mpsc::UnboundedSender<Job>,
+}
+
+impl Pool {
+    pub(super) async fn open(
+        url: &str,
+        schema: &str,
+        migrations: &'static [&'static str],
+    ) -> Result<Self, DbError> {
+        let (jobs, queue) = mpsc::unbounded_channel::<Job>();
+        let queue = Arc::new(Mutex::new(queue));
+        migrate(url, schema, migrations).await?;
+        for _ in 0..CONNECTIONS {
+            let (queue, url, schema) = (queue.clone(), url.to_owned(), schema.to_owned());
+            spawn("db-postgres", move || {
+                match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                    Ok(runtime) => runtime.block_on(work(&queue, &url, &schema)),
+                    Err(error) => tracing::error!(%error, "a runtime could not be made"),
+                }
+            });
+        }
+        Ok(Pool { jobs })
+    }
+
+    pub(super) fn submit(&self, job: Job) {
+        let _ = self.jobs.send(job);
+    }
+}
+
+async fn work(queue: &Mutex<mpsc::UnboundedReceiver<Job>>, url: &str, schema: &str) {
+    let mut connection: Option<(Client, Statements)> = None;
+    loop {
+        let job = queue.lock().await.recv().await;
+        let Some(job) = job else { return };
+        connection = connection.filter(|(client, _)| !client.is_closed());
+        if connection.is_none() {
+            match connect(url, schema).await {
+                Ok(client) => connection = Some((client, Rc::new(RefCell::new(HashMap::new())))),
+                Err(error) => {
+                    let told = job(Err(error)).await;
+                    (told.tell)(Ok(()));
+                    continue;
+                }
+            }
+        }
+        if let Some((client, statements)) = &mut connection {
+            one(client, statements, job).await;
+        }
+    }
+}
+
+async fn one(client: &mut Client, statements: &Statements, job: Job) {
+    let tx = match client.transaction().await {
+        Ok(tx) => tx,
+        Err(error) => {
+            let told = job(Err(error.into())).await;
+            return (told.tell)(Ok(()));
+        }
+    };
+    let told: Result<Told, _> = {
+        let tx = Tx(On::Postgres(&tx, statements.clone()));
+        AssertUnwindSafe(job(Ok(&tx))).catch_unwind().await
+    };
+    match told {
+        Ok(told) => {
+            let ended = if told.keep { tx.commit().await } else { tx.rollback().await };
+            (told.tell)(ended.map_err(DbError::from));
+        }
+        // The panic has been printed; the transaction rolls back as it is dropped.
+        Err(_) => drop(tx),
+    }
+}
+
+/// A connection that sees the schema.
+pub(super) async fn connect(url: &str, schema: &str) -> Result<Client, DbError> {
+    let late = |_| DbError::Unavailable("no connection within three seconds".to_owned());
+    let (client, connection) =
+        tokio::time::timeout(CONNECT, tokio_postgres::connect(url, NoTls)).await.map_err(late)??;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::warn!(%error, "a connection to the database broke");
+        }
+    });
+    client.batch_execute(&format!("set search_path to {}", quoted(schema))).await?;
+    Ok(client)
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+async fn migrate(url: &str, schema: &str, migrations: &[&str]) -> Result<(), DbError> {
+    let mut client = connect(url, schema).await?;
+    let tx = client.transaction().await?;
+    // Two processes of a service may start at once.
+    tx.execute("select pg_advisory_xact_lock(hashtextextended($1, 0))", &[&schema]).await?;
+    tx.batch_execute(&format!(
+        "create schema if not exists {0}; create table if not exists {0}.migration (number bigint primary key)",
+        quoted(schema)
+    ))
+    .await?;
+    barrier::postgres::install(&tx).await?;
+    outbox::postgres::install(&tx).await?;
+    inbox::postgres::install(&tx).await?;
+    let done: i64 = tx.query_one("select count(*) from migration", &[]).await?.try_get(0)?;
+    let done = usize::try_from(done).unwrap_or(0);
+    if done > migrations.len() {
+        return Err(DbError::Statement("the database is of a newer version".to_owned()));
+    }
+    for (number, migration) in migrations.iter().enumerate().skip(done) {
+        tx.batch_execute(&migration.replace("{serial}", "bigint primary key generated always as identity"))
+            .await?;
+        tx.execute("insert into migration values ($1)", &[&i64::try_from(number).unwrap_or(i64::MAX)])
+            .await?;
+    }
+    tx.commit().await?;
+    Ok(())
+}

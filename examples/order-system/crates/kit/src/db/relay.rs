@@ -1,0 +1,85 @@
+//! Takes events from the outbox to the broker.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use mainstay::saga::outbox::{self, Message, Relay, Relayed, Unsent};
+use tokio::{runtime::Handle, sync::oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{Db, DbError, Place, postgres, sqlite};
+
+/// How long the relay rests when there is nothing to do.
+const IDLE: Duration = Duration::from_millis(15);
+/// How long it rests when the broker or the database is away.
+const AWAY: Duration = Duration::from_millis(200);
+
+/// Publishes messages, and says of each what has become of it, in their order.
+pub type Publish =
+    Arc<dyn Fn(Vec<Message>) -> Pin<Box<dyn Future<Output = Vec<Result<(), Unsent>>> + Send>> + Send + Sync>;
+
+/// Runs until it is told to stop, and then as long as there is something to publish that can be. On a thread of its own.
+///
+/// # Errors
+///
+/// That the thread has gone.
+pub async fn run_relay(db: &Db, publish: Publish, stop: CancellationToken) -> Result<(), DbError> {
+    let (ended, wait) = oneshot::channel();
+    let (place, handle) = (db.place().clone(), Handle::current());
+    sqlite::spawn("outbox", move || {
+        handle.block_on(run(&place, publish, &stop));
+        let _ = ended.send(());
+    });
+    wait.await.map_err(|_| DbError::Unavailable("the relay's thread has gone".to_owned()))
+}
+
+enum Connection {
+    Sqlite(rusqlite::Connection),
+    Postgres(tokio_postgres::Client),
+}
+
+async fn run(place: &Place, publish: Publish, stop: &CancellationToken) {
+    let relay = Relay::new().batch(256);
+    let mut connection = None;
+    loop {
+        let round = round(place, &mut connection, &relay, &publish).await;
+        let rest = match round {
+            Ok(Relayed { unavailable: None, sent: 1.., .. }) => Duration::ZERO,
+            Ok(Relayed { unavailable: None, .. }) => IDLE,
+            Ok(_) => AWAY,
+            Err(error) => {
+                tracing::warn!(%error, "the outbox cannot be read");
+                connection = None;
+                AWAY
+            }
+        };
+        if stop.is_cancelled() && rest != Duration::ZERO {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(rest) => {}
+            () = stop.cancelled(), if rest != Duration::ZERO => {}
+        }
+    }
+}
+
+async fn round(
+    place: &Place,
+    connection: &mut Option<Connection>,
+    relay: &Relay,
+    publish: &Publish,
+) -> Result<Relayed, DbError> {
+    if connection.is_none() {
+        *connection = Some(match place {
+            Place::Sqlite(path) => Connection::Sqlite(sqlite::connect(path)?),
+            Place::Postgres { url, schema } => Connection::Postgres(postgres::connect(url, schema).await?),
+        });
+    }
+    let publish = async |messages: Vec<Message>| publish(messages).await;
+    match connection.as_mut() {
+        Some(Connection::Sqlite(connection)) => {
+            Ok(outbox::sqlite::relay_many(connection, relay, publish).await?)
+        }
+        Some(Connection::Postgres(client)) => Ok(outbox::postgres::relay_many(client, relay, publish).await?),
+        None => Ok(Relayed::default()),
+    }
+}

@@ -1,0 +1,175 @@
+//! The threads of a SQLite file: one that writes, two that read.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread,
+    time::Duration,
+};
+
+use futures::executor::block_on;
+use mainstay::saga::{barrier, inbox, outbox};
+use rusqlite::{
+    Connection,
+    TransactionBehavior::{Deferred, Immediate},
+};
+use tokio::sync::oneshot;
+
+use super::{DbError, Job, Told, Tx, tx::On};
+
+const READERS: usize = 2;
+/// How many pieces of work share a commit at most.
+const BATCH: usize = 128;
+const BUSY: Duration = Duration::from_secs(10);
+
+pub(super) struct Pool {
+    write: mpsc::Sender<Job>,
+    read: mpsc::Sender<Job>,
+}
+
+impl Pool {
+    pub(super) async fn open(path: PathBuf, migrations: &'static [&'static str]) -> Result<Self, DbError> {
+        let (ready, opened) = oneshot::channel();
+        let (write, jobs) = mpsc::channel::<Job>();
+        let file = path.clone();
+        spawn("db-write", move || match prepare(&file, migrations) {
+            Ok(connection) => {
+                let _ = ready.send(Ok(()));
+                writer(connection, &jobs);
+            }
+            Err(error) => {
+                let _ = ready.send(Err(error));
+            }
+        });
+        opened.await.map_err(|_| DbError::Unavailable("the writer's thread has gone".to_owned()))??;
+        let (read, jobs) = mpsc::channel::<Job>();
+        let jobs = Arc::new(Mutex::new(jobs));
+        for _ in 0..READERS {
+            let mut connection = connect(&path)?;
+            let jobs = jobs.clone();
+            spawn("db-read", move || {
+                loop {
+                    let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok(job) = job else { return };
+                    read_one(&mut connection, job);
+                }
+            });
+        }
+        Ok(Pool { write, read })
+    }
+
+    pub(super) fn write(&self, job: Job) {
+        // The receiver lives as long as this; if its thread died, the caller hears that the work was given up.
+        let _ = self.write.send(job);
+    }
+
+    pub(super) fn read(&self, job: Job) {
+        let _ = self.read.send(job);
+    }
+}
+
+pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
+    if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(work) {
+        tracing::error!(%error, "a thread could not be started");
+    }
+}
+
+pub(super) fn connect(path: &Path) -> Result<Connection, DbError> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(BUSY)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    connection
+        .execute_batch("pragma journal_mode = wal; pragma synchronous = full; pragma foreign_keys = on;")?;
+    Ok(connection)
+}
+
+fn prepare(path: &Path, migrations: &[&str]) -> Result<Connection, DbError> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|error| DbError::Unavailable(error.to_string()))?;
+    }
+    let mut connection = connect(path)?;
+    let tx = connection.transaction_with_behavior(Immediate)?;
+    barrier::sqlite::install(&tx)?;
+    outbox::sqlite::install(&tx)?;
+    inbox::sqlite::install(&tx)?;
+    let done: i64 = tx.query_row("pragma user_version", [], |row| row.get(0))?;
+    let done = usize::try_from(done).unwrap_or(0);
+    if done > migrations.len() {
+        return Err(DbError::Statement("the database is of a newer version".to_owned()));
+    }
+    for migration in &migrations[done..] {
+        tx.execute_batch(&migration.replace("{serial}", "integer primary key autoincrement"))?;
+    }
+    tx.execute_batch(&format!("pragma user_version = {}", migrations.len()))?;
+    tx.commit()?;
+    Ok(connection)
+}
+
+/// Takes what has come, and commits it together.
+fn writer(mut connection: Connection, jobs: &mpsc::Receiver<Job>) {
+    while let Ok(first) = jobs.recv() {
+        let batch: Vec<Job> = std::iter::once(first).chain(jobs.try_iter().take(BATCH - 1)).collect();
+        let tx = match connection.transaction_with_behavior(Immediate) {
+            Ok(tx) => tx,
+            Err(error) => {
+                for job in batch {
+                    refuse(job, &error);
+                }
+                continue;
+            }
+        };
+        let mut told = Vec::with_capacity(batch.len());
+        for job in batch {
+            told.extend(write_one(&tx, job));
+        }
+        let ended = tx.commit();
+        for told in told {
+            let ended = ended.as_ref().map_err(|error| DbError::Unavailable(error.to_string()));
+            (told.tell)(ended.copied());
+        }
+    }
+}
+
+/// The work in a savepoint of its own; nothing is left of work that failed or panicked.
+fn write_one(tx: &rusqlite::Transaction<'_>, job: Job) -> Option<Told> {
+    if let Err(error) = tx.execute_batch("savepoint work") {
+        refuse(job, &error);
+        return None;
+    }
+    let told = catch_unwind(AssertUnwindSafe(|| {
+        let tx = Tx(On::Sqlite(tx));
+        block_on(job(Ok(&tx)))
+    }));
+    let keep = told.as_ref().is_ok_and(|told| told.keep);
+    let end = if keep { "release work" } else { "rollback to work; release work" };
+    match (tx.execute_batch(end), told) {
+        (Ok(()), Ok(told)) => Some(told),
+        (Err(error), Ok(told)) => {
+            (told.tell)(Err(DbError::Unavailable(error.to_string())));
+            None
+        }
+        // The panic has been printed; its caller hears that the work was given up.
+        (_, Err(_)) => None,
+    }
+}
+
+fn read_one(connection: &mut Connection, job: Job) {
+    let tx = match connection.transaction_with_behavior(Deferred) {
+        Ok(tx) => tx,
+        Err(error) => return refuse(job, &error),
+    };
+    let told = catch_unwind(AssertUnwindSafe(|| {
+        let tx = Tx(On::Sqlite(&tx));
+        block_on(job(Ok(&tx)))
+    }));
+    drop(tx);
+    if let Ok(told) = told {
+        (told.tell)(Ok(()));
+    }
+}
+
+fn refuse(job: Job, error: &rusqlite::Error) {
+    let told = block_on(job(Err(DbError::Unavailable(error.to_string()))));
+    (told.tell)(Ok(()));
+}

@@ -1,0 +1,107 @@
+//! Settings by environment, each declared once: its name, what it does and its default, so that `doctor` can list them and a test can
+//! see that no file names one that nobody reads.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+/// One variable that the system reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does, in one line.
+    pub what: &'static str,
+    /// What holds if it is not set; empty: nothing does.
+    pub default: &'static str,
+    /// Not to be printed.
+    pub secret: bool,
+}
+
+macro_rules! variables {
+    ($($(#[$secret:ident])? $name:ident = $default:literal: $what:literal;)*) => {
+        /// All of them, in the order in which `doctor` prints them.
+        pub const VARIABLES: &[Variable] = &[$(Variable {
+            name: stringify!($name), what: $what, default: $default, secret: variables!(@ $($secret)?),
+        }),*];
+        $(
+            #[doc = $what]
+            pub const $name: &str = stringify!($name);
+        )*
+    };
+    (@) => { false };
+    (@ secret) => { true };
+}
+
+variables! {
+    #[secret] DATABASE_URL = "sqlite:": "Where services keep their data: `sqlite:` (files below --data) or `postgres://…`; each service has a file or schema of its own";
+    #[secret] RABBITMQ_URL = "sqlite:": "The broker: `sqlite:` (one file below --data), `memory:` or `amqp://…`";
+    #[secret] REDIS_URL = "": "A cache that instances share: `redis://…`; without it each process has its own";
+    OTEL_EXPORTER_OTLP_ENDPOINT = "": "Where spans go, over HTTP: `http://collector:4318`; without it they stay in memory";
+    #[secret] INTERNAL_TOKEN = "internal-dev-token": "What services show each other in `X-Service-Token`; two of them, separated by a comma, while one replaces the other: the first is sent, both are accepted";
+    #[secret] JWT_SECRET = "dev-secret-change-me": "The key of the tokens that the gateway accepts (HS256)";
+    SERVICE_NAME = "": "The name under which a process registers and logs; by default the service's";
+    HOST = "127.0.0.1": "The address on which services listen";
+    PORT = "": "The port of the one service that a process serves; by default the service's documented one";
+    USER_SERVICE_URL = "": "Where users are; by default the registry, then 127.0.0.1 and the documented port";
+    ORDER_SERVICE_URL = "": "Where orders are";
+    PRODUCT_SERVICE_URL = "": "Where products are";
+    PAYMENT_SERVICE_URL = "": "Where payments are";
+    INVENTORY_SERVICE_URL = "": "Where the inventory is";
+    NOTIFICATION_SERVICE_URL = "": "Where notifications are";
+    GATEWAY_URL = "": "Where the gateway is, which keeps the registry";
+    USER_GRPC_URL = "": "Where users are by gRPC; by default 127.0.0.1:50051";
+    USER_TRANSPORT = "http": "How users are asked: `http` or `grpc`";
+    SAGA_STYLE = "orchestrated": "Who moves an order on: `orchestrated` (a durable saga) or `choreography` (services hear each other's events)";
+    GATEWAY_TLS_CERT = "": "A PEM file with the gateway's certificates; with it and the key the gateway speaks https";
+    GATEWAY_TLS_KEY = "": "A PEM file with the gateway's key";
+    CORS_ORIGINS = "http://localhost:8080": "The origins that browsers may call the gateway from, separated by commas";
+    RATE_LIMIT = "100/15m": "Requests of one client address at the gateway, in any such time";
+    RATE_LIMIT_PLANS = "free=100/15m,gold=10000/15m": "Requests of one tenant, by the plan in its token";
+    READY_DEGRADED_STATUS = "200": "What `/health/ready` answers when only an optional check fails: 200 or 503";
+    SHUTDOWN_GRACE_MS = "8000": "How long a process that was told to end waits for what is in flight";
+    LOG = "info": "What is logged, as `tracing` directives";
+    POLICY_FAST = "": "`1`: breakers wait 3 s rather than 30 s, so that a person need not";
+}
+
+/// The environment as a service sees it: the process's, with what was set on top.
+#[derive(Debug, Clone, Default)]
+pub struct Env {
+    set: Arc<BTreeMap<String, String>>,
+    /// Without the process's environment: for tests.
+    alone: bool,
+}
+
+impl Env {
+    /// The process's environment.
+    pub fn process() -> Self {
+        Env::default()
+    }
+
+    /// Nothing but what is set: for tests.
+    pub fn empty() -> Self {
+        Env { alone: true, ..Env::default() }
+    }
+
+    /// With a value in front of what the process has.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+        Arc::make_mut(&mut self.set).insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// What somebody has set, and not to nothing.
+    pub fn get(&self, name: &str) -> Option<String> {
+        let value = self.set.get(name).cloned();
+        let value = if self.alone { value } else { value.or_else(|| std::env::var(name).ok()) };
+        value.filter(|value| !value.is_empty())
+    }
+
+    /// What is set, or the declared default.
+    pub fn get_or_default(&self, name: &str) -> String {
+        self.get(name).unwrap_or_else(|| declared(name).map(|it| it.default.to_owned()).unwrap_or_default())
+    }
+}
+
+/// The variable of that name.
+pub fn declared(name: &str) -> Option<&'static Variable> {
+    VARIABLES.iter().find(|it| it.name == name)
+}

@@ -1,0 +1,274 @@
+//! Events: what services tell each other through the broker.
+//!
+//! An event is put into the outbox in the transaction that makes it true ([`emit`]), taken to the broker by the [relay](start_relay), and
+//! handled once by each consumer that has a queue for it ([`consume`]).
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use mainstay::saga::outbox::{Message as Outgoing, Unsent};
+use order_broker::{Broker, Delivery, Message, PublishError, Queue, Topology};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use tracing::Instrument;
+
+use crate::{
+    Context, Db, Tx,
+    db::{self, DbError},
+    trace,
+};
+
+/// The exchange that all services publish to.
+pub const EXCHANGE: &str = "events";
+/// The version of the envelope.
+pub const VERSION: &str = "1.0";
+
+/// An event with what stands around it. The same fields in the outbox, in the queue and in a dead letter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Envelope {
+    /// Its own name; the same each time it is delivered.
+    pub id: String,
+    /// What has happened: `order.created`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What it says.
+    pub data: Value,
+    /// About itself.
+    pub metadata: Metadata,
+}
+
+/// About an event. What its maker adds stands in `more` and can replace none of the others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Metadata {
+    /// When, as RFC 3339.
+    pub timestamp: String,
+    /// Of the envelope.
+    pub version: String,
+    /// Which service says so.
+    pub source: String,
+    /// Of the order, or request, that all this comes from.
+    pub correlation_id: String,
+    /// The trace that it is part of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+}
+
+/// What came of an event.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// Not now; it is delivered again.
+    #[error("{0}")]
+    Later(String),
+    /// It can't be handled; it becomes a dead letter.
+    #[error("{0}")]
+    Poison(String),
+}
+
+impl From<DbError> for Trouble {
+    fn from(error: DbError) -> Self {
+        Trouble::Later(error.to_string())
+    }
+}
+
+impl Envelope {
+    /// The data as the type that its kind has.
+    ///
+    /// # Errors
+    ///
+    /// [`Trouble::Poison`] if it isn't that.
+    pub fn data<T: DeserializeOwned>(&self) -> Result<T, Trouble> {
+        T::deserialize(&self.data).map_err(|error| Trouble::Poison(format!("{}: {error}", self.kind)))
+    }
+}
+
+/// Puts an event into the outbox. It is published if, and only if, the transaction is committed; events of one `key` in their order.
+///
+/// # Errors
+///
+/// The database's.
+pub async fn emit<T: Serialize + ?Sized>(
+    tx: &Tx<'_>,
+    source: &str,
+    kind: &str,
+    key: &str,
+    data: &T,
+) -> Result<Envelope, DbError> {
+    let envelope = Envelope {
+        id: crate::new_id(),
+        kind: kind.to_owned(),
+        data: serde_json::to_value(data).map_err(|error| DbError::Statement(error.to_string()))?,
+        metadata: Metadata {
+            timestamp: crate::iso(crate::now_ms()),
+            version: VERSION.to_owned(),
+            source: source.to_owned(),
+            correlation_id: trace::correlation().unwrap_or_else(|| key.to_owned()),
+            traceparent: trace::traceparent(),
+        },
+    };
+    tx.outbox(EXCHANGE, key, &envelope).await?;
+    Ok(envelope)
+}
+
+/// Takes what is in the outbox of this database to the broker, until the service ends and the outbox is empty or the broker away.
+pub fn start_relay(context: &Context, db: &Db) {
+    let (broker, db, stop) = (context.broker().clone(), db.clone(), context.stop().clone());
+    let publish: db::Publish = Arc::new(move |messages| {
+        let broker = broker.clone();
+        Box::pin(async move { publish(&*broker, messages).await })
+    });
+    context.spawn(async move {
+        if let Err(error) = db::run_relay(&db, publish, stop).await {
+            tracing::error!(%error, "the relay has ended");
+        }
+    });
+}
+
+async fn publish(broker: &dyn Broker, messages: Vec<Outgoing>) -> Vec<Result<(), Unsent>> {
+    let message = |outgoing: &Outgoing| {
+        let envelope: Envelope = outgoing.payload.decode()?;
+        let metadata = envelope.metadata;
+        let mut headers = BTreeMap::from([(trace::CORRELATION_ID.to_owned(), metadata.correlation_id)]);
+        headers.extend(metadata.traceparent.map(|value| (trace::TRACEPARENT.to_owned(), value)));
+        Ok::<_, serde_json::Error>(Message {
+            id: envelope.id,
+            topic: envelope.kind,
+            key: outgoing.key.clone(),
+            body: outgoing.payload.as_str().to_owned(),
+            headers,
+        })
+    };
+    // What cannot be read is refused in its place; the rest is published together.
+    let mut answers: Vec<Option<Result<(), Unsent>>> = Vec::with_capacity(messages.len());
+    let mut good = Vec::with_capacity(messages.len());
+    for outgoing in &messages {
+        match message(outgoing) {
+            Ok(message) => {
+                good.push(message);
+                answers.push(None);
+            }
+            Err(error) => answers.push(Some(Err(Unsent::refused(error)))),
+        }
+    }
+    let mut published = broker.publish(good).await.into_iter().map(|answer| match answer {
+        // Nobody has asked for it yet: that is no fault, and it is nobody's loss.
+        Ok(()) | Err(PublishError::Unroutable { .. }) => Ok(()),
+        Err(PublishError::Unconfirmed(error)) => Err(Unsent::unavailable(error)),
+    });
+    let unanswered = || Err(Unsent::unavailable("the broker did not say what became of it"));
+    answers
+        .into_iter()
+        .map(|answer| answer.unwrap_or_else(|| published.next().unwrap_or_else(unanswered)))
+        .collect()
+}
+
+/// Handles what comes into a queue, one after another or up to `parallel` at once, until the service ends.
+///
+/// The handler runs in its own span within the event's trace. `Ok` acknowledges; it is up to the handler to do so once: [`Tx::inbox`] with
+/// [`Envelope::id`] in its transaction.
+///
+/// # Errors
+///
+/// That the queue could not be made.
+pub async fn consume<F>(
+    context: &Context,
+    queue: Queue,
+    parallel: u16,
+    handler: impl Fn(Envelope) -> F + Send + Sync + 'static,
+) -> Result<(), order_broker::BrokerError>
+where
+    F: Future<Output = Result<(), Trouble>> + Send + 'static,
+{
+    let (broker, name) = (context.broker().clone(), queue.name.clone());
+    let topology = Topology::new(EXCHANGE).queue(queue);
+    let (stop, service) = (context.stop().clone(), context.name());
+    let handler = Arc::new(handler);
+    // A broker that is away is no reason not to start: what is to be declared waits for it.
+    let declared = broker.declare(&topology).await;
+    if let Err(error @ order_broker::BrokerError::Invalid(_)) = declared {
+        return Err(error);
+    }
+    let mut declared = declared.is_ok();
+    context.spawn(async move {
+        while !stop.is_cancelled() {
+            if !declared {
+                declared = broker.declare(&topology).await.is_ok();
+            }
+            let mut consumer = match broker.consume(&name, parallel).await {
+                Ok(consumer) => consumer,
+                Err(error) => {
+                    tracing::warn!(%error, queue = name, "cannot consume");
+                    declared = false;
+                    tokio::select! {
+                        () = tokio::time::sleep(std::time::Duration::from_millis(200)) => continue,
+                        () = stop.cancelled() => break,
+                    }
+                }
+            };
+            let mut running = tokio::task::JoinSet::new();
+            loop {
+                while running.try_join_next().is_some() {}
+                let next = tokio::select! {
+                    next = consumer.next() => next,
+                    () = stop.cancelled() => break,
+                };
+                match next {
+                    Ok(delivery) => {
+                        let (handler, queue) = (handler.clone(), name.clone());
+                        running.spawn(async move { handle(service, &queue, &*handler, delivery).await });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, queue = name, "the consumer broke");
+                        break;
+                    }
+                }
+            }
+            while running.join_next().await.is_some() {}
+        }
+    });
+    Ok(())
+}
+
+async fn handle<F>(
+    service: &'static str,
+    queue: &str,
+    handler: &(impl Fn(Envelope) -> F + Sync),
+    delivery: Delivery,
+) where
+    F: Future<Output = Result<(), Trouble>> + Send,
+{
+    let message = delivery.message();
+    let header = |name: &str| message.headers.get(name).map(String::as_str);
+    let span = tracing::info_span!(
+        "consume", otel.kind = "consumer", otel.name = %format_args!("{queue} {}", message.topic), service,
+        messaging.destination = queue, messaging.message.id = message.id, otel.status_code = tracing::field::Empty,
+    );
+    trace::set_parent(&span, header(trace::TRACEPARENT));
+    let correlation = header(trace::CORRELATION_ID).unwrap_or(&message.key).to_owned();
+    let envelope: Result<Envelope, _> = serde_json::from_str(&message.body);
+    let work = async {
+        let handled = match envelope {
+            Ok(envelope) => handler(envelope).await,
+            Err(error) => Err(Trouble::Poison(format!("no event: {error}"))),
+        };
+        if let Err(trouble) = &handled {
+            tracing::Span::current().record("otel.status_code", "ERROR");
+            tracing::warn!(error = %trouble, queue, attempt = delivery.attempt(), "an event could not be handled");
+        }
+        let outcome = match &handled {
+            Ok(()) => "ok",
+            Err(Trouble::Later(_)) => "later",
+            Err(Trouble::Poison(_)) => "poison",
+        };
+        metrics::counter!("events_handled_total", "queue" => queue.to_owned(), "outcome" => outcome)
+            .increment(1);
+        let settled = match handled {
+            Ok(()) => delivery.ack().await,
+            Err(Trouble::Later(why)) => delivery.retry(why).await.map(drop),
+            Err(Trouble::Poison(why)) => delivery.reject(why).await,
+        };
+        if let Err(error) = settled {
+            tracing::info!(%error, queue, "an event will be delivered again");
+        }
+    };
+    trace::with_correlation(correlation, work.instrument(span)).await;
+}

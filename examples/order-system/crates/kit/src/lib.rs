@@ -1,0 +1,48 @@
+//! What every service of the order system has in common: settings, databases, calls to other services, messages, health, and the
+//! server around its routes.
+//!
+//! A service is a crate with a name and one function, `build`, which takes a [`Context`] and returns a [`Service`]: its routes and
+//! what runs beside them. The kit knows no business: nothing here names an order, a user or a payment.
+
+pub mod auth;
+pub mod client;
+pub mod context;
+pub mod db;
+pub mod env;
+pub mod error;
+pub mod events;
+pub mod fault;
+pub mod health;
+pub mod money;
+pub mod server;
+pub mod telemetry;
+pub mod trace;
+
+pub use context::{Context, Service};
+pub use db::{Db, Tx};
+pub use error::{ApiError, Json};
+pub use money::Cents;
+
+/// What ends a service before it has begun.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Milliseconds since 1970, by the machine's clock.
+pub fn now_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A time as RFC 3339 in UTC, with milliseconds: `2026-11-26T03:40:00.000Z`.
+pub fn iso(ms: i64) -> String {
+    use time::{OffsetDateTime, macros::format_description};
+    let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000)
+        .ok()
+        .and_then(|at| at.format(format).ok())
+        .unwrap_or_default()
+}
+
+/// An id that is unique and sorts by time.
+pub fn new_id() -> String {
+    uuid::Uuid::now_v7().to_string()
+}

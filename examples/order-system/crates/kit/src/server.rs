@@ -1,0 +1,274 @@
+//! The server around a service's routes: health, metrics, policies, faults, the service token, spans, the caller's deadline, limits, and
+//! an orderly end.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use http::{HeaderValue, StatusCode, header};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use tokio::net::TcpListener;
+use tower::ServiceExt;
+use tracing::Instrument;
+
+use crate::{
+    Context, Service,
+    client::DEADLINE,
+    env,
+    error::{ApiError, Json},
+    fault::{Faults, Verdict},
+    health::{self, Check, Status},
+    telemetry, trace,
+};
+
+/// The largest body that a service takes, unless it says otherwise.
+pub const BODY_LIMIT: usize = 256 * 1024;
+/// How long a client may take for the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take for a whole request, and a service for the answer.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Who may call the routes of a service. What the kit adds is for operators, who come from this machine or show a token as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Whoever shows a service token.
+    Services,
+    /// Everybody: the gateway, and a monolith.
+    Everybody,
+}
+
+#[derive(Clone)]
+struct Around {
+    context: Context,
+    checks: Arc<[Check]>,
+    access: Access,
+}
+
+/// The whole router of a service.
+pub fn router(context: &Context, service: Service, access: Access) -> Router {
+    let around = Around { context: context.clone(), checks: service.checks.into(), access };
+    let (routes, mut api) = service.routes.split_for_parts();
+    api.info.title = context.name().to_owned();
+    let api: Arc<str> = serde_json::to_string(&api).unwrap_or_default().into();
+    let json = || HeaderValue::from_static("application/json");
+    let routes = routes
+        .layer(middleware::from_fn_with_state(around.clone(), faulty))
+        .layer(middleware::from_fn_with_state(around.clone(), known_callers));
+    let operators = Router::new()
+        .route("/_policies", get(policies))
+        .route("/_faults", get(show_faults).put(set_faults).delete(clear_faults))
+        .layer(middleware::from_fn_with_state(around.clone(), token_needed))
+        .with_state(around.clone());
+    let open = Router::new()
+        .route("/health", get(live))
+        .route("/health/live", get(live))
+        .route("/health/ready", get(ready))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/openapi.json", get(async move || ([(header::CONTENT_TYPE, json())], api.to_string())))
+        .with_state(around.clone());
+    routes
+        .merge(operators)
+        .merge(open)
+        .fallback(|| std::future::ready(ApiError::not_found("No such route")))
+        .method_not_allowed_fallback(|| {
+            std::future::ready(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"))
+        })
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::from_fn_with_state(around, traced))
+}
+
+/// Serves until the context's stop; then takes no new connection, finishes what is in flight, and returns. What takes longer than the grace is cut.
+pub async fn serve(context: Context, router: Router, listener: TcpListener) {
+    let graceful = GracefulShutdown::new();
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = context.stop().cancelled() => break,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, mostly: those in use come back.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let routes = router.clone().map_request(move |request: Request<hyper::body::Incoming>| {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(ConnectInfo(peer));
+            request
+        });
+        let connection = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection broke");
+            }
+        });
+    }
+    drop(listener);
+    let grace = context.env().get_or_default(env::SHUTDOWN_GRACE_MS).parse().unwrap_or(8_000);
+    if tokio::time::timeout(Duration::from_millis(grace), graceful.shutdown()).await.is_err() {
+        tracing::warn!("requests were still in flight at the end of the grace");
+    }
+}
+
+async fn live(State(around): State<Around>) -> Response {
+    Json(serde_json::json!({
+        "status": "ok",
+        "service": around.context.name(),
+        "uptime": around.context.uptime().as_secs(),
+        "timestamp": crate::iso(crate::now_ms()),
+    }))
+    .into_response()
+}
+
+async fn ready(State(around): State<Around>) -> Response {
+    let Around { context, checks, .. } = around;
+    let mut ready = health::ready(context.name(), context.uptime(), &checks).await;
+    if context.stop().is_cancelled() {
+        ready.status = Status::Unhealthy;
+    }
+    let degraded = context.env().get_or_default(env::READY_DEGRADED_STATUS) == "503";
+    let status = match ready.status {
+        Status::Ok => StatusCode::OK,
+        Status::Degraded if !degraded => StatusCode::OK,
+        Status::Degraded | Status::Unhealthy => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (status, Json(ready)).into_response()
+}
+
+async fn metrics(State(around): State<Around>) -> Response {
+    match telemetry::init(around.context.env()) {
+        Ok(telemetry) => {
+            let kind = HeaderValue::from_static("text/plain; version=0.0.4");
+            ([(header::CONTENT_TYPE, kind)], telemetry.metrics()).into_response()
+        }
+        Err(error) => ApiError::internal(error).into_response(),
+    }
+}
+
+async fn policies(State(around): State<Around>) -> Response {
+    Json(around.context.policies().snapshots()).into_response()
+}
+
+async fn show_faults(State(around): State<Around>) -> Response {
+    let (faults, since) = around.context.faults().get();
+    Json(serde_json::json!({ "faults": faults, "since": since.map(crate::iso) })).into_response()
+}
+
+async fn set_faults(State(around): State<Around>, Json(faults): Json<Faults>) -> Response {
+    tracing::warn!(?faults, "faults are switched on");
+    around.context.faults().set(faults);
+    show_faults(State(around)).await
+}
+
+async fn clear_faults(State(around): State<Around>) -> Response {
+    around.context.faults().set(Faults::default());
+    show_faults(State(around)).await
+}
+
+async fn token_needed(
+    State(around): State<Around>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    if around.context.tokens().accepts(request.headers()) {
+        Ok(next.run(request).await)
+    } else {
+        Err(ApiError::unauthorized("A service token is needed"))
+    }
+}
+
+async fn known_callers(state: State<Around>, request: Request, next: Next) -> Result<Response, ApiError> {
+    match state.access {
+        Access::Everybody => Ok(next.run(request).await),
+        Access::Services => token_needed(state, request, next).await,
+    }
+}
+
+async fn faulty(State(around): State<Around>, request: Request, next: Next) -> Response {
+    let (verdict, wait) = around.context.faults().next();
+    if !wait.is_zero() {
+        tokio::time::sleep(wait).await;
+    }
+    let broken = || ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error").into_response();
+    match verdict {
+        Verdict::Pass => next.run(request).await,
+        Verdict::Fail => broken(),
+        Verdict::EffectThenFail => {
+            next.run(request).await;
+            broken()
+        }
+        Verdict::Reject => ApiError::new(StatusCode::TOO_MANY_REQUESTS, "Too many requests").into_response(),
+        Verdict::Hang => std::future::pending().await,
+    }
+}
+
+/// A span for each request, part of the caller's trace; its correlation id; and the caller's deadline for everything within.
+async fn traced(State(around): State<Around>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let quiet = route
+        .as_deref()
+        .is_some_and(|route| route.starts_with("/health") || route == "/metrics" || route == "/ready");
+    if quiet {
+        return next.run(request).await;
+    }
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let span = tracing::info_span!(
+        "http.server", otel.kind = "server", otel.name = %format_args!("{method} {}", route.as_deref().unwrap_or("?")),
+        service = around.context.name(), http.request.method = %method, http.route = route, url.path = path,
+        http.response.status_code = tracing::field::Empty, otel.status_code = tracing::field::Empty,
+    );
+    let (correlation, told) = {
+        let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+        trace::set_parent(&span, header(trace::TRACEPARENT));
+        let correlation = header(trace::CORRELATION_ID).filter(|id| id.len() <= 128);
+        let told = header(DEADLINE.as_str()).and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
+        (correlation.map_or_else(crate::new_id, str::to_owned), told)
+    };
+    let limit = told.unwrap_or(REQUEST_TIMEOUT).min(REQUEST_TIMEOUT);
+    let client = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|it| it.0.ip().to_string());
+    let work = async {
+        let work = mainstay::deadline::within(began + limit, next.run(request));
+        let response = match tokio::time::timeout(limit, work).await {
+            Ok(response) => response,
+            Err(_) => ApiError::new(StatusCode::GATEWAY_TIMEOUT, "Not done in time").into_response(),
+        };
+        let status = response.status();
+        let span = tracing::Span::current();
+        span.record("http.response.status_code", status.as_u16());
+        if status.is_server_error() {
+            span.record("otel.status_code", "ERROR");
+        }
+        let ms = began.elapsed().as_millis();
+        tracing::info!(%method, path, status = status.as_u16(), ms, client, trace_id = trace::trace_id(),
+            correlation_id = trace::correlation(), "request");
+        metrics::histogram!("http_request_seconds", "service" => around.context.name(), "route" => route.unwrap_or_default(), "status" => status.as_u16().to_string())
+            .record(began.elapsed().as_secs_f64());
+        response
+    };
+    trace::with_correlation(correlation, work.instrument(span)).await
+}

@@ -1,0 +1,110 @@
+//! One trace over all hops: W3C `traceparent` and a correlation id, over HTTP and through queues.
+
+use std::collections::BTreeMap;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use opentelemetry::{
+    Context,
+    trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState},
+};
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+/// W3C trace context.
+pub const TRACEPARENT: &str = "traceparent";
+/// What all events, log lines and spans of one order have in common.
+pub const CORRELATION_ID: &str = "x-correlation-id";
+
+tokio::task_local! {
+    static CORRELATION: String;
+}
+
+/// Runs with a correlation id that [`correlation`] returns.
+pub async fn with_correlation<F: Future>(id: String, work: F) -> F::Output {
+    CORRELATION.scope(id, work).await
+}
+
+/// The correlation id of the work at hand.
+pub fn correlation() -> Option<String> {
+    CORRELATION.try_with(Clone::clone).ok()
+}
+
+/// The trace of the current span, 32 hexadecimal digits.
+pub fn trace_id() -> Option<String> {
+    let context = Span::current().context();
+    let trace = context.span().span_context().trace_id();
+    (trace != TraceId::INVALID).then(|| trace.to_string())
+}
+
+/// The current span as a `traceparent`.
+pub fn traceparent() -> Option<String> {
+    let context = Span::current().context();
+    let span = context.span();
+    let span = span.span_context();
+    span.is_valid()
+        .then(|| format!("00-{}-{}-{:02x}", span.trace_id(), span.span_id(), span.trace_flags().to_u8()))
+}
+
+/// Adds the trace and the correlation id to a request.
+pub fn inject(headers: &mut HeaderMap) {
+    let pairs = [(TRACEPARENT, traceparent()), (CORRELATION_ID, correlation())];
+    for (name, value) in pairs {
+        if let Some(Ok(value)) = value.map(|value| HeaderValue::from_str(&value)) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+}
+
+/// Adds the trace and the correlation id to a message.
+pub fn inject_message(headers: &mut BTreeMap<String, String>) {
+    headers.extend(traceparent().map(|value| (TRACEPARENT.to_owned(), value)));
+    headers.extend(correlation().map(|value| (CORRELATION_ID.to_owned(), value)));
+}
+
+/// Makes the span part of the trace that a `traceparent` names; one that is none is ignored.
+pub fn set_parent(span: &Span, traceparent: Option<&str>) {
+    if let Some(parent) = traceparent.and_then(parse) {
+        // An error says that nothing exports spans.
+        let _ = span.set_parent(Context::new().with_remote_span_context(parent));
+    }
+}
+
+fn parse(traceparent: &str) -> Option<SpanContext> {
+    let mut parts = traceparent.split('-');
+    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let sound =
+        version.len() == 2 && version != "ff" && trace.len() == 32 && span.len() == 16 && flags.len() == 2;
+    if !sound || (version == "00" && parts.next().is_some()) {
+        return None;
+    }
+    let context = SpanContext::new(
+        TraceId::from_hex(trace).ok()?,
+        SpanId::from_hex(span).ok()?,
+        TraceFlags::new(u8::from_str_radix(flags, 16).ok()?),
+        true,
+        TraceState::default(),
+    );
+    context.is_valid().then_some(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_sound_traceparent_is_a_parent() {
+        let sound = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(parse(sound).unwrap().trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
+        for other in [
+            "",
+            "00",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
+            "00-xyz7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        ] {
+            assert!(parse(other).is_none(), "{other}");
+        }
+    }
+}
