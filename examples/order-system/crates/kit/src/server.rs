@@ -222,6 +222,11 @@ async fn faulty(State(around): State<Around>, request: Request, next: Next) -> R
         }
         Verdict::Reject => ApiError::new(StatusCode::TOO_MANY_REQUESTS, "Too many requests").into_response(),
         Verdict::Hang => std::future::pending().await,
+        Verdict::EffectThenHang => {
+            // In a task of its own, so that a caller who goes away does not stop it.
+            let _ = tokio::spawn(next.run(request)).await;
+            std::future::pending().await
+        }
     }
 }
 
