@@ -1,6 +1,8 @@
 //! What a service is given when it is built, and what it gives back.
 
 use std::{
+    any::{Any, TypeId},
+    collections::HashMap,
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -93,6 +95,7 @@ struct Inner {
     stop: CancellationToken,
     tasks: TaskTracker,
     started: Instant,
+    shared: tokio::sync::Mutex<HashMap<TypeId, Box<dyn Any + Send + Sync>>>,
 }
 
 impl fmt::Debug for Context {
@@ -122,6 +125,7 @@ impl Context {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             started: Instant::now(),
+            shared: tokio::sync::Mutex::default(),
         }))
     }
 
@@ -158,6 +162,25 @@ impl Context {
         } else {
             Place::Sqlite(self.data().join(format!("{name}.db")))
         }
+    }
+
+    /// What the parts of a service have in common that are served apart, by two protocols say: made by whoever asks first. There is
+    /// one of each type.
+    ///
+    /// # Errors
+    ///
+    /// Why it could not be made; the next to ask tries again.
+    pub async fn shared<T, E>(&self, make: impl Future<Output = Result<T, E>> + Send) -> Result<T, E>
+    where
+        T: Clone + Send + Sync + 'static,
+    {
+        let mut shared = self.0.shared.lock().await;
+        if let Some(known) = shared.get(&TypeId::of::<T>()).and_then(|it| it.downcast_ref::<T>()) {
+            return Ok(known.clone());
+        }
+        let made = make.await?;
+        shared.insert(TypeId::of::<T>(), Box::new(made.clone()));
+        Ok(made)
     }
 
     /// The broker that all services share.

@@ -11,6 +11,7 @@ pub mod db;
 pub mod env;
 pub mod error;
 pub mod events;
+pub mod extract;
 pub mod fault;
 pub mod health;
 pub mod money;
