@@ -16,6 +16,7 @@ pub mod fault;
 pub mod health;
 pub mod money;
 pub mod server;
+pub mod step;
 pub mod telemetry;
 pub mod trace;
 
