@@ -242,9 +242,7 @@ async fn an_event_alone_decrements_nothing(place: Place) {
     for kind in ["order.created", "order.confirmed"] {
         it.tell(kind, kind, "o", data.clone()).await;
     }
-    let told = it.context.clone();
-    let broker = told.broker().clone();
-    assert!(broker.stats("inventory.saga").await.is_err(), "nobody made a queue");
+    assert!(it.context.broker().stats("inventory.saga").await.is_err(), "nobody made a queue");
     assert_eq!(it.get("/inventory/p").await.body, level("p", 10, 0));
     assert_eq!(it.get("/inventory/reservations/o").await.status, 404);
 }

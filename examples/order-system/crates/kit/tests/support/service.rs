@@ -5,7 +5,7 @@
 use std::{io::Write, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
-use http::{Method, Request, StatusCode};
+use http::{Method, Request};
 use http_body_util::BodyExt;
 use order_broker::{Broker, Queue, Topology};
 use order_kit::{
@@ -58,10 +58,9 @@ impl Place {
     /// None, and says so where nobody captures it, when there is no server to test with.
     pub fn postgres(test: &str) -> Option<Self> {
         let Ok(url) = std::env::var("MAINSTAY_TEST_POSTGRES") else {
-            let _ = writeln!(
-                std::io::stderr(),
-                "skipped: {test} on PostgreSQL: MAINSTAY_TEST_POSTGRES is not set"
-            );
+            // In one piece, so that tests at the same time do not write into each other's lines.
+            let line = format!("skipped: {test} on PostgreSQL: MAINSTAY_TEST_POSTGRES is not set\n");
+            let _ = std::io::stderr().write_all(line.as_bytes());
             return None;
         };
         let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), test);
@@ -161,7 +160,6 @@ impl Bench {
         let body = response.into_body().collect().await.unwrap().to_bytes();
         let body = serde_json::from_slice(&body)
             .unwrap_or_else(|_| panic!("{status} with a body that is no JSON: {body:?}"));
-        assert_ne!(status, StatusCode::METHOD_NOT_ALLOWED, "asked in a way that there isn't");
         Answer { status: status.as_u16(), body, retry_after }
     }
 
