@@ -94,6 +94,8 @@ pub trait Template: Clone {
 pub enum Loss {
     /// Nothing: it is at rest.
     Nothing,
+    /// So many places of a quota that are taken.
+    Places(u32),
     /// Some failures that it has seen.
     Evidence,
     /// What it is doing: refusing calls, or running some.

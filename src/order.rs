@@ -45,7 +45,7 @@ const RULES: &[Rule] = &[
     Rule {
         forbids: |outer, inner| {
             matches!(outer, Role::Retry { repeats_refusals: true, .. })
-                && matches!(inner, Role::CircuitBreaker | Role::Bulkhead { .. })
+                && matches!(inner, Role::CircuitBreaker | Role::Bulkhead { .. } | Role::RateLimiter)
         },
         problem: "a retry that repeats refusals spends its attempts and its budget on asking a policy that has just said no",
         fix: "leave .repeat_refusals() out; a bulkhead can queue instead",
