@@ -22,7 +22,10 @@ use hyper_util::{
     server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+};
 use tower::ServiceExt;
 use tracing::Instrument;
 
@@ -60,43 +63,93 @@ struct Around {
     access: Access,
 }
 
+impl Around {
+    fn of(context: &Context) -> Self {
+        Around { context: context.clone(), checks: Arc::new([]), access: Access::Services }
+    }
+}
+
 /// The whole router of a service.
 pub fn router(context: &Context, service: Service, access: Access) -> Router {
     let around = Around { context: context.clone(), checks: service.checks.into(), access };
-    let (routes, mut api) = service.routes.split_for_parts();
-    api.info.title = context.name().to_owned();
-    let api: Arc<str> = serde_json::to_string(&api).unwrap_or_default().into();
-    let json = || HeaderValue::from_static("application/json");
+    let (routes, api) = service.routes.split_for_parts();
+    let routes =
+        breakable(context, routes).layer(middleware::from_fn_with_state(around.clone(), known_callers));
     let routes = routes
-        .layer(middleware::from_fn_with_state(around.clone(), faulty))
-        .layer(middleware::from_fn_with_state(around.clone(), known_callers));
-    let operators = Router::new()
+        .merge(operators(context))
+        .merge(open(around.clone(), api))
+        .route("/health", get(live).with_state(around))
+        .fallback(|| std::future::ready(ApiError::not_found("No such route")))
+        .method_not_allowed_fallback(|| {
+            std::future::ready(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"))
+        });
+    watched(context, routes)
+}
+
+/// Routes that the context's faults concern.
+pub fn breakable(context: &Context, routes: Router) -> Router {
+    routes.layer(middleware::from_fn_with_state(Around::of(context), faulty))
+}
+
+/// What operators may look at and set, with a service token: policies and faults.
+pub fn operators(context: &Context) -> Router {
+    let around = Around::of(context);
+    Router::new()
         .route("/_policies", get(policies))
         .route("/_audit", get(audit))
         .route("/_faults", get(show_faults).put(set_faults).delete(clear_faults))
         .layer(middleware::from_fn_with_state(around.clone(), token_needed))
-        .with_state(around.clone());
-    let open = Router::new()
-        .route("/health", get(live))
+        .with_state(around)
+}
+
+/// What everybody may ask: whether the service lives and is ready, its metrics and its description. `/health` itself is left out, for
+/// a server that says more there.
+pub fn probes(context: &Context, checks: Vec<Check>, api: utoipa::openapi::OpenApi) -> Router {
+    open(Around { checks: checks.into(), ..Around::of(context) }, api)
+}
+
+/// Needs a service token for all of these routes.
+pub fn for_services(context: &Context, routes: Router) -> Router {
+    routes.layer(middleware::from_fn_with_state(Around::of(context), token_needed))
+}
+
+/// With what surrounds every request: its span and log line, the caller's deadline, and a limit for the bodies that a handler reads as a
+/// whole. A handler that passes a body on as a stream has no limit.
+pub fn watched(context: &Context, routes: Router) -> Router {
+    routes
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::from_fn_with_state(Around::of(context), traced))
+}
+
+fn open(around: Around, mut api: utoipa::openapi::OpenApi) -> Router {
+    api.info.title = around.context.name().to_owned();
+    let api: Arc<str> = serde_json::to_string(&api).unwrap_or_default().into();
+    let json = || HeaderValue::from_static("application/json");
+    Router::new()
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(async move || ([(header::CONTENT_TYPE, json())], api.to_string())))
-        .with_state(around.clone());
-    routes
-        .merge(operators)
-        .merge(open)
-        .fallback(|| std::future::ready(ApiError::not_found("No such route")))
-        .method_not_allowed_fallback(|| {
-            std::future::ready(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"))
-        })
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(middleware::from_fn_with_state(around, traced))
+        .with_state(around)
 }
 
 /// Serves until the context's stop; then takes no new connection, finishes what is in flight, and returns. What takes longer than the grace is cut.
 pub async fn serve(context: Context, router: Router, listener: TcpListener) {
+    serve_with(context, router, listener, |stream| std::future::ready(Ok(stream))).await;
+}
+
+/// Like [`serve`], for connections that something is to be done with before they speak HTTP, as TLS does. It may take as long as the head
+/// of a request.
+pub async fn serve_with<S, F>(
+    context: Context,
+    router: Router,
+    listener: TcpListener,
+    wrap: impl Fn(TcpStream) -> F,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = std::io::Result<S>> + Send + 'static,
+{
     let graceful = GracefulShutdown::new();
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
@@ -120,10 +173,15 @@ pub async fn serve(context: Context, router: Router, listener: TcpListener) {
             request.extensions_mut().insert(ConnectInfo(peer));
             request
         });
-        let connection = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-        let connection = graceful.watch(connection);
+        let (wrapped, server, watcher) = (wrap(stream), server.clone(), graceful.watcher());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let stream = match tokio::time::timeout(HEAD_TIMEOUT, wrapped).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return tracing::debug!(%error, "a connection could not be begun"),
+                Err(_) => return tracing::debug!("a connection took too long to begin"),
+            };
+            let connection = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+            if let Err(error) = watcher.watch(connection).await {
                 tracing::debug!(%error, "a connection broke");
             }
         });
