@@ -90,6 +90,7 @@ pub fn router(context: &Context, service: Service, access: Access) -> Router {
             std::future::ready(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"))
         })
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::map_response(in_json))
         .layer(middleware::from_fn_with_state(around, traced))
 }
 
@@ -186,6 +187,30 @@ async fn set_faults(State(around): State<Around>, Json(faults): Json<Faults>) ->
 async fn clear_faults(State(around): State<Around>) -> Response {
     around.context.faults().set(Faults::default());
     show_faults(State(around)).await
+}
+
+/// What axum refuses in plain text (a query or a path that cannot be read) is said as everything else is.
+async fn in_json(response: Response) -> Response {
+    let error = response.status().is_client_error() || response.status().is_server_error();
+    let plain = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_none_or(|kind| kind.as_bytes().starts_with(b"text/plain"));
+    if !error || !plain {
+        return response;
+    }
+    let (parts, body) = response.into_parts();
+    let text = axum::body::to_bytes(body, 4096).await.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let reason = parts.status.canonical_reason().unwrap_or("Error");
+    let mut response =
+        ApiError::new(parts.status, if text.is_empty() { reason } else { &text }).into_response();
+    for (name, value) in &parts.headers {
+        if name != header::CONTENT_TYPE && name != header::CONTENT_LENGTH {
+            response.headers_mut().insert(name, value.clone());
+        }
+    }
+    response
 }
 
 async fn token_needed(
