@@ -12,7 +12,7 @@ use std::{
 };
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use mainstay::{Bulkhead, CircuitBreaker, ConfigError, Deadline, Fallback, Retry, Timeout};
+use mainstay::{Bulkhead, CircuitBreaker, ConfigError, Deadline, Fallback, RateLimiter, Retry, Timeout};
 use tower::{Layer, Service};
 
 /// Polls to the end on this thread, with a waker that does nothing.
@@ -73,6 +73,11 @@ fn each_policy(c: &mut Criterion) -> Result<(), ConfigError> {
     group.bench_function("breaker, count window", |b| b.iter(|| run(breaker.call(ready))));
     let breaker = CircuitBreaker::config().time_window(Duration::from_secs(10), 10).build()?;
     group.bench_function("breaker, time window", |b| b.iter(|| run(breaker.call(ready))));
+    // Never full; the sliding window remembers a few hundred calls and forgets one at each.
+    let limiter = RateLimiter::new(1_000_000, Duration::from_micros(20))?;
+    group.bench_function("rate limiter, sliding window", |b| b.iter(|| run(limiter.call(ready))));
+    let limiter = RateLimiter::config(u32::MAX, Duration::from_secs(1)).token_bucket(u32::MAX).build()?;
+    group.bench_function("rate limiter, token bucket", |b| b.iter(|| run(limiter.call(ready))));
     group.finish();
 
     let mut group = c.benchmark_group("refused");
@@ -82,6 +87,9 @@ fn each_policy(c: &mut Criterion) -> Result<(), ConfigError> {
     let permit = full.try_acquire();
     group.bench_function("bulkhead full", |b| b.iter(|| run(full.call(ready))));
     drop(permit);
+    let spent = RateLimiter::new(1, Duration::from_secs(86_400))?;
+    run(spent.call(ready)).ok();
+    group.bench_function("rate limiter", |b| b.iter(|| run(spent.call(ready))));
     group.finish();
     Ok(())
 }

@@ -592,6 +592,13 @@ impl<'a, 'w> Cx<'a, 'w> {
         self.facts.now = now;
     }
 
+    /// Whether the deadline has passed. The policies outside have read the clock for it; if not, the deadline came from
+    /// around the call.
+    #[inline]
+    pub(crate) fn is_late(&mut self) -> bool {
+        self.facts.deadline.is_some_and(|deadline| self.now() >= deadline)
+    }
+
     /// Whether `at` has come. If not, the call will be polled again when it has.
     ///
     /// While the call's timer is armed for an earlier instant and has not fired, the answer costs no

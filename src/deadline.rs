@@ -1,5 +1,7 @@
 #![doc = include_str!("docs/deadline.md")]
 
+pub mod header;
+
 use std::{
     cell::Cell,
     fmt,
@@ -38,6 +40,11 @@ pub fn current() -> Option<Instant> {
 /// The time left until [`current`]; zero when it has passed. Reads the clock if there is a deadline.
 pub fn remaining() -> Option<Duration> {
     current().map(|at| at.saturating_duration_since(time::now()))
+}
+
+/// The instant in `left` from now, for [`within`]; a duration of more than thirty years counts as thirty. Reads the clock.
+pub fn after(left: Duration) -> Instant {
+    time::later(time::now(), left)
 }
 
 /// Runs `future` with `at` as its [`current`] deadline, or with the one around it where that is earlier.

@@ -213,7 +213,8 @@ impl Refused {
         &self.name
     }
 
-    /// When another try has a chance, where the policy knows: an open breaker's remaining wait.
+    /// When another try has a chance, where the policy knows: an open breaker's remaining wait, the time until a rate limiter
+    /// has room.
     pub fn retry_after(&self) -> Option<Duration> {
         self.rest.retry_after().wait()
     }
@@ -268,6 +269,8 @@ pub enum Kind {
     TimedOut,
     /// The deadline of the whole call has come.
     DeadlineExceeded,
+    /// A rate limiter has admitted as many calls as it may in this stretch of time.
+    RateLimited,
 }
 
 impl Kind {
@@ -279,6 +282,7 @@ impl Kind {
             Kind::QueueTimeout => "queue_timeout",
             Kind::TimedOut => "timed_out",
             Kind::DeadlineExceeded => "deadline_exceeded",
+            Kind::RateLimited => "rate_limited",
         }
     }
 }
@@ -291,6 +295,7 @@ impl fmt::Display for Kind {
             Kind::QueueTimeout => "queue timeout",
             Kind::TimedOut => "timed out",
             Kind::DeadlineExceeded => "deadline exceeded",
+            Kind::RateLimited => "rate limited",
         })
     }
 }

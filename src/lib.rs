@@ -23,6 +23,7 @@ pub mod observe;
 mod order;
 #[cfg(all(test, not(mainstay_loom)))]
 mod property;
+pub mod rate_limiter;
 pub mod registry;
 pub mod repeat;
 pub mod retry;
@@ -47,6 +48,7 @@ pub use error::{ConfigError, Error, Kind, Name, Refused};
 pub use event::{Event, GaveUp, Observer};
 pub use fallback::Fallback;
 pub use keyed::Keyed;
+pub use rate_limiter::RateLimiter;
 pub use registry::Registry;
 pub use retry::Retry;
 pub use stack::{Stack, recommended, stack};

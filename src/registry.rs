@@ -8,7 +8,7 @@ use std::{
 use crate::{
     bulkhead, circuit_breaker,
     keyed::{Keyed, Template},
-    retry,
+    rate_limiter, retry,
     stack::{List, Part, Stack},
 };
 
@@ -95,6 +95,8 @@ pub enum Snapshot {
     Bulkhead(bulkhead::Snapshot),
     /// A retry.
     Retry(retry::Snapshot),
+    /// A rate limiter.
+    RateLimiter(rate_limiter::Snapshot),
 }
 
 impl Snapshot {
@@ -104,6 +106,7 @@ impl Snapshot {
             Snapshot::CircuitBreaker(snapshot) => &snapshot.name,
             Snapshot::Bulkhead(snapshot) => &snapshot.name,
             Snapshot::Retry(snapshot) => &snapshot.name,
+            Snapshot::RateLimiter(snapshot) => &snapshot.name,
         }
     }
 }

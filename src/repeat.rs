@@ -11,6 +11,7 @@ use crate::{
     deadline::Deadline,
     fallback::Fallback,
     keyed::{By, Template},
+    rate_limiter::RateLimiter,
     retry::Retry,
     stack::{List, Part},
     timeout::Timeout,
@@ -113,6 +114,7 @@ macro_rules! copies_as_its_inside_does {
 copies_as_its_inside_does! {
     CircuitBreaker<C>, [C];
     Bulkhead, [];
+    RateLimiter, [];
     Deadline<L>, [L];
     Timeout<L>, [L];
     Fallback<H, T, E>, [H, T, E];

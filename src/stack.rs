@@ -12,7 +12,9 @@ use crate::{
     event::{Identity, Observer},
     fallback::Fallback,
     held::Shared,
-    order, registry,
+    order,
+    rate_limiter::RateLimiter,
+    registry,
     repeat::{Copying, Never},
     retry::{self, Retry},
     timeout::Timeout,
@@ -268,6 +270,8 @@ pub enum Role {
     Fallback,
     /// Ends the whole call.
     Deadline,
+    /// Bounds how many calls are admitted in a stretch of time.
+    RateLimiter,
     /// Stops calls to what fails.
     CircuitBreaker,
     /// Starts the operation again.
@@ -446,6 +450,14 @@ impl<L> Builder<L> {
         L: Append<Deadline<D>>,
     {
         self.policy(limit)
+    }
+
+    /// Bounds how many calls are admitted in a stretch of time: settings or a [`RateLimiter`] to share.
+    pub fn rate_limiter(self, limiter: impl IntoPolicy<RateLimiter>) -> Builder<L::Output>
+    where
+        L: Append<RateLimiter>,
+    {
+        self.policy(limiter)
     }
 
     /// Stops calls to what fails: settings or a [`CircuitBreaker`] to share.

@@ -11,8 +11,8 @@ use std::{
 
 use futures::FutureExt;
 use mainstay::{
-    BoxedStack, Bulkhead, CircuitBreaker, Deadline, Error, Fallback, Kind, Refused, Retry, Stack, Timeout,
-    bulkhead, circuit_breaker,
+    BoxedStack, Bulkhead, CircuitBreaker, Deadline, Error, Fallback, Kind, RateLimiter, Refused, Retry,
+    Stack, Timeout, bulkhead, circuit_breaker,
 };
 
 /// The system's allocator, and how often the current thread has asked it.
@@ -109,6 +109,12 @@ fn breakers() -> Vec<CircuitBreaker> {
     configs.into_iter().map(|config| config.build().unwrap()).collect()
 }
 
+/// With room for a few more calls than are made.
+fn limiters() -> [RateLimiter; 3] {
+    let config = || RateLimiter::config(3_000, Duration::from_secs(3_600));
+    [config(), config().fixed_window(), config().token_bucket(3_000)].map(|config| config.build().unwrap())
+}
+
 #[test]
 fn the_counter_counts() {
     assert_eq!(allocations(|| async { Box::new(black_box(7)) }, |value| assert_eq!(*value, 7)), CALLS);
@@ -124,6 +130,11 @@ async fn a_healthy_call_of_each_policy_allocates_nothing() {
     let queueing = Bulkhead::config(1).queue(10, Duration::from_secs(1)).build().unwrap();
     for bulkhead in [Bulkhead::new(1).unwrap(), Bulkhead::new(1_000).unwrap(), queueing] {
         assert_eq!(allocations(|| bulkhead.call(seven), ok), 0, "{bulkhead:?}");
+    }
+    for limiter in limiters() {
+        assert_eq!(allocations(|| limiter.call(seven), ok), 0, "{limiter:?}");
+        let given_back = || ready(limiter.try_acquire().map(drop));
+        assert_eq!(allocations(given_back, |permit| permit.unwrap()), 0, "{limiter:?}");
     }
     let retry = Retry::exponential(Duration::from_millis(50)).build().unwrap();
     assert_eq!(allocations(|| retry.call(seven), ok), 0);
@@ -202,6 +213,13 @@ async fn a_refusal_allocates_nothing() {
         .build()
         .unwrap();
     assert_eq!(allocations(|| stack.call(seven), refused(Kind::BulkheadFull)), 0);
+
+    for limiter in limiters() {
+        while let Ok(permit) = limiter.try_acquire() {
+            permit.started();
+        }
+        assert_eq!(allocations(|| limiter.call(seven), refused(Kind::RateLimited)), 0, "{limiter:?}");
+    }
 
     // The queue is full as well.
     let queue = Bulkhead::config(1).queue(1, Duration::from_secs(60)).build().unwrap();
@@ -297,6 +315,9 @@ mod tower_form {
             assert_eq!(per_thousand(&breaker, ok), 0, "{breaker:?}");
         }
         assert_eq!(per_thousand(&Bulkhead::new(1).unwrap(), ok), 0);
+        for limiter in limiters() {
+            assert_eq!(per_thousand(&limiter, ok), 0, "{limiter:?}");
+        }
         assert_eq!(per_thousand(&Retry::exponential(Duration::from_millis(50)).build().unwrap(), ok), 0);
         assert_eq!(per_thousand(&Timeout::new(Duration::from_secs(1)).unwrap(), ok), 0);
         assert_eq!(per_thousand(&Deadline::new(Duration::from_secs(1)).unwrap(), ok), 0);

@@ -15,7 +15,8 @@ use futures::FutureExt;
 
 use mainstay::{
     Attempt, BoxedStack, Bulkhead, CircuitBreaker, ConfigError, Deadline, Error, Fallback, Keyed, Name,
-    Refused, Registry, Retry, Stack, Timeout, bulkhead, call, circuit_breaker, deadline, recommended, retry,
+    RateLimiter, Refused, Registry, Retry, Stack, Timeout, bulkhead, call, circuit_breaker, deadline,
+    rate_limiter, recommended, retry,
 };
 
 type Closed = Stack<(Deadline, (CircuitBreaker, (Retry, (Bulkhead, (Timeout, ())))))>;
@@ -119,6 +120,12 @@ fn handles_are_shared_between_threads() {
     shared::<bulkhead::Snapshot>();
     handle::<bulkhead::Permit<'static>>();
     handle::<bulkhead::OwnedPermit>();
+    shared::<RateLimiter>();
+    shared::<rate_limiter::Config>();
+    shared::<rate_limiter::Snapshot>();
+    shared::<rate_limiter::Quota>();
+    handle::<rate_limiter::Permit<'static>>();
+    shared::<deadline::header::HeaderError>();
     shared::<Retry>();
     shared::<retry::Config>();
     shared::<retry::Budget>();
@@ -163,6 +170,7 @@ fn a_call_is_as_its_operation_is() {
     let (stack, boxed) = (closed(), closed().boxed::<u8, ()>());
     let breaker = CircuitBreaker::config().build().unwrap();
     let bulkhead = Bulkhead::new(1).unwrap();
+    let limiter = RateLimiter::new(9, Duration::from_secs(1)).unwrap();
     let retry = Retry::constant(Duration::from_secs(1)).build().unwrap();
     let timeout = Timeout::new(Duration::from_secs(1)).unwrap();
     let deadline = Deadline::new(Duration::from_secs(1)).unwrap();
@@ -179,7 +187,7 @@ fn a_call_is_as_its_operation_is() {
             assert_eq!(call.now_or_never(), Some(Ok(1)), stringify!($callee));
         )*};
     }
-    sent!(stack, boxed, breaker, bulkhead, retry, timeout, deadline, fallback, with_fallback);
+    sent!(stack, boxed, breaker, bulkhead, limiter, retry, timeout, deadline, fallback, with_fallback);
     assert!(traits!(stack.call_marked(|| ready(Ok::<u8, ()>(1)))).0);
     assert!(traits!(bulkhead.acquire()).0);
     let once = mainstay::stack("once").bulkhead(1).build().unwrap();

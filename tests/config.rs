@@ -6,10 +6,11 @@
 use std::{fmt::Debug, time::Duration};
 
 use mainstay::{
-    Bulkhead, CircuitBreaker, ConfigError, Deadline, Keyed, Retry, Timeout,
+    Bulkhead, CircuitBreaker, ConfigError, Deadline, Keyed, RateLimiter, Retry, Timeout,
     backoff::Jitter,
     bulkhead,
     circuit_breaker::{self, Verdict, Window},
+    rate_limiter,
     retry::{self, Budget, BudgetConfig},
 };
 use proptest::prelude::*;
@@ -54,6 +55,16 @@ fn breaker(
     file: impl Into<Option<Value>>,
 ) -> Impossible {
     case::<_, circuit_breaker::Config>(field, value, allowed, config.build(), file.into())
+}
+
+fn limiter(
+    field: &'static str,
+    value: &'static str,
+    allowed: &'static str,
+    config: rate_limiter::Config,
+    file: Value,
+) -> Impossible {
+    case::<_, rate_limiter::Config>(field, value, allowed, config.build(), Some(file))
 }
 
 fn retry_case(
@@ -323,6 +334,35 @@ fn impossible() -> Vec<Impossible> {
             Keyed::<String, _>::new(0, Bulkhead::config(1)),
             None,
         ),
+        // --- rate limiter
+        limiter(
+            "rate_limiter.limit",
+            "0",
+            "1 or more",
+            RateLimiter::config(0, S),
+            json!({"limit": 0, "window": "1s"}),
+        ),
+        limiter(
+            "rate_limiter.limit",
+            "1000001",
+            "1 to 1000000 for a sliding window",
+            RateLimiter::config(1_000_001, S),
+            json!({"limit": 1_000_001, "window": "1s"}),
+        ),
+        limiter(
+            "rate_limiter.window",
+            "0ns",
+            above_zero,
+            RateLimiter::config(1, zero),
+            json!({"limit": 1, "window": "0s"}),
+        ),
+        limiter(
+            "rate_limiter.burst",
+            "0",
+            "1 or more",
+            RateLimiter::config(1, S).token_bucket(0),
+            json!({"limit": 1, "window": "1s", "algorithm": {"token_bucket": {"burst": 0}}}),
+        ),
         // --- retry
         retry_case(
             "retry.base",
@@ -505,6 +545,10 @@ fn a_field_that_does_not_exist_is_refused_by_name() {
         error_of::<bulkhead::Config>(
             json!({"limit": 1, "queue": {"length": 1, "max_wait": "1s", "limitt": 1}}),
         ),
+        error_of::<rate_limiter::Config>(json!({"limit": 1, "window": "1s", "limitt": 1})),
+        error_of::<rate_limiter::Config>(
+            json!({"limit": 1, "window": "1s", "algorithm": {"token_bucket": {"burst": 1, "limitt": 1}}}),
+        ),
         error_of::<retry::Config>(json!({"limitt": 1})),
         error_of::<retry::Config>(json!({"budget": {"limitt": 1}})),
         error_of::<BudgetConfig>(json!({"limitt": 1})),
@@ -515,10 +559,12 @@ fn a_field_that_does_not_exist_is_refused_by_name() {
         error_of::<circuit_breaker::Config>(json!({"window": {"cuont": 1}})),
         error_of::<retry::Config>(json!({"backoff": {"exponentail": "1s"}})),
         error_of::<retry::Config>(json!({"jitter": "ful"})),
+        error_of::<rate_limiter::Config>(json!({"limit": 1, "window": "1s", "algorithm": "slidng"})),
     ] {
         assert!(error.starts_with("unknown variant"), "{error}");
     }
     assert!(error_of::<bulkhead::Config>(json!({})).starts_with("missing field `limit`"));
+    assert!(error_of::<rate_limiter::Config>(json!({"limit": 1})).starts_with("missing field `window`"));
 }
 
 #[test]
@@ -528,6 +574,8 @@ fn a_duration_needs_its_unit() {
         assert!(serde_json::from_value::<Deadline>(duration.clone()).is_err(), "{duration}");
         let retry = json!({"backoff": {"constant": duration}});
         assert!(serde_json::from_value::<retry::Config>(retry).is_err(), "{duration}");
+        let limiter = json!({"limit": 1, "window": duration});
+        assert!(serde_json::from_value::<rate_limiter::Config>(limiter).is_err(), "{duration}");
         let breaker = json!({"open_wait": duration});
         assert!(serde_json::from_value::<circuit_breaker::Config>(breaker).is_err(), "{duration}");
     }
@@ -742,6 +790,25 @@ proptest! {
     ) {
         let mut config = Bulkhead::config(limit);
         if let Some((length, wait)) = queue { config = config.queue(length, wait) }
+        if let Some(name) = name { config = config.name(name) }
+        let read = survives(&config)?;
+        prop_assert_eq!(format!("{read:?}"), format!("{config:?}"));
+    }
+
+    #[test]
+    fn a_rate_limiters_settings_survive(
+        limit in 1_u32..1_000_000,
+        window in duration(),
+        shape in 0..3,
+        burst in 1_u32..,
+        name in proptest::option::of("[a-z]{1,8}"),
+    ) {
+        let mut config = RateLimiter::config(limit, window);
+        config = match shape {
+            0 => config,
+            1 => config.fixed_window(),
+            _ => config.token_bucket(burst),
+        };
         if let Some(name) = name { config = config.name(name) }
         let read = survives(&config)?;
         prop_assert_eq!(format!("{read:?}"), format!("{config:?}"));

@@ -11,8 +11,8 @@ use std::{
 };
 
 use mainstay::{
-    Bulkhead, CircuitBreaker, Error, Event, Fallback, Keyed, Registry, Retry, Stack, backoff::Jitter,
-    circuit_breaker::State,
+    Bulkhead, CircuitBreaker, Error, Event, Fallback, Keyed, RateLimiter, Registry, Retry, Stack,
+    backoff::Jitter, circuit_breaker::State,
 };
 use tokio::time::advance;
 
@@ -426,6 +426,9 @@ async fn snapshots_are_json_with_stable_names() {
     registry.add(&breaker);
     registry.add(&bulkhead);
     registry.add(&retry);
+    let limiter = RateLimiter::config(2, 900_000 * MS).name("api").build().unwrap();
+    limiter.call(|| ready(Answer::Ok(1))).await.unwrap();
+    registry.add(&limiter);
     assert_eq!(
         serde_json::to_value(registry.snapshots()).unwrap(),
         json!([
@@ -447,6 +450,11 @@ async fn snapshots_are_json_with_stable_names() {
                     "not_idempotent": 0, "not_repeatable": 0
                 },
                 "budget": { "available": 1.0, "capacity": 1.0, "traffic": 0.0 }
+            },
+            {
+                "policy": "rate_limiter", "name": "api", "algorithm": "sliding_window",
+                "quota": { "limit": 2, "remaining": 1, "reset": "15m", "window": "15m" },
+                "admitted": 1, "refused": 0, "given_back": 0
             }
         ])
     );

@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use mainstay::{Bulkhead, Deadline, Error, Fallback, Kind, Refused, Stack, Timeout};
+use mainstay::{Bulkhead, Deadline, Error, Fallback, Kind, RateLimiter, Refused, Stack, Timeout};
 use support::*;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
@@ -27,6 +27,9 @@ macro_rules! each_refusal {
         $check!(open(), Kind::CircuitOpen, false);
         $check!(full_bulkhead.clone(), Kind::BulkheadFull, false);
         $check!(full_queue.clone(), Kind::QueueTimeout, false);
+        let limiter = RateLimiter::new(1, 1_000 * MS).unwrap();
+        limiter.try_acquire().unwrap().started();
+        $check!(limiter, Kind::RateLimited, false);
         $check!(Timeout::new(10 * MS).unwrap(), Kind::TimedOut, true);
         $check!(Deadline::new(10 * MS).unwrap(), Kind::DeadlineExceeded, true);
         $check!(

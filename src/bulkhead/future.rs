@@ -46,7 +46,7 @@ impl Bulkhead {
             return Poll::Ready(Ok(()));
         }
         if self.queue().is_none() {
-            return Poll::Ready(Err(if is_late(cx) { Kind::DeadlineExceeded } else { Kind::BulkheadFull }));
+            return Poll::Ready(Err(if cx.is_late() { Kind::DeadlineExceeded } else { Kind::BulkheadFull }));
         }
         let (mut aside, mut copy) = (None, cx.copy());
         let sat = self.sit_later(PutBack::from(seat, &mut aside).get(), &mut copy);
@@ -59,7 +59,7 @@ impl Bulkhead {
     fn sits(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> bool {
         match *seat {
             Seat::Holding => true,
-            Seat::None if !is_late(cx) && self.take() => {
+            Seat::None if !cx.is_late() && self.take() => {
                 *seat = Seat::Holding;
                 true
             }
@@ -73,7 +73,7 @@ impl Bulkhead {
     fn sit_later(&self, seat: &mut Seat, cx: &mut Cx<'_, '_>) -> Poll<Result<(), Kind>> {
         match *seat {
             Seat::Waiting { ticket, until } => self.wait(seat, ticket, until, cx),
-            _ if is_late(cx) => Poll::Ready(Err(Kind::DeadlineExceeded)),
+            _ if cx.is_late() => Poll::Ready(Err(Kind::DeadlineExceeded)),
             _ => self.queue_up(seat, cx),
         }
     }
@@ -123,7 +123,7 @@ impl Bulkhead {
             Asked::Granted => {
                 *seat = Seat::Holding;
                 // A permit that comes at the end of the wait is used, one that comes after the deadline is not.
-                if is_late(cx) {
+                if cx.is_late() {
                     self.stand_up(seat);
                     return Poll::Ready(Err(Kind::DeadlineExceeded));
                 }
@@ -145,13 +145,6 @@ impl Bulkhead {
             }
         }
     }
-}
-
-/// Whether the deadline has passed. The policies outside have read the clock for it; if not, the deadline came from
-/// around the call.
-#[inline]
-fn is_late(cx: &mut Cx<'_, '_>) -> bool {
-    cx.facts.deadline.is_some_and(|deadline| cx.now() >= deadline)
 }
 
 impl<R, T, E, I: Run<R, T, E>> Guard<R, T, E, I> for Bulkhead {

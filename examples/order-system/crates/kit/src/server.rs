@@ -10,7 +10,7 @@ use std::{
 use axum::{
     Router,
     body::Body,
-    extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request, State},
+    extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Query, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
@@ -29,6 +29,7 @@ use tracing::Instrument;
 use crate::{
     Context, Service,
     client::DEADLINE,
+    context::Page,
     env,
     error::{ApiError, Json},
     fault::{Faults, Verdict},
@@ -71,6 +72,7 @@ pub fn router(context: &Context, service: Service, access: Access) -> Router {
         .layer(middleware::from_fn_with_state(around.clone(), known_callers));
     let operators = Router::new()
         .route("/_policies", get(policies))
+        .route("/_audit", get(audit))
         .route("/_faults", get(show_faults).put(set_faults).delete(clear_faults))
         .layer(middleware::from_fn_with_state(around.clone(), token_needed))
         .with_state(around.clone());
@@ -171,6 +173,12 @@ async fn metrics(State(around): State<Around>) -> Response {
 
 async fn policies(State(around): State<Around>) -> Response {
     Json(around.context.policies().snapshots()).into_response()
+}
+
+async fn audit(State(around): State<Around>, Query(page): Query<Page>) -> Result<Response, ApiError> {
+    let nothing = || ApiError::not_found("Nothing to audit");
+    let answer = around.context.audit(page).await.ok_or_else(nothing)??;
+    Ok(Json(answer).into_response())
 }
 
 async fn show_faults(State(around): State<Around>) -> Response {
