@@ -1,7 +1,7 @@
 //! Calls to another service, through the policies that every such call goes through.
 //!
 //! Outermost first: a deadline for the whole call (5 s, or what is left of the caller's), a circuit breaker (5 failures in a row within
-//! 60 s, or half of at least 20 calls; open for 30 s, then one probe), a retry for what may be repeated, paid for by successes, a bulkhead
+//! 60 s, or half of at least 20 calls in that time; open for 30 s, then one probe, and if that fails for 15 to 30 s more), a retry for what may be repeated, paid for by successes, a bulkhead
 //! with a short queue, and a timeout for each attempt. Answers below 500 other than 429 are the service's word and no failure of its: a
 //! thousand unknown users open no breaker.
 
@@ -19,12 +19,16 @@ use mainstay::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{auth, context::Context, env, trace};
+use crate::{auth, context::Context, env, metric, streak::Streak, trace};
 
 /// The request's key under which repeating it has no further effect.
 pub static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// How many milliseconds whoever asked will wait.
 pub static DEADLINE: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+/// The breaker's rule for failures in a row: so many, and within what time.
+const STREAK: (usize, Duration) = (5, Duration::from_secs(60));
+/// For how long a connection that is not in use is kept: not as long as the server does, which would close it under a request.
+const IDLE: Duration = Duration::from_secs(5);
 /// The most that is read of an answer.
 const ANSWER_LIMIT: usize = 4 * 1024 * 1024;
 
@@ -142,6 +146,8 @@ impl CallError {
     }
 }
 
+type Breaker = CircuitBreaker<mainstay::circuit_breaker::ErrorClassifier<fn(&CallError) -> Class, CallError>>;
+
 /// A client of one service; clones share all policies.
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
@@ -154,7 +160,10 @@ struct Inner {
     /// For what may be repeated, and for what may not.
     repeated: BoxedStack<Reply, CallError>,
     once: BoxedStack<Reply, CallError>,
-    breaker: CircuitBreaker<mainstay::circuit_breaker::ErrorClassifier<fn(&CallError) -> Class, CallError>>,
+    breaker: Breaker,
+    streak: Streak,
+    /// For how long the breaker opens.
+    wait: Duration,
     /// Whether a deadline of this length is within the stack.
     deadline: Duration,
 }
@@ -175,6 +184,14 @@ fn classify(error: &CallError) -> Class {
     }
 }
 
+/// Whether an outcome speaks against the service: what it answered, and what it did not answer in time.
+fn counts(error: &CallError) -> bool {
+    match error {
+        CallError::Refused(refused) => refused.was_started(),
+        other => classify(other) == Class::Failure,
+    }
+}
+
 impl Client {
     /// A client of `service` for the service of the context, whose policies show in its `/_policies`.
     ///
@@ -185,10 +202,12 @@ impl Client {
         let wait = Duration::from_secs(if context.env().get(env::POLICY_FAST).is_some() { 3 } else { 30 });
         let breaker = CircuitBreaker::config()
             .name(service)
+            // A row of failures, for the breaker, may be as long as it likes: see `Streak`.
             .time_window(Duration::from_secs(60), 60)
-            .consecutive_failures(5)
+            .minimum_calls(20)
             .failure_rate(0.5)
             .open_wait(wait, 1.0, wait)
+            .immediate_close()
             .observe(mainstay::observe::Tracing)
             .observe(mainstay::observe::Metrics)
             .classify_err(classify as fn(&CallError) -> Class)
@@ -234,7 +253,7 @@ impl Client {
         connector.set_nodelay(true);
         let http = Http::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(30))
+            .pool_idle_timeout(IDLE)
             .build(connector);
         let deadline = options.deadline;
         Ok(Client(Arc::new(Inner {
@@ -244,11 +263,13 @@ impl Client {
             repeated,
             once,
             breaker,
+            streak: Streak::new(STREAK.0, STREAK.1),
+            wait,
             deadline,
         })))
     }
 
-    /// The breaker, for whoever wants to force it.
+    /// Whether the breaker refuses calls at present.
     pub fn is_open(&self) -> bool {
         self.0.breaker.retry_at().is_some()
     }
@@ -300,22 +321,50 @@ impl Client {
             "http.client", otel.kind = "client", otel.name = %format_args!("{method} {}", self.0.service),
             peer.service = self.0.service, http.request.method = %method, url.path = path,
             http.response.status_code = tracing::field::Empty, otel.status_code = tracing::field::Empty,
+            otel.status_description = tracing::field::Empty,
         );
         let call = async {
             let attempt = || self.attempt(method.clone(), path, headers.clone(), body.clone());
             let stack = if repeatable { &self.0.repeated } else { &self.0.once };
+            let (began, round) = (tokio::time::Instant::now(), self.0.streak.round());
             let answer = stack.call(attempt).await.map_err(|error| match error {
                 Error::Inner(error) => error,
                 Error::Refused(refused) => CallError::Refused(refused),
             });
             let span = tracing::Span::current();
             match &answer {
-                Ok(reply) => span.record("http.response.status_code", reply.status.as_u16()),
-                Err(_) => span.record("otel.status_code", "ERROR"),
+                Ok(reply) => {
+                    self.0.streak.succeeded(round);
+                    span.record("http.response.status_code", reply.status.as_u16());
+                }
+                Err(error) => {
+                    if counts(error) && self.0.streak.failed(round) {
+                        self.open();
+                    }
+                    if let CallError::Status(status, _) = error {
+                        span.record("http.response.status_code", status.as_u16());
+                    }
+                    span.record("otel.status_code", "ERROR");
+                    span.record("otel.status_description", tracing::field::display(error));
+                }
+            }
+            let outcome = match &answer {
+                Ok(_) => "ok",
+                Err(CallError::Refused(refused)) if !refused.was_started() => "refused",
+                Err(_) => "failed",
             };
+            metrics::histogram!(metric::HTTP_CALL_SECONDS, "service" => self.0.context.name(), "to" => self.0.service, "outcome" => outcome)
+                .record(began.elapsed().as_secs_f64());
             answer
         };
         tracing::Instrument::instrument(call, span).await
+    }
+
+    /// Opens the breaker for the whole of its time.
+    fn open(&self) {
+        if let Ok(permit) = self.0.breaker.try_acquire() {
+            permit.record(Class::OpenFor(self.0.wait));
+        }
     }
 
     async fn attempt(

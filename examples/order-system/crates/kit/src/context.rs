@@ -55,9 +55,15 @@ pub const SERVICES: &[Known] = &[
     },
 ];
 
+/// Those that only listen. Nobody needs them, so they are started when somebody wants them.
+pub const LISTENERS: &[Known] = &[
+    Known { name: "analytics", singular: "analytics", offset: 7, variable: env::ANALYTICS_SERVICE_URL },
+    Known { name: "loyalty", singular: "loyalty", offset: 8, variable: env::LOYALTY_SERVICE_URL },
+];
+
 /// The service of that name, in either form.
 pub fn known(name: &str) -> Option<&'static Known> {
-    SERVICES.iter().find(|it| it.name == name || it.singular == name)
+    SERVICES.iter().chain(LISTENERS).find(|it| it.name == name || it.singular == name)
 }
 
 /// Where instances of services are. The gateway has a registry behind it; without one the documented ports hold.
@@ -183,7 +189,7 @@ impl Context {
     pub fn place(&self, name: &str) -> Place {
         let url = self.env().get_or_default(env::DATABASE_URL);
         if url.starts_with("postgres") {
-            let prefix = self.env().get("DATABASE_SCHEMA_PREFIX").unwrap_or_default();
+            let prefix = self.env().get_or_default(env::DATABASE_SCHEMA_PREFIX);
             Place::Postgres { url, schema: format!("{prefix}{name}") }
         } else {
             Place::Sqlite(self.data().join(format!("{name}.db")))

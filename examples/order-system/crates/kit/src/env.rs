@@ -47,6 +47,8 @@ variables! {
     PAYMENT_SERVICE_URL = "": "Where payments are";
     INVENTORY_SERVICE_URL = "": "Where the inventory is";
     NOTIFICATION_SERVICE_URL = "": "Where notifications are";
+    ANALYTICS_SERVICE_URL = "": "Where the figures are";
+    LOYALTY_SERVICE_URL = "": "Where the points are";
     GATEWAY_URL = "": "Where the gateway is, which keeps the registry";
     USER_GRPC_URL = "": "Where users are by gRPC; by default 127.0.0.1:50051";
     USER_TRANSPORT = "http": "How users are asked: `http` or `grpc`";
@@ -60,8 +62,11 @@ variables! {
     STRANGLE = "": "With LEGACY_URL: the services whose routes the gateway takes to the new system, separated by commas";
     LEGACY_URL = "": "The monolith behind the gateway; what is not in STRANGLE goes there";
     READY_DEGRADED_STATUS = "200": "What `/health/ready` answers when only an optional check fails: 200 or 503";
+    DATABASE_SCHEMA_PREFIX = "": "What stands before the names of the schemas in PostgreSQL, so that two systems can share a database";
+    SHUTDOWN_DELAY_MS = "0": "How long a process that was told to end still takes new connections, while it already says that it is not ready: as long as a load balancer needs to notice";
     SHUTDOWN_GRACE_MS = "8000": "How long a process that was told to end waits for what is in flight";
     LOG = "info": "What is logged, as `tracing` directives";
+    TRACE_SAMPLE = "1": "Which share of the traces that begin here is kept, from 0 to 1; what a caller has begun is kept if the caller keeps it. 0: no spans are made at all";
     BREAKERS = "on": "`off`: breakers let everything through, to see what they are for";
     POLICY_FAST = "": "`1`: breakers wait 3 s rather than 30 s, so that a person need not";
 }
@@ -97,6 +102,13 @@ impl Env {
         let value = self.set.get(name).cloned();
         let value = if self.alone { value } else { value.or_else(|| std::env::var(name).ok()) };
         value.filter(|value| !value.is_empty())
+    }
+
+    /// A number of milliseconds: what is set, if it is one, or the declared default.
+    pub fn ms(&self, name: &str) -> std::time::Duration {
+        let declared = declared(name).map_or("", |it| it.default);
+        let ms = self.get(name).and_then(|set| set.parse().ok()).or_else(|| declared.parse().ok());
+        std::time::Duration::from_millis(ms.unwrap_or(0))
     }
 
     /// What is set, or the declared default.

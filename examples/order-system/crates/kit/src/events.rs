@@ -9,12 +9,11 @@ use mainstay::saga::outbox::{Message as Outgoing, Unsent};
 use order_broker::{Broker, Delivery, Message, PublishError, Queue, Topology};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use tracing::Instrument;
 
 use crate::{
     Context, Db, Tx,
     db::{self, DbError},
-    trace,
+    metric, trace,
 };
 
 /// The exchange that all services publish to.
@@ -155,10 +154,24 @@ async fn publish(broker: &dyn Broker, messages: Vec<Outgoing>) -> Vec<Result<(),
         Err(PublishError::Unconfirmed(error)) => Err(Unsent::unavailable(error)),
     });
     let unanswered = || Err(Unsent::unavailable("the broker did not say what became of it"));
-    answers
+    let answers: Vec<_> = answers
         .into_iter()
         .map(|answer| answer.unwrap_or_else(|| published.next().unwrap_or_else(unanswered)))
-        .collect()
+        .collect();
+    for (outcome, count) in counted(&answers) {
+        metrics::counter!(metric::EVENTS_PUBLISHED_TOTAL, "outcome" => outcome).increment(count);
+    }
+    answers
+}
+
+fn counted(answers: &[Result<(), Unsent>]) -> impl Iterator<Item = (&'static str, u64)> {
+    let of = |wanted: fn(&Result<(), Unsent>) -> bool| answers.iter().filter(|it| wanted(it)).count() as u64;
+    let counts = [
+        ("ok", of(|answer| answer.is_ok())),
+        ("unavailable", of(|answer| matches!(answer, Err(Unsent::Unavailable(_))))),
+        ("refused", of(|answer| matches!(answer, Err(Unsent::Refused(_))))),
+    ];
+    counts.into_iter().filter(|(_, count)| *count > 0)
 }
 
 /// Handles what comes into a queue, one after another or up to `parallel` at once, until the service ends.
@@ -242,10 +255,11 @@ async fn handle<F>(
         "consume", otel.kind = "consumer", otel.name = %format_args!("{queue} {}", message.topic), service,
         messaging.destination = queue, messaging.message.id = message.id, otel.status_code = tracing::field::Empty,
     );
-    trace::set_parent(&span, header(trace::TRACEPARENT));
+    let parent = header(trace::TRACEPARENT).map(str::to_owned);
     let correlation = header(trace::CORRELATION_ID).unwrap_or(&message.key).to_owned();
     let envelope: Result<Envelope, _> = serde_json::from_str(&message.body);
     let work = async {
+        let began = tokio::time::Instant::now();
         let handled = match envelope {
             Ok(envelope) => handler(envelope).await,
             Err(error) => Err(Trouble::Poison(format!("no event: {error}"))),
@@ -259,8 +273,10 @@ async fn handle<F>(
             Err(Trouble::Later(_)) => "later",
             Err(Trouble::Poison(_)) => "poison",
         };
-        metrics::counter!("events_handled_total", "queue" => queue.to_owned(), "outcome" => outcome)
+        metrics::counter!(metric::EVENTS_HANDLED_TOTAL, "queue" => queue.to_owned(), "outcome" => outcome)
             .increment(1);
+        metrics::histogram!(metric::EVENT_SECONDS, "queue" => queue.to_owned())
+            .record(began.elapsed().as_secs_f64());
         let settled = match handled {
             Ok(()) => delivery.ack().await,
             Err(Trouble::Later(why)) => delivery.retry(why).await.map(drop),
@@ -270,5 +286,5 @@ async fn handle<F>(
             tracing::info!(%error, queue, "an event will be delivered again");
         }
     };
-    trace::with_correlation(correlation, work.instrument(span)).await;
+    trace::work(service, correlation, parent.as_deref(), span, work).await;
 }

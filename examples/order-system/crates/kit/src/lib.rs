@@ -14,9 +14,12 @@ pub mod events;
 pub mod extract;
 pub mod fault;
 pub mod health;
+pub mod metric;
 pub mod money;
+mod serve;
 pub mod server;
 pub mod step;
+mod streak;
 pub mod telemetry;
 pub mod trace;
 

@@ -1,32 +1,18 @@
 //! The server around a service's routes: health, metrics, policies, faults, the service token, spans, the caller's deadline, limits, and
 //! an orderly end.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    body::Body,
-    extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Query, Request, State},
+    extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Path, Query, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
+use futures::FutureExt;
 use http::{HeaderValue, StatusCode, header};
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
-    service::TowerToHyperService,
-};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
-};
-use tower::ServiceExt;
+use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::{
@@ -37,13 +23,13 @@ use crate::{
     error::{ApiError, Json},
     fault::{Faults, Verdict},
     health::{self, Check, Status},
-    telemetry, trace,
+    metric, telemetry, trace,
 };
+
+pub use crate::serve::{HEAD_TIMEOUT, serve, serve_with, serve_within};
 
 /// The largest body that a service takes, unless it says otherwise.
 pub const BODY_LIMIT: usize = 256 * 1024;
-/// How long a client may take for the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take for a whole request, and a service for the answer.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -83,6 +69,7 @@ pub fn router(context: &Context, service: Service, access: Access) -> Router {
         .method_not_allowed_fallback(|| {
             std::future::ready(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"))
         });
+    telemetry::watch(context);
     watched(context, routes)
 }
 
@@ -97,6 +84,7 @@ pub fn operators(context: &Context) -> Router {
     Router::new()
         .route("/_policies", get(policies))
         .route("/_audit", get(audit))
+        .route("/_traces/{traceId}", get(spans))
         .route("/_faults", get(show_faults).put(set_faults).delete(clear_faults))
         .layer(middleware::from_fn_with_state(around.clone(), token_needed))
         .with_state(around)
@@ -118,6 +106,7 @@ pub fn for_services(context: &Context, routes: Router) -> Router {
 pub fn watched(context: &Context, routes: Router) -> Router {
     routes
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::map_response(in_json))
         .layer(middleware::from_fn_with_state(Around::of(context), traced))
 }
 
@@ -132,65 +121,6 @@ fn open(around: Around, mut api: utoipa::openapi::OpenApi) -> Router {
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(async move || ([(header::CONTENT_TYPE, json())], api.to_string())))
         .with_state(around)
-}
-
-/// Serves until the context's stop; then takes no new connection, finishes what is in flight, and returns. What takes longer than the grace is cut.
-pub async fn serve(context: Context, router: Router, listener: TcpListener) {
-    serve_with(context, router, listener, |stream| std::future::ready(Ok(stream))).await;
-}
-
-/// Like [`serve`], for connections that something is to be done with before they speak HTTP, as TLS does. It may take as long as the head
-/// of a request.
-pub async fn serve_with<S, F>(
-    context: Context,
-    router: Router,
-    listener: TcpListener,
-    wrap: impl Fn(TcpStream) -> F,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    F: Future<Output = std::io::Result<S>> + Send + 'static,
-{
-    let graceful = GracefulShutdown::new();
-    let mut server = http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = context.stop().cancelled() => break,
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of file descriptors, mostly: those in use come back.
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
-        let _ = stream.set_nodelay(true);
-        let routes = router.clone().map_request(move |request: Request<hyper::body::Incoming>| {
-            let mut request = request.map(Body::new);
-            request.extensions_mut().insert(ConnectInfo(peer));
-            request
-        });
-        let (wrapped, server, watcher) = (wrap(stream), server.clone(), graceful.watcher());
-        tokio::spawn(async move {
-            let stream = match tokio::time::timeout(HEAD_TIMEOUT, wrapped).await {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => return tracing::debug!(%error, "a connection could not be begun"),
-                Err(_) => return tracing::debug!("a connection took too long to begin"),
-            };
-            let connection = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-            if let Err(error) = watcher.watch(connection).await {
-                tracing::debug!(%error, "a connection broke");
-            }
-        });
-    }
-    drop(listener);
-    let grace = context.env().get_or_default(env::SHUTDOWN_GRACE_MS).parse().unwrap_or(8_000);
-    if tokio::time::timeout(Duration::from_millis(grace), graceful.shutdown()).await.is_err() {
-        tracing::warn!("requests were still in flight at the end of the grace");
-    }
 }
 
 async fn live(State(around): State<Around>) -> Response {
@@ -238,6 +168,11 @@ async fn audit(State(around): State<Around>, Query(page): Query<Page>) -> Result
     Ok(Json(answer).into_response())
 }
 
+/// The spans of a trace that this process still remembers.
+async fn spans(Path(trace): Path<String>) -> Response {
+    Json(serde_json::json!({ "traceId": trace, "spans": telemetry::spans(&trace) })).into_response()
+}
+
 async fn show_faults(State(around): State<Around>) -> Response {
     let (faults, since) = around.context.faults().get();
     Json(serde_json::json!({ "faults": faults, "since": since.map(crate::iso) })).into_response()
@@ -252,6 +187,30 @@ async fn set_faults(State(around): State<Around>, Json(faults): Json<Faults>) ->
 async fn clear_faults(State(around): State<Around>) -> Response {
     around.context.faults().set(Faults::default());
     show_faults(State(around)).await
+}
+
+/// What axum refuses in plain text (a query or a path that cannot be read) is said as everything else is.
+async fn in_json(response: Response) -> Response {
+    let error = response.status().is_client_error() || response.status().is_server_error();
+    let plain = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_none_or(|kind| kind.as_bytes().starts_with(b"text/plain"));
+    if !error || !plain {
+        return response;
+    }
+    let (parts, body) = response.into_parts();
+    let text = axum::body::to_bytes(body, 4096).await.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let reason = parts.status.canonical_reason().unwrap_or("Error");
+    let mut response =
+        ApiError::new(parts.status, if text.is_empty() { reason } else { &text }).into_response();
+    for (name, value) in &parts.headers {
+        if name != header::CONTENT_TYPE && name != header::CONTENT_LENGTH {
+            response.headers_mut().insert(name, value.clone());
+        }
+    }
+    response
 }
 
 async fn token_needed(
@@ -287,13 +246,19 @@ async fn faulty(State(around): State<Around>, request: Request, next: Next) -> R
             broken()
         }
         Verdict::Reject => ApiError::new(StatusCode::TOO_MANY_REQUESTS, "Too many requests").into_response(),
-        Verdict::Hang => std::future::pending().await,
+        Verdict::Hang => hang(&around.context).await,
         Verdict::EffectThenHang => {
             // In a task of its own, so that a caller who goes away does not stop it.
             let _ = tokio::spawn(next.run(request)).await;
-            std::future::pending().await
+            hang(&around.context).await
         }
     }
+}
+
+/// As long as the service runs: nobody is to wait at its end for what was never meant to come.
+async fn hang(context: &Context) -> Response {
+    context.stop().cancelled().await;
+    ApiError::unavailable("Service unavailable").into_response()
 }
 
 /// A span for each request, part of the caller's trace; its correlation id; and the caller's deadline for everything within.
@@ -313,33 +278,50 @@ async fn traced(State(around): State<Around>, request: Request, next: Next) -> R
         service = around.context.name(), http.request.method = %method, http.route = route, url.path = path,
         http.response.status_code = tracing::field::Empty, otel.status_code = tracing::field::Empty,
     );
-    let (correlation, told) = {
+    let (parent, correlation, told) = {
         let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
-        trace::set_parent(&span, header(trace::TRACEPARENT));
-        let correlation = header(trace::CORRELATION_ID).filter(|id| id.len() <= 128);
-        let told = header(DEADLINE.as_str()).and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
-        (correlation.map_or_else(crate::new_id, str::to_owned), told)
+        (
+            header(trace::TRACEPARENT).map(str::to_owned),
+            header(trace::CORRELATION_ID)
+                .filter(|id| id.len() <= 128)
+                .map_or_else(crate::new_id, str::to_owned),
+            header(DEADLINE.as_str()).and_then(|ms| ms.parse().ok()).map(Duration::from_millis),
+        )
     };
     let limit = told.unwrap_or(REQUEST_TIMEOUT).min(REQUEST_TIMEOUT);
     let client = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|it| it.0.ip().to_string());
     let work = async {
-        let work = mainstay::deadline::within(began + limit, next.run(request));
+        let work = AssertUnwindSafe(next.run(request)).catch_unwind();
+        let work = mainstay::deadline::within((began + limit).into_std(), work);
         let response = match tokio::time::timeout(limit, work).await {
-            Ok(response) => response,
+            Ok(Ok(response)) => response,
+            // It has been printed.
+            Ok(Err(_)) => ApiError::internal("a request panicked").into_response(),
             Err(_) => ApiError::new(StatusCode::GATEWAY_TIMEOUT, "Not done in time").into_response(),
         };
-        let status = response.status();
+        let (status, took) = (response.status(), began.elapsed());
         let span = tracing::Span::current();
         span.record("http.response.status_code", status.as_u16());
         if status.is_server_error() {
             span.record("otel.status_code", "ERROR");
         }
-        let ms = began.elapsed().as_millis();
-        tracing::info!(%method, path, status = status.as_u16(), ms, client, trace_id = trace::trace_id(),
-            correlation_id = trace::correlation(), "request");
-        metrics::histogram!("http_request_seconds", "service" => around.context.name(), "route" => route.unwrap_or_default(), "status" => status.as_u16().to_string())
-            .record(began.elapsed().as_secs_f64());
+        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(target: telemetry::ACCESS, %method, path, status = status.as_u16(), ms, client, "request");
+        metrics::histogram!(metric::HTTP_REQUEST_SECONDS, "service" => around.context.name(),
+            "route" => route.unwrap_or_default(), "status" => status_text(status))
+        .record(took.as_secs_f64());
         response
     };
-    trace::with_correlation(correlation, work.instrument(span)).await
+    trace::work(around.context.name(), correlation, parent.as_deref(), span, work).await
+}
+
+/// Without an allocation for those that come often.
+fn status_text(status: StatusCode) -> std::borrow::Cow<'static, str> {
+    match status.as_u16() {
+        200 => "200".into(),
+        201 => "201".into(),
+        202 => "202".into(),
+        404 => "404".into(),
+        other => other.to_string().into(),
+    }
 }

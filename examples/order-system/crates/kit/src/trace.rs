@@ -7,7 +7,7 @@ use opentelemetry::{
     Context,
     trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState},
 };
-use tracing::Span;
+use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// W3C trace context.
@@ -16,33 +16,82 @@ pub const TRACEPARENT: &str = "traceparent";
 pub const CORRELATION_ID: &str = "x-correlation-id";
 
 tokio::task_local! {
-    static CORRELATION: String;
+    static WORK: Work;
+}
+
+/// What is known of the work at hand, without asking a span for it.
+#[derive(Debug, Clone, Default)]
+struct Work {
+    service: Option<&'static str>,
+    correlation: String,
+    trace_id: Option<String>,
+    /// The caller's, where no span is made here: it is handed on as it came.
+    parent: Option<String>,
 }
 
 /// Runs with a correlation id that [`correlation`] returns.
 pub async fn with_correlation<F: Future>(id: String, work: F) -> F::Output {
-    CORRELATION.scope(id, work).await
+    let around = WORK.try_with(Clone::clone).unwrap_or_default();
+    let trace_id = of_span(&Span::current()).map(|span| span.trace_id().to_string()).or(around.trace_id);
+    WORK.scope(Work { correlation: id, trace_id, ..around }, work).await
+}
+
+/// Runs a service's work in a span that is part of the trace that a `traceparent` names.
+pub async fn work<F: Future>(
+    service: &'static str,
+    correlation: String,
+    traceparent: Option<&str>,
+    span: Span,
+    work: F,
+) -> F::Output {
+    set_parent(&span, traceparent);
+    let known = match of_span(&span) {
+        Some(own) => Work { trace_id: Some(own.trace_id().to_string()), ..Work::default() },
+        None => {
+            let parent = traceparent.filter(|it| parse(it).is_some());
+            let trace_id = parent.and_then(|it| it.get(3..35)).map(str::to_owned);
+            Work { trace_id, parent: parent.map(str::to_owned), ..Work::default() }
+        }
+    };
+    WORK.scope(Work { service: Some(service), correlation, ..known }, work.instrument(span)).await
 }
 
 /// The correlation id of the work at hand.
 pub fn correlation() -> Option<String> {
-    CORRELATION.try_with(Clone::clone).ok()
+    WORK.try_with(|work| work.correlation.clone()).ok()
 }
 
-/// The trace of the current span, 32 hexadecimal digits.
+/// The trace of the work at hand, 32 hexadecimal digits.
 pub fn trace_id() -> Option<String> {
-    let context = Span::current().context();
-    let trace = context.span().span_context().trace_id();
-    (trace != TraceId::INVALID).then(|| trace.to_string())
+    let span = of_span(&Span::current()).map(|span| span.trace_id().to_string());
+    span.or_else(|| WORK.try_with(|work| work.trace_id.clone()).ok().flatten())
 }
 
-/// The current span as a `traceparent`.
+/// The current span as a `traceparent`; without one the caller's.
 pub fn traceparent() -> Option<String> {
-    let context = Span::current().context();
-    let span = context.span();
-    let span = span.span_context();
-    span.is_valid()
-        .then(|| format!("00-{}-{}-{:02x}", span.trace_id(), span.span_id(), span.trace_flags().to_u8()))
+    let span = of_span(&Span::current())
+        .map(|span| format!("00-{}-{}-{:02x}", span.trace_id(), span.span_id(), span.trace_flags().to_u8()));
+    span.or_else(|| WORK.try_with(|work| work.parent.clone()).ok().flatten())
+}
+
+/// For a line of the log: service, correlation id and trace.
+pub(crate) fn known(tell: impl FnOnce(Option<&'static str>, Option<&str>, Option<&str>)) {
+    let mut tell = Some(tell);
+    let _ = WORK.try_with(|work| {
+        if let Some(tell) = tell.take() {
+            let correlation = Some(work.correlation.as_str()).filter(|id| !id.is_empty());
+            tell(work.service, correlation, work.trace_id.as_deref());
+        }
+    });
+    if let Some(tell) = tell {
+        tell(None, None, None);
+    }
+}
+
+fn of_span(span: &Span) -> Option<SpanContext> {
+    let context = span.context();
+    let span = context.span().span_context().clone();
+    span.is_valid().then_some(span)
 }
 
 /// Adds the trace and the correlation id to a request.

@@ -99,7 +99,7 @@ impl Db {
     /// That it cannot.
     pub async fn reachable(place: &Place) -> Result<(), DbError> {
         match place {
-            Place::Sqlite(path) => sqlite::connect(path).map(drop),
+            Place::Sqlite(path) => sqlite::reachable(path),
             Place::Postgres { url, schema } => postgres::connect(url, schema).await.map(drop),
         }
     }

@@ -75,6 +75,21 @@ pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
     }
 }
 
+/// Whether the file can be opened, or could be made.
+pub(super) fn reachable(path: &Path) -> Result<(), DbError> {
+    if path.exists() {
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(Duration::from_secs(1))?;
+        return Ok(connection.query_row("select count(*) from sqlite_master", [], |_| Ok(()))?);
+    }
+    let folder = path.ancestors().skip(1).find(|folder| folder.as_os_str().is_empty() || folder.exists());
+    match folder {
+        Some(folder) if folder.as_os_str().is_empty() || folder.is_dir() => Ok(()),
+        _ => Err(DbError::Unavailable("its folder cannot be made".to_owned())),
+    }
+}
+
 pub(super) fn connect(path: &Path) -> Result<Connection, DbError> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(BUSY)?;
@@ -120,15 +135,29 @@ fn writer(mut connection: Connection, jobs: &mpsc::Receiver<Job>) {
             }
         };
         let mut told = Vec::with_capacity(batch.len());
-        for job in batch {
+        let mut batch = batch.into_iter();
+        for job in batch.by_ref() {
             told.extend(write_one(&tx, job));
+            // A full disk, or a statement that ends transactions: SQLite has taken all of it back, and what came now would be
+            // committed by itself, statement by statement.
+            if tx.is_autocommit() {
+                break;
+            }
         }
-        let ended = tx.commit();
+        let ended = if tx.is_autocommit() { Err(lost()) } else { tx.commit().map_err(DbError::from) };
         for told in told {
             let ended = ended.as_ref().map_err(|error| DbError::Unavailable(error.to_string()));
             (told.tell)(ended.copied());
         }
+        for job in batch {
+            let told = block_on(job(Err(lost())));
+            (told.tell)(Ok(()));
+        }
     }
+}
+
+fn lost() -> DbError {
+    DbError::Unavailable("the transaction that the work was part of has been taken back".to_owned())
 }
 
 /// The work in a savepoint of its own; nothing is left of work that failed or panicked.

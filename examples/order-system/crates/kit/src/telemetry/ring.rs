@@ -1,0 +1,106 @@
+//! The spans that ended last, for a person who looks at one trace.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use opentelemetry::{
+    Context,
+    trace::{SpanId, Status, TraceId},
+};
+use opentelemetry_sdk::{
+    error::OTelSdkResult,
+    trace::{Span, SpanData, SpanProcessor},
+};
+use serde::Serialize;
+
+/// How many are kept in a process; then the oldest goes.
+pub const MOST_SPANS: usize = 16_384;
+
+static RING: Mutex<VecDeque<SpanData>> = Mutex::new(VecDeque::new());
+
+/// A span that has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Finished {
+    /// Its own id, 16 hexadecimal digits.
+    pub span_id: String,
+    /// That of the span within which it was begun.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent_span_id: Option<String>,
+    /// What was done.
+    pub name: String,
+    /// `server`, `client`, `consumer`, `producer` or `internal`.
+    pub kind: String,
+    /// When it began, in microseconds of 1970.
+    pub start_us: u64,
+    /// How long it took, in microseconds.
+    pub duration_us: u64,
+    /// What went wrong, if something did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What is known of it.
+    pub attributes: BTreeMap<String, String>,
+    /// What happened meanwhile.
+    pub events: Vec<String>,
+}
+
+/// The spans of a trace (32 hexadecimal digits) that this process remembers, in the order of their beginnings. There are none where
+/// they are exported.
+pub fn spans(trace: &str) -> Vec<Finished> {
+    let Ok(trace) = TraceId::from_hex(trace) else { return Vec::new() };
+    let ring = RING.lock().unwrap_or_else(PoisonError::into_inner);
+    let of_trace = ring.iter().filter(|span| span.span_context.trace_id() == trace);
+    let mut spans: Vec<_> = of_trace.map(finished).collect();
+    drop(ring);
+    spans.sort_by_key(|span| span.start_us);
+    spans
+}
+
+fn finished(span: &SpanData) -> Finished {
+    let since = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    Finished {
+        span_id: span.span_context.span_id().to_string(),
+        parent_span_id: (span.parent_span_id != SpanId::INVALID).then(|| span.parent_span_id.to_string()),
+        name: span.name.to_string(),
+        kind: format!("{:?}", span.span_kind).to_lowercase(),
+        start_us: micros(since(span.start_time)),
+        duration_us: micros(since(span.end_time).saturating_sub(since(span.start_time))),
+        error: match &span.status {
+            Status::Error { description } => Some(description.to_string()),
+            Status::Unset | Status::Ok => None,
+        },
+        attributes: span.attributes.iter().map(|it| (it.key.to_string(), it.value.to_string())).collect(),
+        events: span.events.iter().map(|event| event.name.to_string()).collect(),
+    }
+}
+
+/// Keeps spans as they are: what they are shown as is made when somebody asks.
+#[derive(Debug)]
+pub(super) struct Keep;
+
+impl SpanProcessor for Keep {
+    fn on_start(&self, _: &mut Span, _: &Context) {}
+
+    fn on_end(&self, span: SpanData) {
+        if !span.span_context.is_sampled() {
+            return;
+        }
+        let mut ring = RING.lock().unwrap_or_else(PoisonError::into_inner);
+        let oldest = if ring.len() >= MOST_SPANS { ring.pop_front() } else { None };
+        ring.push_back(span);
+        drop(ring);
+        drop(oldest);
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+        Ok(())
+    }
+}

@@ -1,0 +1,66 @@
+//! Whom a mail goes to: asked of the service that knows, and remembered for a minute.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use order_kit::{client::Client, events::Trouble};
+
+use crate::{cache::Cache, wire::User};
+
+/// How long an address is taken to be right; an event of its change that comes here ends it earlier.
+pub const RECIPIENT_TTL: Duration = Duration::from_secs(60);
+/// How many are remembered.
+pub const MOST_RECIPIENTS: usize = 10_000;
+
+/// Whom a mail goes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recipient {
+    pub name: String,
+    pub email: String,
+}
+
+pub struct Recipients {
+    users: Client,
+    known: Cache<Recipient>,
+}
+
+impl Recipients {
+    pub fn new(users: Client) -> Self {
+        Recipients { users, known: Cache::new(RECIPIENT_TTL, MOST_RECIPIENTS) }
+    }
+
+    /// `None` if there is no such user. That is not remembered: the next event asks again.
+    pub async fn find(&self, id: &str) -> Result<Option<Recipient>, Trouble> {
+        if let Some(known) = self.known.get(id) {
+            return Ok(Some(known));
+        }
+        let later =
+            |error: &dyn std::fmt::Display| Trouble::Later(format!("the user cannot be looked up: {error}"));
+        let reply =
+            self.users.get(&format!("/users/{}", in_path(id))).await.map_err(|error| later(&error))?;
+        if reply.status == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        let user: User = reply.success().and_then(|reply| reply.json()).map_err(|error| later(&error))?;
+        let found = Recipient { name: user.name, email: user.email };
+        self.known.put(id, found.clone());
+        Ok(Some(found))
+    }
+
+    /// The user has another name or address now.
+    pub fn changed(&self, id: &str, recipient: Recipient) {
+        self.known.put(id, recipient);
+    }
+}
+
+/// An id as one segment of a path, whatever it holds.
+fn in_path(id: &str) -> String {
+    id.bytes().fold(String::with_capacity(id.len()), |mut path, byte| {
+        if byte.is_ascii_alphanumeric() || b"-_~".contains(&byte) {
+            path.push(char::from(byte));
+        } else {
+            path.push_str(&format!("%{byte:02X}"));
+        }
+        path
+    })
+}
