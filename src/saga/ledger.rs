@@ -1,6 +1,10 @@
 //! A saga's journal as its owner sees it: what is recorded, in which order, and what is told of it.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    future::Future,
+    pin::pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use tokio::sync::watch;
 
@@ -154,13 +158,14 @@ impl Ledger {
     }
 
     /// Has work done and what comes of it recorded, in one transaction of the store, and waits until that is durable. If it was not
-    /// recorded, the saga is as before.
+    /// recorded, the saga is as before. From `given_up` on it is better if it is not.
     ///
     /// Nothing else may be queued meanwhile: where the next entry goes is known afterwards.
     pub(crate) async fn transact(
         &mut self,
         job: AnyJob,
         record: impl Fn(Payload) -> Record + Send + Sync + 'static,
+        given_up: impl Future<Output = ()>,
     ) -> Result<Transacted, Stop> {
         // Where the saga stands then does not depend on what comes of it.
         let mut after = self.machine.clone();
@@ -190,7 +195,16 @@ impl Ledger {
             release: false,
             answers: Vec::new(),
         });
-        match written.wait().await {
+        let mut written = pin!(written.wait());
+        let done = tokio::select! {
+            biased;
+            done = &mut written => done,
+            () = given_up => {
+                work.give_up();
+                written.await
+            }
+        };
+        match done {
             Ok(()) => {}
             Err(WriteError::Refused(Refusal::Failed { why })) => {
                 return Ok(Transacted::Failed(work.failure().unwrap_or_else(|| Failure::unknown(why))));

@@ -126,14 +126,16 @@ impl Driver {
             Direction::Do => Record::Completed { step: path.clone(), output, attempts, ms },
             Direction::Undo => Record::Undone { step: path.clone(), attempts, ms },
         };
+        let Handed { job, mut told } = handed;
+        let transacted = self.ledger.transact(job, record, told.closed());
         // Who is told may have given up waiting.
-        match beside(&mut self.flights, self.ledger.transact(handed.job, record)).await? {
+        match beside(&mut self.flights, transacted).await? {
             Transacted::Failed(failure) => {
-                let _ = handed.told.send(Err(failure));
+                let _ = told.send(Err(failure));
                 Ok(())
             }
             Transacted::Recorded => {
-                let _ = handed.told.send(Ok(()));
+                let _ = told.send(Ok(()));
                 // Its policies hear of it at once. Those that have given it up, or have begun another attempt, have done so to no purpose.
                 beside(&mut self.flights, std::future::ready(())).await;
                 let told = |flight: &Flight| matches!(flight.ended, Some(Ended::Recorded));
