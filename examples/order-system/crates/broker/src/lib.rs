@@ -13,6 +13,7 @@ mod delivery;
 mod error;
 mod memory;
 mod message;
+mod sqlite;
 mod topic;
 mod topology;
 
@@ -21,6 +22,7 @@ pub use delivery::{Delivery, Fate, MAX_RETURNS, Settle, Settlement, ack_all};
 pub use error::{BrokerError, PublishError};
 pub use memory::Memory;
 pub use message::{DeadLetter, Message};
+pub use sqlite::Sqlite;
 pub use topic::matches;
 pub use topology::{Backoff, Queue, Topology};
 
@@ -34,8 +36,9 @@ pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a
 /// [`BrokerError::BadAddress`] if it is none, [`BrokerError::Unreachable`] if the file cannot be opened. RabbitMQ need not be there yet:
 /// the broker connects by itself, and [`Broker::check`] tells whether it has.
 pub async fn open(address: &str) -> Result<std::sync::Arc<dyn Broker>, BrokerError> {
-    match address.split_once(':').map(|(scheme, _)| scheme) {
-        Some("memory") => Ok(std::sync::Arc::new(Memory::new())),
+    match address.split_once(':') {
+        Some(("memory", _)) => Ok(std::sync::Arc::new(Memory::new())),
+        Some(("sqlite", file)) if !file.is_empty() => Ok(std::sync::Arc::new(Sqlite::open(file).await?)),
         _ => Err(BrokerError::BadAddress {
             address: address.to_owned(),
             reason: "it starts with neither `memory:`, `sqlite:` nor `amqp://`".to_owned(),
