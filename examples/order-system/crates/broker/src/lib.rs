@@ -9,6 +9,8 @@
 //! What holds on all of them is said once, at [`Broker`]; where one of them cannot keep a promise, it says so at its own type.
 
 mod broker;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod delivery;
 mod error;
 mod memory;
