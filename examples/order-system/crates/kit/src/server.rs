@@ -13,7 +13,6 @@ use axum::{
 use futures::FutureExt;
 use http::{HeaderValue, StatusCode, header};
 use tokio::time::Instant;
-use tracing::Instrument;
 
 use crate::{
     Context, Service,
