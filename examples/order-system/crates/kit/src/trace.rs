@@ -24,6 +24,14 @@ pub async fn with_correlation<F: Future>(id: String, work: F) -> F::Output {
     CORRELATION.scope(id, work).await
 }
 
+/// Runs with that correlation id, if there is one: for work that goes on in another task or thread.
+pub async fn with_correlation_of<F: Future>(id: Option<String>, work: F) -> F::Output {
+    match id {
+        Some(id) => with_correlation(id, work).await,
+        None => work.await,
+    }
+}
+
 /// The correlation id of the work at hand.
 pub fn correlation() -> Option<String> {
     CORRELATION.try_with(Clone::clone).ok()
