@@ -56,6 +56,14 @@ pub async fn work<F: Future>(
     WORK.scope(Work { service: Some(service), correlation, ..known }, work.instrument(span)).await
 }
 
+/// Runs with that correlation id, if there is one: for work that goes on in another task or thread.
+pub async fn with_correlation_of<F: Future>(id: Option<String>, work: F) -> F::Output {
+    match id {
+        Some(id) => with_correlation(id, work).await,
+        None => work.await,
+    }
+}
+
 /// The correlation id of the work at hand.
 pub fn correlation() -> Option<String> {
     WORK.try_with(|work| work.correlation.clone()).ok()

@@ -13,6 +13,9 @@ use std::{path::PathBuf, sync::Arc};
 
 use futures::future::LocalBoxFuture;
 use tokio::sync::oneshot;
+use tracing::Instrument;
+
+use crate::trace;
 
 mod postgres;
 mod relay;
@@ -170,10 +173,12 @@ where
     F: for<'t> AsyncFnOnce(&'t Tx<'t>) -> Result<T, E> + Send + 'static,
 {
     let (tell, answer) = oneshot::channel();
+    // What is emitted by the work belongs to the trace of whoever asked for it.
+    let (span, correlation) = (tracing::Span::current(), trace::correlation());
     let job: Job = Box::new(move |tx| {
         Box::pin(async move {
             let result = match tx {
-                Ok(tx) => work(tx).await,
+                Ok(tx) => trace::with_correlation_of(correlation, work(tx)).instrument(span).await,
                 Err(error) => Err(E::from(error)),
             };
             Told {
