@@ -111,7 +111,7 @@ impl Db {
         let (job, answer) = job(work);
         match &self.workers {
             Workers::Sqlite(pool) => pool.write(job),
-            Workers::Postgres(pool) => pool.submit(job),
+            Workers::Postgres(pool) => pool.write(job),
         }
         answer
             .await
@@ -132,7 +132,7 @@ impl Db {
         let (job, answer) = job(work);
         match &self.workers {
             Workers::Sqlite(pool) => pool.read(job),
-            Workers::Postgres(pool) => pool.submit(job),
+            Workers::Postgres(pool) => pool.read(job),
         }
         answer
             .await
