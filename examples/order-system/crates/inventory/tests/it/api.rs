@@ -1,6 +1,6 @@
 //! The documented answers, and that one order moves stock once.
 
-use order_kit::env::Env;
+use order_kit::{Db, db::DbError, env::Env};
 use serde_json::{Value, json};
 
 use crate::{
@@ -33,6 +33,8 @@ on_both!(
     the_shelf_cannot_hold_less_than_what_is_held,
     an_effect_whose_answer_was_lost_is_answered_when_asked_again,
     an_event_alone_decrements_nothing,
+    books_that_are_wrong_are_found_out,
+    the_service_describes_its_routes_and_is_ready,
 );
 
 async fn a_reservation_holds_and_a_commit_decrements_once(place: Place) {
@@ -245,4 +247,49 @@ async fn an_event_alone_decrements_nothing(place: Place) {
     assert!(it.context.broker().stats("inventory.saga").await.is_err(), "nobody made a queue");
     assert_eq!(it.get("/inventory/p").await.body, level("p", 10, 0));
     assert_eq!(it.get("/inventory/reservations/o").await.status, 404);
+}
+
+async fn books_that_are_wrong_are_found_out(place: Place) {
+    let it = start(place).await;
+    for product in ["lost", "right", "unheld"] {
+        it.put(&format!("/inventory/{product}"), json!({"quantity": 10})).await;
+    }
+    it.post("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("unheld", 2), ("right", 2)])).await;
+    assert_eq!(it.get("/_audit").await.body["ok"], true);
+    // What no request can do.
+    let db =
+        Db::open(it.context.place(order_inventory::NAME), order_inventory::stock::MIGRATIONS).await.unwrap();
+    for sql in [
+        "update stock set on_hand = on_hand - 1 where product_id = 'lost'",
+        "update stock set reserved = reserved - 1 where product_id = 'unheld'",
+    ] {
+        let changed: Result<_, DbError> = db.write(async move |tx| tx.execute(sql, &[]).await).await;
+        assert_eq!(changed.unwrap(), 1);
+    }
+    let audit = it.get("/_audit").await.body;
+    assert_eq!(audit["ok"], false);
+    let products = audit["products"].as_array().unwrap();
+    let right: Vec<_> = products.iter().map(|it| (it["productId"].as_str().unwrap(), &it["ok"])).collect();
+    assert_eq!(right, [("lost", &json!(false)), ("right", &json!(true)), ("unheld", &json!(false))]);
+}
+
+async fn the_service_describes_its_routes_and_is_ready(place: Place) {
+    let it = start(place).await;
+    let api = it.get("/openapi.json").await.body;
+    let paths: Vec<_> = api["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(
+        paths,
+        [
+            "/inventory/commit",
+            "/inventory/release",
+            "/inventory/reservations/{orderId}",
+            "/inventory/reserve",
+            "/inventory/{productId}"
+        ]
+    );
+    let ready = it.get("/health/ready").await;
+    assert_eq!((ready.status, &ready.body["status"]), (200, &json!("ok")));
+    for check in ["database", "messageQueue"] {
+        assert_eq!(ready.body["checks"][check]["status"], "ok");
+    }
 }

@@ -126,7 +126,7 @@ impl Db {
         let (job, answer) = job(work);
         match &self.workers {
             Workers::Sqlite(pool) => pool.write(job),
-            Workers::Postgres(pool) => pool.submit(job),
+            Workers::Postgres(pool) => pool.write(job),
         }
         answer
             .await
@@ -147,7 +147,7 @@ impl Db {
         let (job, answer) = job(work);
         match &self.workers {
             Workers::Sqlite(pool) => pool.read(job),
-            Workers::Postgres(pool) => pool.submit(job),
+            Workers::Postgres(pool) => pool.read(job),
         }
         answer
             .await

@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::HashMap, panic::AssertUnwindSafe, rc::Rc, 
 use futures::FutureExt;
 use mainstay::saga::{barrier, inbox, outbox};
 use tokio::sync::{Mutex, mpsc};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, IsolationLevel, NoTls};
 
 use super::{
     DbError, Job, Told, Tx,
@@ -17,7 +17,16 @@ const CONNECTIONS: usize = 6;
 const CONNECT: Duration = Duration::from_secs(3);
 
 pub(super) struct Pool {
-    jobs: mpsc::UnboundedSender<Job>,
+    jobs: mpsc::UnboundedSender<(Kind, Job)>,
+}
+
+/// What a piece of work is allowed, and sees.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// Each statement sees what was committed before it.
+    Write,
+    /// All statements see one state.
+    Read,
 }
 
 impl Pool {
@@ -26,7 +35,7 @@ impl Pool {
         schema: &str,
         migrations: &'static [&'static str],
     ) -> Result<Self, DbError> {
-        let (jobs, queue) = mpsc::unbounded_channel::<Job>();
+        let (jobs, queue) = mpsc::unbounded_channel::<(Kind, Job)>();
         let queue = Arc::new(Mutex::new(queue));
         migrate(url, schema, migrations).await?;
         for _ in 0..CONNECTIONS {
@@ -41,16 +50,20 @@ impl Pool {
         Ok(Pool { jobs })
     }
 
-    pub(super) fn submit(&self, job: Job) {
-        let _ = self.jobs.send(job);
+    pub(super) fn write(&self, job: Job) {
+        let _ = self.jobs.send((Kind::Write, job));
+    }
+
+    pub(super) fn read(&self, job: Job) {
+        let _ = self.jobs.send((Kind::Read, job));
     }
 }
 
-async fn work(queue: &Mutex<mpsc::UnboundedReceiver<Job>>, url: &str, schema: &str) {
+async fn work(queue: &Mutex<mpsc::UnboundedReceiver<(Kind, Job)>>, url: &str, schema: &str) {
     let mut connection: Option<(Client, Statements)> = None;
     loop {
         let job = queue.lock().await.recv().await;
-        let Some(job) = job else { return };
+        let Some((kind, job)) = job else { return };
         connection = connection.filter(|(client, _)| !client.is_closed());
         if connection.is_none() {
             match connect(url, schema).await {
@@ -63,13 +76,18 @@ async fn work(queue: &Mutex<mpsc::UnboundedReceiver<Job>>, url: &str, schema: &s
             }
         }
         if let Some((client, statements)) = &mut connection {
-            one(client, statements, job).await;
+            one(client, statements, kind, job).await;
         }
     }
 }
 
-async fn one(client: &mut Client, statements: &Statements, job: Job) {
-    let tx = match client.transaction().await {
+async fn one(client: &mut Client, statements: &Statements, kind: Kind, job: Job) {
+    let begin = client.build_transaction();
+    let begin = match kind {
+        Kind::Write => begin,
+        Kind::Read => begin.isolation_level(IsolationLevel::RepeatableRead).read_only(true),
+    };
+    let tx = match begin.start().await {
         Ok(tx) => tx,
         Err(error) => {
             let told = job(Err(error.into())).await;

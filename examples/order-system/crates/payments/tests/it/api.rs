@@ -1,6 +1,6 @@
 //! The documented answers, and that one order pays once.
 
-use order_kit::env::Env;
+use order_kit::{Db, db::DbError, env::Env};
 use serde_json::{Value, json};
 
 use crate::{
@@ -30,6 +30,8 @@ on_both!(
     a_key_is_for_one_charge,
     wrong_requests_are_refused_before_anything_is_done,
     a_charge_whose_answer_was_lost_is_answered_when_asked_again,
+    books_that_are_wrong_are_found_out,
+    the_service_describes_its_routes_and_is_ready,
 );
 
 async fn a_charge_is_made_once_and_always_answered_the_same(place: Place) {
@@ -210,4 +212,59 @@ async fn a_charge_whose_answer_was_lost_is_answered_when_asked_again(place: Plac
     let found = it.get("/payments/order/o").await.body;
     assert_eq!(found["charged"], "5.00");
     assert_eq!(it.get("/_audit").await.body["ok"], true);
+}
+
+async fn books_that_are_wrong_are_found_out(place: Place) {
+    let it = start(place).await;
+    for order in ["a", "b"] {
+        it.post("/payments/charge", &format!("charge-card.do@{order}"), charge(order, "5")).await;
+    }
+    assert_eq!(it.get("/_audit").await.body["ok"], true);
+    // What no request can do.
+    let db = Db::open(it.context.place(order_payments::NAME), order_payments::MIGRATIONS).await.unwrap();
+    let change =
+        async |sql: &'static str| db.write(async move |tx| tx.execute(sql, &[]).await).await.map(drop);
+    let changed: Result<_, DbError> = async {
+        change("drop index entry_charge").await?;
+        change(
+            "insert into entry (payment_id, order_id, key, amount, at)
+             select payment_id, order_id, 'other', amount, at from entry where order_id = 'a'",
+        )
+        .await?;
+        change(
+            "insert into entry (payment_id, order_id, key, amount, at)
+             select payment_id, order_id, key, -amount - 1, at from entry where order_id = 'b'",
+        )
+        .await
+    }
+    .await;
+    changed.unwrap();
+    let audit = it.get("/_audit").await.body;
+    assert_eq!((&audit["ok"], &audit["chargedTwice"]), (&json!(false), &json!(["a"])));
+    assert_eq!(audit["overRefunded"], json!(["b"]));
+    assert_eq!(audit["unsettled"], json!(["charge-card.do@b", "other"]));
+    let sums: Vec<_> =
+        audit["orders"].as_array().unwrap().iter().map(|order| order["charged"].clone()).collect();
+    assert_eq!(sums, ["10.00", "5.00"]);
+}
+
+async fn the_service_describes_its_routes_and_is_ready(place: Place) {
+    let it = start(place).await;
+    let api = it.get("/openapi.json").await.body;
+    let paths: Vec<_> = api["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(
+        paths,
+        [
+            "/payments/cards/{userId}",
+            "/payments/charge",
+            "/payments/lookup",
+            "/payments/order/{orderId}",
+            "/payments/refund"
+        ]
+    );
+    let ready = it.get("/health/ready").await;
+    assert_eq!((ready.status, &ready.body["status"]), (200, &json!("ok")));
+    for check in ["database", "messageQueue"] {
+        assert_eq!(ready.body["checks"][check]["status"], "ok");
+    }
 }

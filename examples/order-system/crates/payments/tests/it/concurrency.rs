@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::{
     api::{charge, start},
     on_both,
-    service::{Bench, Place},
+    service::{Answer, Bench, Place},
 };
 
 on_both!(
@@ -14,6 +14,17 @@ on_both!(
     two_keys_for_one_order_at_the_same_time_charge_once,
     charges_and_refunds_at_the_same_time_leave_nothing_behind,
 );
+
+/// Asks until there is an answer, as an orchestrator does: with many at once on a slow disk the queue in front of the provider says no.
+async fn post(it: &Bench, path: &str, key: &str, body: Value) -> Answer {
+    for _ in 0..50 {
+        let answer = it.post(path, key, body.clone()).await;
+        if answer.status != 503 {
+            return answer;
+        }
+    }
+    panic!("no answer from {path} for {key}");
+}
 
 async fn audited(it: &Bench) -> Value {
     let audit = it.get("/_audit").await.body;
@@ -23,7 +34,7 @@ async fn audited(it: &Bench) -> Value {
 
 async fn the_same_charge_at_the_same_time_is_one(place: Place) {
     let it = start(place).await;
-    let one = || it.post("/payments/charge", "charge-card.do@o", charge("o", "5"));
+    let one = || post(&it, "/payments/charge", "charge-card.do@o", charge("o", "5"));
     let answers = join_all((0..20).map(|_| one())).await;
     assert_eq!(answers[0].status, 200);
     assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
@@ -38,7 +49,7 @@ async fn two_keys_for_one_order_at_the_same_time_charge_once(place: Place) {
     for round in 0..5 {
         let order = format!("o{round}");
         let keys: Vec<_> = (0..4).map(|way| format!("way-{way}.do@{order}")).collect();
-        let work = keys.iter().map(|key| it.post("/payments/charge", key, charge(&order, "5")));
+        let work = keys.iter().map(|key| post(&it, "/payments/charge", key, charge(&order, "5")));
         let mut answers: Vec<_> = join_all(work).await.iter().map(|answer| answer.status).collect();
         answers.sort_unstable();
         assert_eq!(answers, [200, 409, 409, 409]);
@@ -52,10 +63,12 @@ async fn charges_and_refunds_at_the_same_time_leave_nothing_behind(place: Place)
     let orders: Vec<_> = (0..16).map(|number| format!("o{number:02}")).collect();
     join_all(orders.iter().map(async |order| {
         let (action, compensation) = (format!("charge-card.do@{order}"), format!("charge-card.undo@{order}"));
-        let charge = || it.post("/payments/charge", &action, charge(order, "5"));
-        let refund = || it.post("/payments/refund", &compensation, json!({"orderId": order}));
+        let charge = || post(&it, "/payments/charge", &action, charge(order, "5"));
+        let refund = || post(&it, "/payments/refund", &compensation, json!({"orderId": order}));
         let (one, two, three, four, five) = futures::join!(charge(), refund(), charge(), refund(), refund());
-        assert!([two.status, four.status, five.status] == [200; 3]);
+        for answer in [two, four, five] {
+            assert_eq!(answer.status, 200, "{answer:?}");
+        }
         for answer in [one, three] {
             assert!(answer.status == 200 || answer.error() == "already_compensated", "{answer:?}");
         }
