@@ -170,10 +170,11 @@ where
     F: for<'t> AsyncFnOnce(&'t Tx<'t>) -> Result<T, E> + Send + 'static,
 {
     let (tell, answer) = oneshot::channel();
+    let around = crate::trace::carried();
     let job: Job = Box::new(move |tx| {
         Box::pin(async move {
             let result = match tx {
-                Ok(tx) => work(tx).await,
+                Ok(tx) => around.with(work(tx)).await,
                 Err(error) => Err(E::from(error)),
             };
             Told {
