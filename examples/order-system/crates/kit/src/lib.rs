@@ -19,7 +19,6 @@ pub mod money;
 mod serve;
 pub mod server;
 pub mod step;
-mod streak;
 pub mod telemetry;
 pub mod trace;
 

@@ -56,17 +56,32 @@ pub async fn work<F: Future>(
     WORK.scope(Work { service: Some(service), correlation, ..known }, work.instrument(span)).await
 }
 
-/// Runs with that correlation id, if there is one: for work that goes on in another task or thread.
-pub async fn with_correlation_of<F: Future>(id: Option<String>, work: F) -> F::Output {
-    match id {
-        Some(id) => with_correlation(id, work).await,
-        None => work.await,
+/// What is known here, to be known where a part of the work is done: on the thread of a database.
+pub(crate) struct Carried(Option<Work>);
+
+pub(crate) fn carried() -> Carried {
+    let known = WORK.try_with(Clone::clone).ok();
+    let parent = traceparent();
+    if known.is_none() && parent.is_none() {
+        return Carried(None);
+    }
+    let known = known.unwrap_or_default();
+    let trace_id = parent.as_deref().and_then(|it| it.get(3..35)).map(str::to_owned).or(known.trace_id);
+    Carried(Some(Work { trace_id, parent, ..known }))
+}
+
+impl Carried {
+    pub(crate) async fn with<F: Future>(self, part: F) -> F::Output {
+        match self.0 {
+            Some(work) => WORK.scope(work, part).await,
+            None => part.await,
+        }
     }
 }
 
 /// The correlation id of the work at hand.
 pub fn correlation() -> Option<String> {
-    WORK.try_with(|work| work.correlation.clone()).ok()
+    WORK.try_with(|work| work.correlation.clone()).ok().filter(|id| !id.is_empty())
 }
 
 /// The trace of the work at hand, 32 hexadecimal digits.

@@ -14,12 +14,13 @@ mod wire;
 
 use std::{sync::Arc, time::Duration};
 
-use axum::extract::{Query, State};
+use axum::extract::State;
 use order_broker::Queue;
 use order_kit::{
     ApiError, BoxError, Context, Db, Json, Service,
     client::{Client, Options},
     events::{self, Envelope, Trouble},
+    extract::Query,
     health::Check,
 };
 use serde::Deserialize;

@@ -5,11 +5,12 @@
 
 use std::time::Duration;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use order_broker::Queue;
 use order_kit::{
     ApiError, BoxError, Cents, Context, Db, Json, Service,
     events::{self, Envelope, Trouble},
+    extract::Path,
 };
 use serde::{Deserialize, Serialize};
 use utoipa_axum::{router::OpenApiRouter, routes};

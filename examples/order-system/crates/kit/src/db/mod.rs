@@ -173,12 +173,11 @@ where
     F: for<'t> AsyncFnOnce(&'t Tx<'t>) -> Result<T, E> + Send + 'static,
 {
     let (tell, answer) = oneshot::channel();
-    // What is emitted by the work belongs to the trace of whoever asked for it.
-    let (span, correlation) = (tracing::Span::current(), trace::correlation());
+    let around = crate::trace::carried();
     let job: Job = Box::new(move |tx| {
         Box::pin(async move {
             let result = match tx {
-                Ok(tx) => trace::with_correlation_of(correlation, work(tx)).instrument(span).await,
+                Ok(tx) => around.with(work(tx)).await,
                 Err(error) => Err(E::from(error)),
             };
             Told {

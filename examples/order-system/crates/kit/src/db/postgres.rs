@@ -1,11 +1,11 @@
 //! The connections of a PostgreSQL schema: each on a thread of its own, taking turns. One that breaks is made anew for the next work.
 
-use std::{cell::RefCell, collections::HashMap, panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use mainstay::saga::{barrier, inbox, outbox};
 use tokio::sync::{Mutex, mpsc};
-use tokio_postgres::{Client, IsolationLevel, NoTls};
+use tokio_postgres::{Client, IsolationLevel, NoTls, Transaction};
 
 use super::{
     DbError, Job, Told, Tx,
@@ -61,39 +61,50 @@ impl Pool {
 
 async fn work(queue: &Mutex<mpsc::UnboundedReceiver<(Kind, Job)>>, url: &str, schema: &str) {
     let mut connection: Option<(Client, Statements)> = None;
-    loop {
+    'jobs: loop {
         let job = queue.lock().await.recv().await;
         let Some((kind, job)) = job else { return };
-        connection = connection.filter(|(client, _)| !client.is_closed());
-        if connection.is_none() {
-            match connect(url, schema).await {
-                Ok(client) => connection = Some((client, Rc::new(RefCell::new(HashMap::new())))),
-                Err(error) => {
-                    let told = job(Err(error)).await;
-                    (told.tell)(Ok(()));
-                    continue;
+        let mut again = true;
+        loop {
+            connection = connection.filter(|(client, _)| !client.is_closed());
+            let (client, statements) = match &mut connection {
+                Some(connected) => connected,
+                None => match connect(url, schema).await {
+                    Ok(client) => connection.insert((client, Rc::default())),
+                    Err(error) => {
+                        refuse(job, error).await;
+                        continue 'jobs;
+                    }
+                },
+            };
+            let begin = client.build_transaction();
+            let begin = match kind {
+                Kind::Write => begin,
+                Kind::Read => begin.isolation_level(IsolationLevel::RepeatableRead).read_only(true),
+            };
+            let error = match begin.start().await {
+                Ok(tx) => {
+                    one(tx, statements, job).await;
+                    continue 'jobs;
                 }
+                Err(error) => error,
+            };
+            // A connection that was lost while nobody used it; nothing has been done on it.
+            if !again || !client.is_closed() {
+                refuse(job, error.into()).await;
+                continue 'jobs;
             }
-        }
-        if let Some((client, statements)) = &mut connection {
-            one(client, statements, kind, job).await;
+            again = false;
         }
     }
 }
 
-async fn one(client: &mut Client, statements: &Statements, kind: Kind, job: Job) {
-    let begin = client.build_transaction();
-    let begin = match kind {
-        Kind::Write => begin,
-        Kind::Read => begin.isolation_level(IsolationLevel::RepeatableRead).read_only(true),
-    };
-    let tx = match begin.start().await {
-        Ok(tx) => tx,
-        Err(error) => {
-            let told = job(Err(error.into())).await;
-            return (told.tell)(Ok(()));
-        }
-    };
+async fn refuse(job: Job, error: DbError) {
+    let told = job(Err(error)).await;
+    (told.tell)(Ok(()));
+}
+
+async fn one(tx: Transaction<'_>, statements: &Statements, job: Job) {
     let told: Result<Told, _> = {
         let tx = Tx(On::Postgres(&tx, statements.clone()));
         AssertUnwindSafe(job(Ok(&tx))).catch_unwind().await

@@ -104,3 +104,37 @@ impl SpanProcessor for Keep {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::trace::{Span as _, TraceContextExt, Tracer, TracerProvider};
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+
+    use super::*;
+
+    #[test]
+    fn the_oldest_makes_room_and_what_is_not_sampled_is_not_kept() {
+        let provider = SdkTracerProvider::builder().with_span_processor(Keep).build();
+        let tracer = provider.tracer("it");
+        let mut traces = Vec::new();
+        for _ in 0..MOST_SPANS + 10 {
+            let mut span = tracer.start("it");
+            traces.push(span.span_context().trace_id().to_string());
+            span.end();
+        }
+        assert_eq!((spans(&traces[0]).len(), spans(&traces[9]).len(), spans(&traces[10]).len()), (0, 0, 1));
+        assert_eq!(RING.lock().unwrap().len(), MOST_SPANS);
+        assert!(spans("no trace").is_empty());
+
+        let parent = spans(&traces[20]).remove(0);
+        let unsampled = opentelemetry::trace::SpanContext::new(
+            TraceId::from_hex(&traces[0]).unwrap(),
+            SpanId::from_hex(&parent.span_id).unwrap(),
+            opentelemetry::trace::TraceFlags::NOT_SAMPLED,
+            true,
+            opentelemetry::trace::TraceState::default(),
+        );
+        tracer.start_with_context("it", &Context::new().with_remote_span_context(unsampled)).end();
+        assert!(spans(&traces[0]).is_empty());
+    }
+}

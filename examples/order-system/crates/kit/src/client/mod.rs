@@ -5,6 +5,9 @@
 //! with a short queue, and a timeout for each attempt. Answers below 500 other than 429 are the service's word and no failure of its: a
 //! thousand unknown users open no breaker.
 
+mod policies;
+mod streak;
+
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -14,19 +17,17 @@ use hyper_util::{
     client::legacy::{Client as Http, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use mainstay::{
-    BoxedStack, Bulkhead, CircuitBreaker, ConfigError, Error, Refused, Retry, circuit_breaker::Class,
-};
+use mainstay::{ConfigError, Refused};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{auth, context::Context, env, metric, streak::Streak, trace};
+use crate::{auth, context::Context, env, metric, trace};
+
+use policies::Policies;
 
 /// The request's key under which repeating it has no further effect.
 pub static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// How many milliseconds whoever asked will wait.
 pub static DEADLINE: HeaderName = HeaderName::from_static("x-request-timeout-ms");
-/// The breaker's rule for failures in a row: so many, and within what time.
-const STREAK: (usize, Duration) = (5, Duration::from_secs(60));
 /// For how long a connection that is not in use is kept: not as long as the server does, which would close it under a request.
 const IDLE: Duration = Duration::from_secs(5);
 /// The most that is read of an answer.
@@ -146,8 +147,6 @@ impl CallError {
     }
 }
 
-type Breaker = CircuitBreaker<mainstay::circuit_breaker::ErrorClassifier<fn(&CallError) -> Class, CallError>>;
-
 /// A client of one service; clones share all policies.
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
@@ -157,13 +156,7 @@ struct Inner {
     service: &'static str,
     context: Context,
     http: Http<HttpConnector, Full<Bytes>>,
-    /// For what may be repeated, and for what may not.
-    repeated: BoxedStack<Reply, CallError>,
-    once: BoxedStack<Reply, CallError>,
-    breaker: Breaker,
-    streak: Streak,
-    /// For how long the breaker opens.
-    wait: Duration,
+    policies: Policies,
     /// Whether a deadline of this length is within the stack.
     deadline: Duration,
 }
@@ -171,24 +164,6 @@ struct Inner {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Client({})", self.0.service)
-    }
-}
-
-fn classify(error: &CallError) -> Class {
-    match error {
-        CallError::Request(_) => Class::Ignored,
-        CallError::Garbled(_)
-        | CallError::Refused(_)
-        | CallError::Connection { .. }
-        | CallError::Status(..) => Class::Failure,
-    }
-}
-
-/// Whether an outcome speaks against the service: what it answered, and what it did not answer in time.
-fn counts(error: &CallError) -> bool {
-    match error {
-        CallError::Refused(refused) => refused.was_started(),
-        other => classify(other) == Class::Failure,
     }
 }
 
@@ -200,54 +175,10 @@ impl Client {
     /// An option that cannot be.
     pub fn new(context: &Context, service: &'static str, options: Options) -> Result<Self, ConfigError> {
         let wait = Duration::from_secs(if context.env().get(env::POLICY_FAST).is_some() { 3 } else { 30 });
-        let breaker = CircuitBreaker::config()
-            .name(service)
-            // A row of failures, for the breaker, may be as long as it likes: see `Streak`.
-            .time_window(Duration::from_secs(60), 60)
-            .minimum_calls(20)
-            .failure_rate(0.5)
-            .open_wait(wait, 1.0, wait)
-            .immediate_close()
-            .observe(mainstay::observe::Tracing)
-            .observe(mainstay::observe::Metrics)
-            .classify_err(classify as fn(&CallError) -> Class)
-            .build()?;
+        let policies = Policies::new(service, options, wait, context.policies())?;
         if context.env().get_or_default(env::BREAKERS) == "off" {
-            breaker.disable();
+            policies.disable_breaker();
         }
-        let bulkhead = Bulkhead::config(options.concurrency)
-            .queue(options.queue, Duration::from_secs(1))
-            .name(service)
-            .observe(mainstay::observe::Metrics)
-            .build()?;
-        let retry = Retry::exponential(Duration::from_millis(50))
-            .cap(Duration::from_millis(500))
-            .max_attempts(options.attempts)
-            .idempotent()
-            .when(|attempt: &mainstay::retry::Failure<'_, Reply, CallError>| {
-                matches!(attempt.error(), Some(CallError::Connection { .. } | CallError::Status(..)))
-            })
-            .name(service)
-            .observe(mainstay::observe::Metrics)
-            .build()?;
-        let repeated = mainstay::stack(service)
-            .deadline(options.deadline)
-            .circuit_breaker(breaker.clone())
-            .retry(retry.clone())
-            .bulkhead(bulkhead.clone())
-            .timeout(options.attempt)
-            .build()?
-            .boxed();
-        let once = mainstay::stack(service)
-            .deadline(options.deadline)
-            .circuit_breaker(breaker.clone())
-            .bulkhead(bulkhead.clone())
-            .timeout(options.attempt)
-            .build()?
-            .boxed();
-        context.policies().add(&breaker);
-        context.policies().add(&bulkhead);
-        context.policies().add(&retry);
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(Duration::from_secs(1)));
         connector.set_nodelay(true);
@@ -256,22 +187,12 @@ impl Client {
             .pool_idle_timeout(IDLE)
             .build(connector);
         let deadline = options.deadline;
-        Ok(Client(Arc::new(Inner {
-            service,
-            context: context.clone(),
-            http,
-            repeated,
-            once,
-            breaker,
-            streak: Streak::new(STREAK.0, STREAK.1),
-            wait,
-            deadline,
-        })))
+        Ok(Client(Arc::new(Inner { service, context: context.clone(), http, policies, deadline })))
     }
 
     /// Whether the breaker refuses calls at present.
     pub fn is_open(&self) -> bool {
-        self.0.breaker.retry_at().is_some()
+        self.0.policies.is_open()
     }
 
     /// `GET`.
@@ -325,22 +246,14 @@ impl Client {
         );
         let call = async {
             let attempt = || self.attempt(method.clone(), path, headers.clone(), body.clone());
-            let stack = if repeatable { &self.0.repeated } else { &self.0.once };
-            let (began, round) = (tokio::time::Instant::now(), self.0.streak.round());
-            let answer = stack.call(attempt).await.map_err(|error| match error {
-                Error::Inner(error) => error,
-                Error::Refused(refused) => CallError::Refused(refused),
-            });
+            let began = tokio::time::Instant::now();
+            let answer = self.0.policies.call(repeatable, attempt).await;
             let span = tracing::Span::current();
             match &answer {
                 Ok(reply) => {
-                    self.0.streak.succeeded(round);
                     span.record("http.response.status_code", reply.status.as_u16());
                 }
                 Err(error) => {
-                    if counts(error) && self.0.streak.failed(round) {
-                        self.open();
-                    }
                     if let CallError::Status(status, _) = error {
                         span.record("http.response.status_code", status.as_u16());
                     }
@@ -358,13 +271,6 @@ impl Client {
             answer
         };
         tracing::Instrument::instrument(call, span).await
-    }
-
-    /// Opens the breaker for the whole of its time.
-    fn open(&self) {
-        if let Ok(permit) = self.0.breaker.try_acquire() {
-            permit.record(Class::OpenFor(self.0.wait));
-        }
     }
 
     async fn attempt(

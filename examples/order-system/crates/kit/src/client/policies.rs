@@ -1,0 +1,281 @@
+//! The policies of a client, around whatever it calls.
+
+use std::time::Duration;
+
+use mainstay::{
+    BoxedStack, Bulkhead, CircuitBreaker, ConfigError, Error, Registry, Retry, circuit_breaker,
+    circuit_breaker::Class,
+};
+
+use super::{CallError, Options, Reply, streak::Streak};
+
+/// The breaker's rule for failures in a row: so many, and within what time.
+const STREAK: (usize, Duration) = (5, Duration::from_secs(60));
+
+type Breaker = CircuitBreaker<circuit_breaker::ErrorClassifier<fn(&CallError) -> Class, CallError>>;
+
+pub(super) struct Policies {
+    /// For what may be repeated, and for what may not.
+    repeated: BoxedStack<Reply, CallError>,
+    once: BoxedStack<Reply, CallError>,
+    breaker: Breaker,
+    streak: Streak,
+    /// For how long the breaker opens.
+    wait: Duration,
+}
+
+/// What an answer, or none, says of the service.
+fn classify(error: &CallError) -> Class {
+    match error {
+        CallError::Request(_) => Class::Ignored,
+        CallError::Garbled(_)
+        | CallError::Refused(_)
+        | CallError::Connection { .. }
+        | CallError::Status(..) => Class::Failure,
+    }
+}
+
+/// Whether an outcome speaks against the service: what it answered, and what it did not answer in time.
+fn counts(error: &CallError) -> bool {
+    match error {
+        CallError::Refused(refused) => refused.was_started(),
+        other => classify(other) == Class::Failure,
+    }
+}
+
+impl Policies {
+    pub(super) fn new(
+        service: &'static str,
+        options: Options,
+        wait: Duration,
+        registry: &Registry,
+    ) -> Result<Self, ConfigError> {
+        let breaker = CircuitBreaker::config()
+            .name(service)
+            // A row of failures, for the breaker, may be as long ago as it likes: see `Streak`.
+            .time_window(Duration::from_secs(60), 60)
+            .minimum_calls(20)
+            .failure_rate(0.5)
+            .open_wait(wait, 1.0, wait)
+            .immediate_close()
+            .observe(mainstay::observe::Tracing)
+            .observe(mainstay::observe::Metrics)
+            .classify_err(classify as fn(&CallError) -> Class)
+            .build()?;
+        let bulkhead = Bulkhead::config(options.concurrency)
+            .queue(options.queue, Duration::from_secs(1))
+            .name(service)
+            .observe(mainstay::observe::Metrics)
+            .build()?;
+        let retry = Retry::exponential(Duration::from_millis(50))
+            .cap(Duration::from_millis(500))
+            .max_attempts(options.attempts)
+            .idempotent()
+            .when(|attempt: &mainstay::retry::Failure<'_, Reply, CallError>| {
+                matches!(attempt.error(), Some(CallError::Connection { .. } | CallError::Status(..)))
+            })
+            .name(service)
+            .observe(mainstay::observe::Metrics)
+            .build()?;
+        let repeated = mainstay::stack(service)
+            .deadline(options.deadline)
+            .circuit_breaker(breaker.clone())
+            .retry(retry.clone())
+            .bulkhead(bulkhead.clone())
+            .timeout(options.attempt)
+            .build()?
+            .boxed();
+        let once = mainstay::stack(service)
+            .deadline(options.deadline)
+            .circuit_breaker(breaker.clone())
+            .bulkhead(bulkhead.clone())
+            .timeout(options.attempt)
+            .build()?
+            .boxed();
+        registry.add(&breaker);
+        registry.add(&bulkhead);
+        registry.add(&retry);
+        Ok(Policies { repeated, once, breaker, streak: Streak::new(STREAK.0, STREAK.1), wait })
+    }
+
+    /// Lets everything through, to see what breakers are for.
+    pub(super) fn disable_breaker(&self) {
+        self.breaker.disable();
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.breaker.retry_at().is_some()
+    }
+
+    pub(super) async fn call<F>(
+        &self,
+        repeatable: bool,
+        attempt: impl FnMut() -> F,
+    ) -> Result<Reply, CallError>
+    where
+        F: Future<Output = Result<Reply, CallError>>,
+    {
+        let stack = if repeatable { &self.repeated } else { &self.once };
+        let round = self.streak.round();
+        let answer = stack.call(attempt).await.map_err(|error| match error {
+            Error::Inner(error) => error,
+            Error::Refused(refused) => CallError::Refused(refused),
+        });
+        match &answer {
+            Ok(_) => self.streak.succeeded(round),
+            Err(error) if counts(error) && self.streak.failed(round) => {
+                if let Ok(permit) = self.breaker.try_acquire() {
+                    permit.record(Class::OpenFor(self.wait));
+                }
+            }
+            Err(_) => {}
+        }
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, collections::BTreeMap};
+
+    use bytes::Bytes;
+    use http::{HeaderMap, StatusCode};
+    use tokio::time::advance;
+
+    use super::*;
+
+    /// The policies with a service that counts how often it is asked.
+    struct Called {
+        policies: Policies,
+        calls: Cell<u32>,
+    }
+
+    impl Called {
+        fn new() -> Self {
+            let wait = Duration::from_secs(30);
+            let policies = Policies::new("user", Options::default(), wait, &Registry::new()).unwrap();
+            Called { policies, calls: Cell::new(0) }
+        }
+
+        async fn call(&self, answer: Result<u16, u16>) -> Result<Reply, CallError> {
+            let status = |code| StatusCode::from_u16(code).unwrap();
+            self.policies
+                .call(false, || {
+                    self.calls.set(self.calls.get() + 1);
+                    std::future::ready(match answer {
+                        Ok(code) => {
+                            Ok(Reply { status: status(code), headers: HeaderMap::new(), body: Bytes::new() })
+                        }
+                        Err(code) => Err(CallError::Status(status(code), String::new())),
+                    })
+                })
+                .await
+        }
+
+        async fn fail(&self, times: u32, apart: Duration) {
+            for time in 0..times {
+                if time > 0 {
+                    advance(apart).await;
+                }
+                let _ = self.call(Err(500)).await;
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn five_failures_within_a_minute_open_it_for_thirty_seconds() {
+        let it = Called::new();
+        it.fail(5, Duration::from_secs(15)).await;
+        assert_eq!(it.calls.get(), 5);
+        advance(Duration::from_millis(29_999)).await;
+        let refused = it.call(Ok(200)).await.unwrap_err();
+        assert!(matches!(&refused, CallError::Refused(refused) if !refused.was_started()), "{refused}");
+        assert_eq!(it.calls.get(), 5, "nobody was asked");
+        advance(Duration::from_millis(1)).await;
+        it.call(Ok(200)).await.unwrap();
+        it.fail(4, Duration::ZERO).await;
+        it.call(Ok(200)).await.expect("it was closed by the probe, and four failures are not five");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn five_failures_over_61_seconds_do_not_open_it() {
+        let it = Called::new();
+        it.fail(5, Duration::from_millis(15_250)).await;
+        it.call(Ok(200)).await.unwrap();
+        assert_eq!(it.calls.get(), 6);
+    }
+
+    /// What the breaker's own rule for failures in a row does with them, which knows no time.
+    #[tokio::test(start_paused = true)]
+    async fn a_row_without_a_time_would_have_opened() {
+        let breaker = CircuitBreaker::config()
+            .time_window(Duration::from_secs(60), 60)
+            .consecutive_failures(5)
+            .build()
+            .unwrap();
+        for _ in 0..5 {
+            let _ = breaker.call(|| async { Err::<(), _>(()) }).await;
+            advance(Duration::from_millis(15_250)).await;
+        }
+        assert!(breaker.snapshot().openings == 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn exactly_half_of_twenty_calls_open_it_and_half_of_nineteen_do_not() {
+        let it = Called::new();
+        for _ in 0..9 {
+            it.call(Ok(200)).await.unwrap();
+            it.fail(1, Duration::ZERO).await;
+        }
+        it.call(Ok(200)).await.expect("9 of 18");
+        it.fail(1, Duration::ZERO).await;
+        let refused = it.call(Ok(200)).await.unwrap_err();
+        assert!(matches!(refused, CallError::Refused(_)), "10 of 20: {refused}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_service_says_is_no_failure_of_it() {
+        let it = Called::new();
+        for _ in 0..1_000 {
+            it.call(Ok(404)).await.unwrap();
+        }
+        for _ in 0..100 {
+            let _ =
+                it.policies.call(false, || std::future::ready(Err(CallError::Request(String::new())))).await;
+        }
+        it.call(Ok(200)).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_does_not_answer_in_time_has_failed() {
+        let it = Called::new();
+        for _ in 0..5 {
+            let began = tokio::time::Instant::now();
+            let late = it.policies.call(false, std::future::pending).await.unwrap_err();
+            assert!(matches!(&late, CallError::Refused(refused) if refused.was_started()), "{late}");
+            assert_eq!(began.elapsed(), Duration::from_secs(5));
+        }
+        it.call(Ok(200)).await.expect_err("it is open");
+        assert_eq!(it.calls.get(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_fifty_at_the_end_of_the_wait_one_is_let_through() {
+        let it = Called::new();
+        it.fail(5, Duration::ZERO).await;
+        advance(Duration::from_secs(30)).await;
+        let slow = || async {
+            it.calls.set(it.calls.get() + 1);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Err(CallError::Status(StatusCode::BAD_GATEWAY, String::new()))
+        };
+        let answers = futures::future::join_all((0..50).map(|_| it.policies.call(false, slow))).await;
+        let mut kinds = BTreeMap::new();
+        for answer in answers {
+            *kinds.entry(matches!(answer, Err(CallError::Refused(_)))).or_insert(0) += 1;
+        }
+        assert_eq!((it.calls.get(), kinds[&true], kinds[&false]), (6, 49, 1));
+        advance(Duration::from_secs(14)).await;
+        assert!(it.policies.is_open(), "the probe failed");
+    }
+}

@@ -1,0 +1,211 @@
+//! The client against a server that does what a test wants, over real connections.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    extract::{Path, State},
+    response::IntoResponse,
+    routing::{any, get},
+};
+use http::{HeaderMap, StatusCode};
+use order_kit::{
+    ApiError, Context,
+    client::{CallError, Client, DEADLINE, Options},
+    env::{self, Env},
+    server::Access,
+};
+use serde_json::json;
+
+use crate::support::{Dropped, Served, context, memory, service};
+
+#[derive(Clone, Default)]
+struct Upstream {
+    calls: Arc<AtomicU32>,
+    cancelled: Dropped,
+    deadlines: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Upstream {
+    fn calls(&self) -> u32 {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+async fn answer(State(it): State<Upstream>, Path(code): Path<u16>, headers: HeaderMap) -> impl IntoResponse {
+    it.calls.fetch_add(1, Ordering::SeqCst);
+    let told = headers.get(&DEADLINE).and_then(|ms| ms.to_str().ok()).and_then(|ms| ms.parse().ok());
+    it.deadlines.lock().unwrap().extend(told);
+    (StatusCode::from_u16(code).unwrap(), axum::Json(json!({ "error": "said" })))
+}
+
+async fn sleep(State(it): State<Upstream>) {
+    it.calls.fetch_add(1, Ordering::SeqCst);
+    let guard = it.cancelled.guard();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    drop(guard);
+}
+
+async fn upstream() -> (Upstream, Served) {
+    let it = Upstream::default();
+    let routes =
+        Router::new().route("/answer/{code}", any(answer)).route("/sleep", any(sleep)).with_state(it.clone());
+    // Of services alone, so that the client's token is needed.
+    let context = context("users", Env::empty(), memory().await);
+    (it, Served::start(context, service(routes, Vec::new()), Access::Services).await)
+}
+
+async fn caller(served: &Served, env: Env) -> Context {
+    context("orders", env.with(env::USER_SERVICE_URL, format!("{}/", served.url)), memory().await)
+}
+
+async fn client(served: &Served, options: Options) -> Client {
+    Client::new(&caller(served, Env::empty()).await, "user", options).unwrap()
+}
+
+#[tokio::test]
+async fn a_thousand_unknown_users_open_nothing() {
+    let (upstream, served) = upstream().await;
+    let client = client(&served, Options::default()).await;
+    for _ in 0..1_000 {
+        let reply = client.get("/answer/404").await.unwrap();
+        assert_eq!((reply.status.as_u16(), reply.error().as_deref()), (404, Some("said")));
+    }
+    assert_eq!((upstream.calls(), client.is_open()), (1_000, false));
+}
+
+#[tokio::test]
+async fn after_five_failures_nobody_is_asked() {
+    let (upstream, served) = upstream().await;
+    let client = client(&served, Options { attempts: 1, ..Options::default() }).await;
+    for _ in 0..5 {
+        let failed = client.get("/answer/500").await.unwrap_err();
+        assert!(
+            matches!(failed, CallError::Status(status, _) if status == 500) && failed.may_have_happened()
+        );
+    }
+    let mut fastest = Duration::MAX;
+    for _ in 0..20 {
+        let began = Instant::now();
+        let refused = client.get("/answer/200").await.unwrap_err();
+        fastest = fastest.min(began.elapsed());
+        assert!(matches!(refused, CallError::Refused(_)) && !refused.may_have_happened());
+        assert!(refused.retry_after().is_some_and(|after| after > Duration::from_secs(25)), "{refused:?}");
+        let answer = ApiError::from(refused);
+        assert!(answer.status == 503 && answer.retry_after.is_some());
+    }
+    assert_eq!((upstream.calls(), client.is_open()), (5, true));
+    assert!(fastest < Duration::from_millis(1), "{fastest:?}");
+}
+
+#[tokio::test]
+async fn breakers_that_are_off_let_everything_through() {
+    let (upstream, served) = upstream().await;
+    let context = caller(&served, Env::empty().with(env::BREAKERS, "off")).await;
+    let client = Client::new(&context, "user", Options { attempts: 1, ..Options::default() }).unwrap();
+    for _ in 0..30 {
+        client.get("/answer/500").await.unwrap_err();
+    }
+    assert_eq!(upstream.calls(), 30);
+}
+
+#[tokio::test]
+async fn who_is_not_answered_in_time_is_told_in_time_and_the_other_side_hears_of_it() {
+    let (upstream, served) = upstream().await;
+    let client =
+        client(&served, Options { deadline: Duration::from_millis(200), ..Options::default() }).await;
+    client.get("/answer/200").await.unwrap();
+    let began = Instant::now();
+    let late = client.get("/sleep").await.unwrap_err();
+    let took = began.elapsed();
+    assert!(matches!(late, CallError::Refused(_)) && late.may_have_happened(), "{late:?}");
+    assert!(took >= Duration::from_millis(199) && took < Duration::from_millis(600), "{took:?}");
+    upstream.cancelled.wait().await;
+    let heard = began.elapsed();
+    assert!(heard < Duration::from_secs(3), "it was not the sleep that ended: {heard:?}");
+}
+
+#[tokio::test]
+async fn only_what_may_be_repeated_is() {
+    let (upstream, served) = upstream().await;
+    let client = client(&served, Options::default()).await;
+    let asked = async |key: Option<&str>| {
+        let before = upstream.calls();
+        client.post("/answer/503", key, &json!({})).await.unwrap_err();
+        upstream.calls() - before
+    };
+    assert_eq!(asked(None).await, 1);
+    assert!(asked(Some("key-1")).await > 1);
+    let before = upstream.calls();
+    let declined = client.post("/answer/402", Some("key-2"), &json!({})).await.unwrap();
+    assert_eq!((declined.status.as_u16(), upstream.calls() - before), (402, 1), "a word is a word");
+}
+
+#[tokio::test]
+async fn a_service_that_fails_is_not_buried_under_repetitions() {
+    let (upstream, served) = upstream().await;
+    let context = caller(&served, Env::empty().with(env::BREAKERS, "off")).await;
+    let client = Client::new(&context, "user", Options::default()).unwrap();
+    for _ in 0..20 {
+        let calls = (0..20).map(|_| client.get("/answer/500"));
+        for answer in futures::future::join_all(calls).await {
+            answer.unwrap_err();
+        }
+    }
+    let per_call = f64::from(upstream.calls()) / 400.0;
+    assert!((1.0..=1.2).contains(&per_call), "{per_call}");
+}
+
+#[tokio::test]
+async fn who_cannot_be_reached_has_seen_nothing() {
+    let (_, served) = upstream().await;
+    let client = client(&served, Options { attempts: 1, ..Options::default() }).await;
+    served.context.stop().cancel();
+    served.serving.await.unwrap();
+    let away = client.post("/answer/200", None, &json!({})).await.unwrap_err();
+    assert!(matches!(away, CallError::Connection { sent: false, .. }), "{away:?}");
+    assert!(!away.may_have_happened());
+}
+
+#[tokio::test]
+async fn the_time_that_is_left_shrinks_from_hop_to_hop() {
+    let (upstream, served) = upstream().await;
+    let caller = caller(&served, Env::empty()).await;
+    let client = Client::new(&caller, "user", Options::default()).unwrap();
+    let hop = {
+        let client = client.clone();
+        async move || {
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            client
+                .get("/answer/200")
+                .await
+                .map(|reply| reply.status.as_u16().to_string())
+                .map_err(ApiError::from)
+        }
+    };
+    let middle = service(Router::new().route("/hop", get(hop)), Vec::new());
+    let middle = Served::start(caller, middle, Access::Services).await;
+    let outer = context("gateway", Env::empty().with(env::ORDER_SERVICE_URL, &middle.url), memory().await);
+    let options = Options { deadline: Duration::from_millis(1_500), ..Options::default() };
+    let outer = Client::new(&outer, "order", options).unwrap();
+    outer.get("/hop").await.unwrap();
+    let told = *upstream.deadlines.lock().unwrap().last().unwrap();
+    assert!((1..=1_440).contains(&told), "{told}");
+    client.get("/answer/200").await.unwrap();
+    let told = *upstream.deadlines.lock().unwrap().last().unwrap();
+    assert!((4_500..=5_000).contains(&told), "{told}: a call that nobody waits for has its own time");
+
+    // A budget that is spent before the hop: the last service is not asked at all.
+    let before = upstream.calls();
+    let options = Options { deadline: Duration::from_millis(30), ..Options::default() };
+    let hurried = context("gateway", Env::empty().with(env::ORDER_SERVICE_URL, &middle.url), memory().await);
+    Client::new(&hurried, "order", options).unwrap().get("/hop").await.unwrap_err();
+    tokio::time::sleep(Duration::from_millis(120)).await;
+    assert_eq!(upstream.calls(), before);
+}

@@ -1,0 +1,233 @@
+//! From a transaction through the broker into a handler.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use order_broker::{
+    BoxFuture, Broker, BrokerError, Consumer, DeadLetter, Message, PublishError, Queue, Stats, Topology,
+    Which,
+};
+use order_kit::{
+    Db,
+    db::DbError,
+    env::Env,
+    events::{self, Envelope, Trouble, consume, emit, start_relay},
+    trace,
+};
+use serde_json::json;
+
+use crate::support::{Somewhere, context, memory, until};
+
+type Heard = Arc<Mutex<Vec<Envelope>>>;
+
+async fn emit_some(db: &Db, from: u64, to: u64) {
+    for n in from..to {
+        let emitted = db
+            .write(async move |tx| {
+                for part in 0..2 {
+                    let key = format!("order-{}", n % 10);
+                    emit(tx, "test", "order.created", &key, &json!({ "n": n * 2 + part })).await?;
+                }
+                if n % 7 == 3 { Err(DbError::Statement("taken back".to_owned())) } else { Ok(()) }
+            })
+            .await;
+        assert_eq!(emitted.is_err(), n % 7 == 3);
+    }
+}
+
+fn wanted(to: u64) -> BTreeMap<String, Vec<u64>> {
+    let mut by_key = BTreeMap::<_, Vec<u64>>::new();
+    for n in (0..to).filter(|n| n % 7 != 3) {
+        by_key.entry(format!("order-{}", n % 10)).or_default().extend([n * 2, n * 2 + 1]);
+    }
+    by_key
+}
+
+fn by_key(heard: &Heard) -> BTreeMap<String, Vec<u64>> {
+    let mut by_key = BTreeMap::<_, Vec<u64>>::new();
+    for event in heard.lock().unwrap().iter() {
+        by_key
+            .entry(event.metadata.correlation_id.clone())
+            .or_default()
+            .push(event.data["n"].as_u64().unwrap());
+    }
+    by_key
+}
+
+/// What the check below would not forgive.
+#[test]
+fn another_order_of_one_key_is_not_what_is_wanted() {
+    let mut swapped = wanted(30);
+    swapped.get_mut("order-1").unwrap().swap(0, 1);
+    assert_ne!(swapped, wanted(30));
+}
+
+#[tokio::test]
+async fn every_event_arrives_in_the_order_of_its_key_whether_or_not_the_broker_is_there() {
+    for somewhere in Somewhere::all("every_event_arrives_in_the_order_of_its_key") {
+        let broker = Arc::new(Flaky { inner: memory().await, away: AtomicBool::new(false) });
+        let context = context("test", Env::empty(), broker.clone());
+        let db = Db::open(somewhere.place.clone(), &[]).await.unwrap();
+        let heard = Heard::default();
+        let handler = heard.clone();
+        consume(&context, Queue::new("all").bind("order.*"), 8, move |event| {
+            handler.lock().unwrap().push(event);
+            std::future::ready(Ok::<_, Trouble>(()))
+        })
+        .await
+        .unwrap();
+        start_relay(&context, &db);
+        emit_some(&db, 0, 30).await;
+        until("the first have come", async || by_key(&heard) == wanted(30)).await;
+        broker.away.store(true, Ordering::SeqCst);
+        emit_some(&db, 30, 60).await;
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        assert_eq!(by_key(&heard), wanted(30), "nothing comes while the broker is away");
+        broker.away.store(false, Ordering::SeqCst);
+        until("the others have come as well", async || by_key(&heard) == wanted(60)).await;
+        context.stop().cancel();
+        context.finished().await;
+        assert_eq!(by_key(&heard), wanted(60));
+        drop(db);
+        somewhere.end().await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_written_before_the_end_is_published_before_it() {
+    let somewhere = Somewhere::sqlite();
+    let broker = memory().await;
+    broker.declare(&Topology::new(events::EXCHANGE).queue(Queue::new("all").bind("#"))).await.unwrap();
+    let context = context("test", Env::empty(), broker.clone());
+    let db = Db::open(somewhere.place.clone(), &[]).await.unwrap();
+    start_relay(&context, &db);
+    emit_some(&db, 0, 3).await;
+    context.stop().cancel();
+    context.finished().await;
+    assert_eq!(broker.stats("all").await.unwrap().ready, 6);
+    drop(db);
+    somewhere.end().await;
+}
+
+#[tokio::test]
+async fn an_event_says_where_it_comes_from_and_nobody_can_say_otherwise() {
+    let somewhere = Somewhere::sqlite();
+    let db = Db::open(somewhere.place.clone(), &[]).await.unwrap();
+    let emitted = trace::with_correlation("request-7".to_owned(), async {
+        let data = json!({ "id": "x", "type": "x", "metadata": { "source": "x" } });
+        db.write(async move |tx| emit(tx, "orders", "order.created", "o1", &data).await).await
+    });
+    let envelope = emitted.await.unwrap_or_else(|error: DbError| panic!("{error}"));
+    let said = serde_json::to_value(&envelope).unwrap();
+    assert_eq!(
+        (
+            &said["type"],
+            &said["metadata"]["source"],
+            &said["metadata"]["version"],
+            &said["metadata"]["correlationId"]
+        ),
+        (&json!("order.created"), &json!("orders"), &json!("1.0"), &json!("request-7"))
+    );
+    drop(db);
+    somewhere.end().await;
+}
+
+#[tokio::test]
+async fn a_handler_that_panics_gets_its_event_again() {
+    let broker = memory().await;
+    let context = context("test", Env::empty(), broker.clone());
+    let times = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let seen = times.clone();
+    consume(&context, Queue::new("all").bind("#"), 4, move |_| {
+        let time = seen.fetch_add(1, Ordering::SeqCst);
+        async move {
+            match time {
+                0 => panic!("on purpose"),
+                1 => Err(Trouble::Later("not yet".to_owned())),
+                _ => Ok(()),
+            }
+        }
+    })
+    .await
+    .unwrap();
+    let somewhere = Somewhere::sqlite();
+    let db = Db::open(somewhere.place.clone(), &[]).await.unwrap();
+    start_relay(&context, &db);
+    emit_one(&db).await;
+    until("it is handled", async || times.load(Ordering::SeqCst) == 3).await;
+    until("it is gone", async || broker.stats("all").await.unwrap().backlog() == 0).await;
+    context.stop().cancel();
+    context.finished().await;
+    drop(db);
+    somewhere.end().await;
+}
+
+async fn emit_one(db: &Db) {
+    let emitted = db.write(async |tx| emit(tx, "test", "x", "k", &json!({})).await.map(drop)).await;
+    emitted.unwrap_or_else(|error: DbError| panic!("{error}"));
+}
+
+/// A broker that can be away.
+struct Flaky {
+    inner: Arc<dyn Broker>,
+    away: AtomicBool,
+}
+
+impl Broker for Flaky {
+    fn declare<'a>(&'a self, topology: &'a Topology) -> BoxFuture<'a, Result<(), BrokerError>> {
+        self.inner.declare(topology)
+    }
+
+    fn publish(&self, messages: Vec<Message>) -> BoxFuture<'_, Vec<Result<(), PublishError>>> {
+        if self.away.load(Ordering::SeqCst) {
+            let away = BrokerError::Unreachable { address: "here".to_owned(), reason: "away".to_owned() };
+            return Box::pin(std::future::ready(messages.iter().map(|_| Err(away.clone().into())).collect()));
+        }
+        self.inner.publish(messages)
+    }
+
+    fn consume<'a>(
+        &'a self,
+        queue: &'a str,
+        prefetch: u16,
+    ) -> BoxFuture<'a, Result<Box<dyn Consumer>, BrokerError>> {
+        self.inner.consume(queue, prefetch)
+    }
+
+    fn stats<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<Stats, BrokerError>> {
+        self.inner.stats(queue)
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<(), BrokerError>> {
+        self.inner.check()
+    }
+
+    fn dead_letters<'a>(
+        &'a self,
+        queue: &'a str,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<DeadLetter>, BrokerError>> {
+        self.inner.dead_letters(queue, limit)
+    }
+
+    fn replay<'a>(&'a self, queue: &'a str, which: Which) -> BoxFuture<'a, Result<u64, BrokerError>> {
+        self.inner.replay(queue, which)
+    }
+
+    fn discard<'a>(&'a self, queue: &'a str, which: Which) -> BoxFuture<'a, Result<u64, BrokerError>> {
+        self.inner.discard(queue, which)
+    }
+
+    fn topology(&self) -> BoxFuture<'_, Result<Topology, BrokerError>> {
+        self.inner.topology()
+    }
+
+    fn address(&self) -> String {
+        self.inner.address()
+    }
+}

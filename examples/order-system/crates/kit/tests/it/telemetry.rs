@@ -1,0 +1,291 @@
+//! One trace over all hops, from a caller through two services and a queue, as whoever looks at it sees it.
+
+use std::sync::{Arc, Mutex};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    routing::{get, post},
+};
+use http::HeaderMap;
+use opentelemetry_proto::tonic::{collector::trace::v1::ExportTraceServiceRequest, trace::v1::Span};
+use order_broker::{Broker, Queue, Topology};
+use order_kit::{
+    ApiError, Db,
+    auth::SERVICE_TOKEN,
+    client::{Client, Options},
+    env::{self, Env},
+    events::{self, Trouble, consume, emit, start_relay},
+    server::Access,
+    telemetry::{self, tracing_to},
+    trace::{CORRELATION_ID, TRACEPARENT},
+};
+use prost::Message as _;
+use serde_json::{Value, json};
+
+use crate::support::{Served, Somewhere, context, get as fetch, memory, send, service, until};
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+
+fn given(trace: &str) -> HeaderMap {
+    let pairs =
+        [(TRACEPARENT, format!("00-{trace}-b7ad6b7169203331-01")), (CORRELATION_ID, "order-7".to_owned())];
+    pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+}
+
+/// A collector that keeps what it is sent.
+async fn collector() -> (String, Arc<Mutex<Vec<Span>>>) {
+    let spans = Arc::new(Mutex::new(Vec::new()));
+    let take = async |State(spans): State<Arc<Mutex<Vec<Span>>>>, headers: HeaderMap, body: Bytes| {
+        assert_eq!(headers["content-type"], "application/x-protobuf");
+        let request = ExportTraceServiceRequest::decode(body).expect("protobuf");
+        let scopes = request.resource_spans.into_iter().flat_map(|it| it.scope_spans);
+        spans.lock().unwrap().extend(scopes.flat_map(|it| it.spans));
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let routes = Router::new().route("/v1/traces", post(take)).with_state(spans.clone());
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    (url, spans)
+}
+
+type Lines = Arc<Mutex<Vec<Value>>>;
+
+fn lines() -> (Lines, telemetry::Output) {
+    let lines = Lines::default();
+    let written = lines.clone();
+    let output = move |line: &[u8]| {
+        assert_eq!(line.last(), Some(&b'\n'));
+        written.lock().unwrap().push(serde_json::from_slice(line).expect("a line is one JSON object"));
+    };
+    (lines, Arc::new(output))
+}
+
+/// Gateway → orders → an event → a listener.
+struct Journey {
+    gateway: Served,
+    orders: Served,
+    broker: Arc<dyn Broker>,
+    somewhere: Somewhere,
+    db: Db,
+    heard: Arc<Mutex<Vec<String>>>,
+}
+
+impl Journey {
+    async fn new() -> Self {
+        let broker = memory().await;
+        broker.declare(&Topology::new(events::EXCHANGE).queue(Queue::new("raw").bind("#"))).await.unwrap();
+        let somewhere = Somewhere::sqlite();
+        let db = Db::open(somewhere.place.clone(), &[]).await.unwrap();
+        let heard = Arc::new(Mutex::new(Vec::new()));
+
+        let orders = context("orders", Env::empty(), broker.clone());
+        let listener = heard.clone();
+        consume(&orders, Queue::new("listener").bind("order.created"), 1, move |event| {
+            tracing::info!(order = event.data["n"].as_u64(), "heard");
+            listener.lock().unwrap().push(event.id);
+            std::future::ready(Ok::<_, Trouble>(()))
+        })
+        .await
+        .unwrap();
+        start_relay(&orders, &db);
+        let place = {
+            let db = db.clone();
+            async move || {
+                tracing::info!("placed");
+                db.write(async |tx| {
+                    emit(tx, "orders", "order.created", "o1", &json!({ "n": 1 })).await.map(drop)
+                })
+                .await?;
+                Ok::<_, ApiError>("placed")
+            }
+        };
+        let orders = Served::start(
+            orders,
+            service(Router::new().route("/place", post(place)), Vec::new()),
+            Access::Services,
+        )
+        .await;
+
+        let gateway =
+            context("gateway", Env::empty().with(env::ORDER_SERVICE_URL, &orders.url), broker.clone());
+        let client = Client::new(&gateway, "order", Options::default()).unwrap();
+        let forward = async move || {
+            let reply = client.post("/place", None, &json!({})).await?;
+            Ok::<_, ApiError>(reply.status.as_u16().to_string())
+        };
+        let routes = Router::new().route("/api/place", post(forward));
+        let gateway = Served::start(gateway, service(routes, Vec::new()), Access::Everybody).await;
+        Journey { gateway, orders, broker, somewhere, db, heard }
+    }
+
+    async fn go(&self, headers: HeaderMap) {
+        let heard = self.heard.lock().unwrap().len();
+        let url = format!("{}/api/place", self.gateway.url);
+        let (status, _) = send("POST", &url, headers).await;
+        assert_eq!(status, 200);
+        until("the event is heard", async || self.heard.lock().unwrap().len() > heard).await;
+    }
+
+    /// The headers of the message, as they are in the queue.
+    async fn message(&self) -> std::collections::BTreeMap<String, String> {
+        let delivery = self.broker.consume("raw", 1).await.unwrap().next().await.unwrap();
+        let headers = delivery.message().headers.clone();
+        delivery.ack().await.unwrap();
+        headers
+    }
+
+    async fn end(self) {
+        for served in [self.gateway, self.orders] {
+            served.context.stop().cancel();
+            served.serving.await.unwrap();
+            served.context.finished().await;
+        }
+        drop(self.db);
+        self.somewhere.end().await;
+    }
+}
+
+fn hex(id: &[u8]) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test]
+async fn a_trace_goes_over_services_and_queues_to_a_collector() {
+    let (endpoint, collected) = collector().await;
+    let (lines, output) = lines();
+    let settings = Env::empty().with(env::OTEL_EXPORTER_OTLP_ENDPOINT, endpoint).with(env::LOG, "info");
+    let (dispatch, provider) = tracing_to(&settings, output).unwrap();
+    let _here = tracing::dispatcher::set_default(&dispatch);
+    let journey = Journey::new().await;
+    journey.go(given(TRACE)).await;
+    let message = journey.message().await;
+    journey.end().await;
+    let flushed = provider.clone();
+    tokio::task::spawn_blocking(move || flushed.force_flush()).await.unwrap().unwrap();
+
+    let spans: Vec<Span> =
+        collected.lock().unwrap().iter().filter(|it| hex(&it.trace_id) == TRACE).cloned().collect();
+    let one = |name: &str, kind: i32| {
+        let named: Vec<_> = spans.iter().filter(|it| it.name == name && it.kind == kind).collect();
+        assert_eq!(named.len(), 1, "{name}: {:?}", spans.iter().map(|it| &it.name).collect::<Vec<_>>());
+        named[0]
+    };
+    // Server, client and consumer, as the protocol numbers them.
+    let path = [
+        one("POST /api/place", 2),
+        one("POST order", 3),
+        one("POST /place", 2),
+        one("listener order.created", 5),
+    ];
+    assert_eq!(hex(&path[0].parent_span_id), "b7ad6b7169203331", "the caller's span");
+    for (child, parent) in path.iter().skip(1).zip(&path) {
+        assert_eq!(child.parent_span_id, parent.span_id, "{} is within {}", child.name, parent.name);
+    }
+    assert_eq!(spans.len(), 4);
+    let attribute = |span: &Span, key: &str| {
+        let found = span.attributes.iter().find(|it| it.key == key);
+        format!("{:?}", found.and_then(|it| it.value.clone()))
+    };
+    assert!(attribute(path[2], "service").contains("orders"));
+    assert!(attribute(path[1], "http.response.status_code").contains("200"));
+
+    let parent = format!("00-{TRACE}-{}-01", hex(&path[2].span_id));
+    assert_eq!(
+        (message[TRACEPARENT].as_str(), message[CORRELATION_ID].as_str()),
+        (parent.as_str(), "order-7")
+    );
+
+    let lines = lines.lock().unwrap();
+    for (service, message) in
+        [("orders", "placed"), ("orders", "heard"), ("orders", "request"), ("gateway", "request")]
+    {
+        let line = lines.iter().find(|line| line["message"] == message && line["service"] == service);
+        let line = line.unwrap_or_else(|| panic!("{service} {message}: {lines:?}"));
+        assert_eq!(
+            (&line["trace_id"], &line["correlation_id"]),
+            (&json!(TRACE), &json!("order-7")),
+            "{line}"
+        );
+        assert!(line["timestamp"].is_string() && line["level"] == "INFO");
+    }
+}
+
+#[tokio::test]
+async fn without_a_collector_a_trace_can_be_looked_at_for_a_while() {
+    const OTHER: &str = "1af7651916cd43dd8448eb211c80319c";
+    let (_, output) = lines();
+    let (dispatch, _provider) = tracing_to(&Env::empty().with(env::LOG, "off"), output).unwrap();
+    let _here = tracing::dispatcher::set_default(&dispatch);
+    let journey = Journey::new().await;
+    journey.go(given(OTHER)).await;
+    let client = {
+        let context = context(
+            "outside",
+            Env::empty().with(env::ORDER_SERVICE_URL, &journey.orders.url),
+            memory().await,
+        );
+        Client::new(&context, "order", Options::default()).unwrap()
+    };
+    let reply = client.get(&format!("/_traces/{OTHER}")).await.unwrap();
+    let said: Value = reply.json().unwrap();
+    let spans = said["spans"].as_array().unwrap();
+    let kinds: Vec<_> = spans.iter().map(|span| span["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds[..3], ["server", "client", "server"], "{said}");
+    assert_eq!(spans[1]["parentSpanId"], spans[0]["spanId"]);
+    assert_eq!(spans[2]["parentSpanId"], spans[1]["spanId"]);
+    assert_eq!(spans[0]["attributes"]["service"], "gateway");
+    let unknown = client.get("/_traces/ffffffffffffffffffffffffffffffff").await.unwrap();
+    assert_eq!(unknown.json::<Value>().unwrap()["spans"], json!([]));
+    journey.end().await;
+}
+
+#[tokio::test]
+async fn without_spans_the_callers_trace_is_handed_on() {
+    const OTHER: &str = "2af7651916cd43dd8448eb211c80319c";
+    let (lines, output) = lines();
+    let (dispatch, _provider) = tracing_to(&Env::empty().with(env::TRACE_SAMPLE, "0"), output).unwrap();
+    let _here = tracing::dispatcher::set_default(&dispatch);
+    let journey = Journey::new().await;
+    journey.go(given(OTHER)).await;
+    let message = journey.message().await;
+    journey.end().await;
+    assert_eq!(message[TRACEPARENT], given(OTHER)[TRACEPARENT].to_str().unwrap());
+    assert_eq!(message[CORRELATION_ID], "order-7");
+    assert!(telemetry::spans(OTHER).is_empty());
+    let lines = lines.lock().unwrap();
+    let heard = lines.iter().find(|line| line["message"] == "heard").unwrap();
+    assert_eq!((&heard["trace_id"], &heard["correlation_id"]), (&json!(OTHER), &json!("order-7")));
+}
+
+#[tokio::test]
+async fn the_share_and_the_filter_are_checked() {
+    for (name, value) in [(env::TRACE_SAMPLE, "2"), (env::TRACE_SAMPLE, "some"), (env::LOG, "a=b=c")] {
+        let (_, output) = lines();
+        assert!(tracing_to(&Env::empty().with(name, value), output).is_err(), "{name}={value}");
+    }
+    let (written, output) = lines();
+    let (dispatch, _provider) = tracing_to(&Env::empty().with(env::LOG, "warn"), output).unwrap();
+    tracing::dispatcher::with_default(&dispatch, || {
+        tracing::info!("not this");
+        let error: &(dyn std::error::Error + 'static) = &std::fmt::Error;
+        tracing::warn!(target: "order_kit", text = "é\"\n", n = 1, on = true, share = 0.5, error, "this");
+    });
+    let written = written.lock().unwrap();
+    assert_eq!(written.len(), 1);
+    let line = &written[0];
+    assert_eq!(
+        (&line["message"], &line["text"], &line["n"], &line["on"], &line["share"], &line["level"]),
+        (&json!("this"), &json!("é\"\n"), &json!(1), &json!(true), &json!(0.5), &json!("WARN"))
+    );
+    assert!(line["error"].is_string() && line.get("trace_id").is_none());
+}
+
+#[tokio::test]
+async fn operators_alone_see_traces() {
+    let served =
+        Served::open("users", Env::empty(), Router::new().route("/", get(|| std::future::ready("")))).await;
+    let (status, _) = fetch(&format!("{}/_traces/{TRACE}", served.url)).await;
+    assert_eq!((status.as_u16(), SERVICE_TOKEN.as_str()), (401, "x-service-token"));
+}
