@@ -8,6 +8,7 @@
 //!
 //! What holds on all of them is said once, at [`Broker`]; where one of them cannot keep a promise, it says so at its own type.
 
+mod amqp;
 mod broker;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -19,6 +20,7 @@ mod sqlite;
 mod topic;
 mod topology;
 
+pub use amqp::Amqp;
 pub use broker::{Broker, Consumer, Stats, Which};
 pub use delivery::{Delivery, Fate, MAX_RETURNS, Settle, Settlement, ack_all};
 pub use error::{BrokerError, PublishError};
@@ -40,9 +42,10 @@ pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a
 pub async fn open(address: &str) -> Result<std::sync::Arc<dyn Broker>, BrokerError> {
     match address.split_once(':') {
         Some(("memory", _)) => Ok(std::sync::Arc::new(Memory::new())),
+        Some(("amqp" | "amqps", _)) => Ok(std::sync::Arc::new(Amqp::new(address)?)),
         Some(("sqlite", file)) if !file.is_empty() => Ok(std::sync::Arc::new(Sqlite::open(file).await?)),
         _ => Err(BrokerError::BadAddress {
-            address: address.to_owned(),
+            address: amqp::without_password(address),
             reason: "it starts with neither `memory:`, `sqlite:` nor `amqp://`".to_owned(),
         }),
     }
