@@ -149,8 +149,11 @@ pub fn a_dropped_next_loses_nothing(place: &dyn Place) -> BoxFuture<'_, ()> {
         };
         let consuming = async {
             let mut got = Vec::new();
-            while got.len() < 60 {
-                if let Some(delivery) = dropped_soon(&mut *consumer).await {
+            for turn in 0.. {
+                if got.len() == 60 {
+                    break;
+                }
+                if let Some(delivery) = dropped_after(1 + turn % 3, &mut *consumer).await {
                     assert_eq!(delivery.attempt(), 1, "it was not handed out before");
                     got.push(delivery.message().body.clone());
                     delivery.ack().await.unwrap();
@@ -164,10 +167,10 @@ pub fn a_dropped_next_loses_nothing(place: &dyn Place) -> BoxFuture<'_, ()> {
     })
 }
 
-/// Polls a `next` a few times, with others' turns between, and drops it.
-async fn dropped_soon(consumer: &mut dyn Consumer) -> Option<crate::Delivery> {
+/// Polls a `next` so many times, with others' turns between, and drops it.
+async fn dropped_after(polls: usize, consumer: &mut dyn Consumer) -> Option<crate::Delivery> {
     let mut next = consumer.next();
-    for _ in 0..3 {
+    for _ in 0..polls {
         if let std::task::Poll::Ready(delivery) = futures::poll!(&mut next) {
             return Some(delivery.expect("the consumer goes on"));
         }

@@ -1,6 +1,9 @@
 //! What the test files share.
 #![allow(dead_code)] // Not every file needs all of it.
 
+pub mod process;
+pub mod proxy;
+
 use std::path::{Path, PathBuf};
 
 /// A folder of the test's own, removed at its end.
