@@ -140,6 +140,26 @@ pub fn the_dead_are_discarded_by_name(place: &dyn Place) -> BoxFuture<'_, ()> {
     })
 }
 
+/// What waits for its next attempt is not held: a consumer with a prefetch of 1 gets what has come meanwhile, from wherever.
+pub fn a_failed_message_makes_room_for_the_next(place: &dyn Place) -> BoxFuture<'_, ()> {
+    Box::pin(async {
+        let (broker, other) = (place.open().await, place.open().await);
+        let long = Duration::from_secs(3600);
+        declare(&*broker, [queue("orders").bind("#").backoff(long, long)]).await;
+        declare(&*other, [queue("orders").bind("#").backoff(long, long)]).await;
+        let mut consumer = consume(&*broker, "orders", 1).await;
+        publish(&*other, vec![Message::new("order.created", "", "0")]).await;
+        let delivery = next(place, &mut *consumer).await;
+        publish(&*other, vec![Message::new("order.created", "", "1")]).await;
+        // So that it had its chance to be noticed while there was no room.
+        until(place, &*broker, "orders", "both are there", |stats| (stats.ready, stats.unacked) == (1, 1))
+            .await;
+        broker.check().await.unwrap();
+        assert_eq!(delivery.retry("later").await, Ok(Fate::Again(long)));
+        assert_eq!(drain(place, &mut *consumer, 1).await, ["1"]);
+    })
+}
+
 /// What can never succeed is not tried again.
 pub fn a_rejected_message_is_dead_at_once(place: &dyn Place) -> BoxFuture<'_, ()> {
     Box::pin(async {

@@ -65,6 +65,7 @@ macro_rules! conformance {
             poison_dies_with_reason_and_count_and_others_pass,
             the_dead_are_replayed,
             the_dead_are_discarded_by_name,
+            a_failed_message_makes_room_for_the_next,
             a_rejected_message_is_dead_at_once,
             what_is_never_answered_dies_at_last,
             order_per_key_is_kept,

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use rusqlite::Connection;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::store::{self, Claim, Routes};
+use super::routes::Routes;
+use super::store::{self, Claim};
 use super::{Claimed, store::Result};
 
 /// All consumers of this opened broker on one queue. They share one entry in the table of holders.
@@ -20,7 +21,7 @@ pub(super) struct Local {
     /// There may be something to claim.
     pub(super) dirty: bool,
     /// When something delayed becomes ready, as far as is known.
-    pub(super) next_due: Option<u64>,
+    next_due: Option<u64>,
     /// When the entry is to be renewed.
     pub(super) next_beat: u64,
 }
@@ -117,6 +118,11 @@ impl Local {
     pub(super) fn next_time(&self) -> u64 {
         let due = self.next_due.filter(|_| self.room() > 0);
         due.unwrap_or(u64::MAX).min(self.next_beat)
+    }
+
+    /// Something delayed becomes ready at this time.
+    pub(super) fn expect_at(&mut self, due: u64) {
+        self.next_due = Some(self.next_due.map_or(due, |known| known.min(due)));
     }
 
     /// Looks, without a lock, whether there is something to claim.

@@ -1,6 +1,7 @@
 //! Queues in one SQLite file.
 
 mod local;
+mod routes;
 mod store;
 mod writer;
 
@@ -82,7 +83,7 @@ impl Sqlite {
         read: impl FnOnce(&Connection, i64) -> store::Result<T> + Send + 'static,
     ) -> Result<T, BrokerError> {
         let name = queue.to_owned();
-        let found = self.read(move |conn| match store::queue_id(conn, &name)? {
+        let found = self.read(move |conn| match routes::queue_id(conn, &name)? {
             Some(id) => read(conn, id).map(Some),
             None => Ok(None),
         });
@@ -162,7 +163,7 @@ impl Broker for Sqlite {
         Box::pin(async {
             // Also takes the writer's turn: it lives, and can have the lock.
             self.ask(|reply| Command::Check { reply }).await?;
-            self.read(|conn| store::topology(conn).map(drop)).await
+            self.read(|conn| routes::topology(conn).map(drop)).await
         })
     }
 
@@ -185,7 +186,7 @@ impl Broker for Sqlite {
     }
 
     fn topology(&self) -> BoxFuture<'_, Result<Topology, BrokerError>> {
-        Box::pin(self.read(store::topology))
+        Box::pin(self.read(routes::topology))
     }
 
     fn address(&self) -> String {

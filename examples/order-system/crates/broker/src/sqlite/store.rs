@@ -1,13 +1,13 @@
 //! What is done to the tables. Each function runs within the caller's transaction.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 
+use super::routes::Routes;
 use crate::delivery::returned_too_often;
-use crate::{DeadLetter, Fate, MAX_RETURNS, Message, Queue, Settlement, Stats, Topology, Which, unix_ms};
+use crate::{DeadLetter, Fate, MAX_RETURNS, Message, Queue, Settlement, Stats, Which, unix_ms};
 
 pub(super) type Result<T> = rusqlite::Result<T>;
 
@@ -17,14 +17,6 @@ const READY: i64 = 0;
 const HELD: i64 = 1;
 const BEHIND: i64 = 2;
 const DELAYED: i64 = 3;
-
-/// The topology as this process last read it.
-#[derive(Default)]
-pub(super) struct Routes {
-    version: i64,
-    queues: Vec<(i64, Queue)>,
-    by_topic: HashMap<String, Vec<i64>>,
-}
 
 /// A message of a queue that is in somebody's hands.
 #[derive(Debug, Clone)]
@@ -65,77 +57,6 @@ fn refusal(why: String) -> rusqlite::Error {
 /// A number that changes when somebody else commits to the file.
 pub(super) fn data_version(conn: &Connection) -> Result<i64> {
     conn.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))
-}
-
-// --- topology ---
-
-impl Routes {
-    /// Reads the topology again if it has changed.
-    pub(super) fn refresh(&mut self, conn: &Connection) -> Result<()> {
-        let version = conn.prepare_cached("SELECT version FROM exchange")?.query_row([], |row| row.get(0))?;
-        if version != self.version {
-            let queues = queues(conn)?;
-            *self = Self { version, queues, by_topic: HashMap::new() };
-        }
-        Ok(())
-    }
-
-    pub(super) fn id(&self, name: &str) -> Option<i64> {
-        self.queues.iter().find(|(_, queue)| queue.name == name).map(|(id, _)| *id)
-    }
-
-    pub(super) fn settings(&self, id: i64) -> Option<&Queue> {
-        self.queues.iter().find(|(known, _)| *known == id).map(|(_, queue)| queue)
-    }
-
-    fn of(&mut self, topic: &str) -> &[i64] {
-        // Topics are few, but they are the publishers' to choose: a careless one must not fill the memory.
-        if self.by_topic.len() > 10_000 {
-            self.by_topic.clear();
-        }
-        if !self.by_topic.contains_key(topic) {
-            let wanted = self.queues.iter().filter(|(_, queue)| queue.wants(topic)).map(|(id, _)| *id);
-            self.by_topic.insert(topic.to_owned(), wanted.collect());
-        }
-        &self.by_topic[topic]
-    }
-}
-
-fn queues(conn: &Connection) -> Result<Vec<(i64, Queue)>> {
-    conn.prepare_cached("SELECT id, settings FROM queues ORDER BY id")?
-        .query_map([], |row| Ok((row.get(0)?, from_json(row, 1)?)))?
-        .collect()
-}
-
-pub(super) fn topology(conn: &Connection) -> Result<Topology> {
-    let exchange = conn.query_row("SELECT name FROM exchange", [], |row| row.get(0))?;
-    let queues = queues(conn)?.into_iter().map(|(_, queue)| queue).collect();
-    Ok(Topology { exchange, queues })
-}
-
-pub(super) fn queue_id(conn: &Connection, name: &str) -> Result<Option<i64>> {
-    conn.prepare_cached("SELECT id FROM queues WHERE name = ?1")?
-        .query_row([name], |row| row.get(0))
-        .optional()
-}
-
-pub(super) fn declare(conn: &Connection, wanted: &Topology) -> Result<()> {
-    let before = topology(conn)?;
-    let mut after = before.clone();
-    after.merge(wanted);
-    // Each service declares at its start. Where that changes nothing nobody needs to read anything again.
-    if after == before {
-        return Ok(());
-    }
-    conn.execute("UPDATE exchange SET name = ?1, version = version + 1", [&after.exchange])?;
-    for queue in &after.queues {
-        conn.execute(
-            "INSERT INTO queues (name, settings) VALUES (?1, ?2)
-             ON CONFLICT (name) DO UPDATE SET settings = excluded.settings",
-            params![queue.name, to_json(queue)?],
-        )?;
-    }
-    Ok(())
 }
 
 // --- messages in, messages out ---
@@ -429,11 +350,11 @@ pub(super) fn take_dead(conn: &Connection, queue: i64, which: &Which, replay: bo
     Ok(taken)
 }
 
-fn to_json(value: &impl serde::Serialize) -> Result<String> {
+pub(super) fn to_json(value: &impl serde::Serialize) -> Result<String> {
     serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
-fn from_json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> Result<T> {
+pub(super) fn from_json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> Result<T> {
     serde_json::from_str(row.get_ref(column)?.as_str()?).map_err(|error| {
         rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, error.into())
     })
@@ -442,4 +363,25 @@ fn from_json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> Re
 /// Whole milliseconds, no more than a column holds.
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).min(i64::MAX as u64 / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No test pulls the plug, so what makes a commit outlive it is looked at here.
+    #[test]
+    fn a_commit_is_on_the_disk() {
+        let path = std::env::temp_dir().join(format!("order-broker-store-{}.db", uuid::Uuid::now_v7()));
+        let conn = open(&path).unwrap();
+        let setting =
+            |name: &str| conn.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, String>(0));
+        let synchronous: i64 = conn.query_row("PRAGMA synchronous", [], |row| row.get(0)).unwrap();
+        assert_eq!(synchronous, 2, "FULL");
+        assert_eq!(setting("journal_mode").unwrap(), "wal");
+        drop(conn);
+        for end in ["", "-wal", "-shm"] {
+            drop(std::fs::remove_file(format!("{}{end}", path.display())));
+        }
+    }
 }

@@ -7,7 +7,8 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::oneshot;
 
 use super::local::{Local, Member};
-use super::store::{self, Claim, Result, Routes};
+use super::routes::{self, Routes};
+use super::store::{self, Claim, Result};
 use super::{Claimed, failed};
 use crate::{BrokerError, Fate, Message, PublishError, Settlement, Topology, Which, unix_ms};
 
@@ -264,7 +265,7 @@ fn look_for_others(conn: &Connection, locals: &mut [Local], known: &mut i64) -> 
 /// Does one command within the transaction. What it changes in the counts of `locals` is noted in `counted`.
 fn apply(
     tx: &Connection,
-    routes: &mut Routes,
+    known: &mut Routes,
     locals: &mut Vec<Local>,
     command: &Command,
     counted: &mut Vec<(usize, u64, isize)>,
@@ -272,14 +273,14 @@ fn apply(
     Ok(match command {
         Command::Check { .. } => Outcome::Done,
         Command::Declare { topology, .. } => {
-            store::declare(tx, topology)?;
-            routes.refresh(tx)?;
+            routes::declare(tx, topology)?;
+            known.refresh(tx)?;
             Outcome::Done
         }
         Command::Publish { messages, .. } => {
             let mut routed = Vec::with_capacity(messages.len());
             for message in messages {
-                let queues = store::publish(tx, routes, message)?;
+                let queues = store::publish(tx, known, message)?;
                 routed.push(!queues.is_empty());
                 locals
                     .iter_mut()
@@ -288,7 +289,7 @@ fn apply(
             }
             Outcome::Published(routed)
         }
-        Command::Consume { queue, .. } => match routes.id(queue) {
+        Command::Consume { queue, .. } => match known.id(queue) {
             None => Outcome::UnknownQueue,
             Some(id) => {
                 if !locals.iter().any(|local| local.queue == id) {
@@ -298,19 +299,19 @@ fn apply(
             }
         },
         Command::Settle { consumer, claim, key, how, .. } => {
-            let fate = match routes.settings(claim.queue) {
+            let fate = match known.settings(claim.queue) {
                 Some(settings) => store::settle(tx, settings, claim, key, how)?,
                 None => None,
             };
             if let Some(n) = locals.iter().position(|local| local.queue == claim.queue) {
                 locals[n].count(*consumer, -1);
                 counted.push((n, *consumer, -1));
-                match fate {
-                    Some(Fate::Again(wait)) if !wait.is_zero() => {
-                        let due = unix_ms().saturating_add(store::millis(wait));
-                        locals[n].next_due = Some(locals[n].next_due.map_or(due, |known| known.min(due)));
-                    }
-                    _ => locals[n].dirty = true,
+                // There is room for another one now, which may have come unnoticed while there was none.
+                locals[n].dirty = true;
+                if let Some(Fate::Again(wait)) = fate
+                    && !wait.is_zero()
+                {
+                    locals[n].expect_at(unix_ms().saturating_add(store::millis(wait)));
                 }
             }
             Outcome::Settled(fate)
@@ -330,7 +331,7 @@ fn apply(
             }
             Outcome::Done
         }
-        Command::TakeDead { queue, which, replay, .. } => match routes.id(queue) {
+        Command::TakeDead { queue, which, replay, .. } => match known.id(queue) {
             None => Outcome::UnknownQueue,
             Some(id) => {
                 let taken = store::take_dead(tx, id, which, *replay)?;
