@@ -264,7 +264,7 @@ async fn up(place: Place) -> Result<(), BoxError> {
     for (part, address) in system.parts() {
         println!("{part:<14} http://{address}");
     }
-    println!("gRPC           {}", services::grpc_address(place.port_base));
+    println!("gRPC           {}", services::grpc_address(&Env::process(), place.port_base));
     println!("\nready after {} ms\n", began.elapsed().as_millis());
     introduce(&remote, &seed);
     end_of_program().await;

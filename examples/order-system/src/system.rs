@@ -9,14 +9,21 @@ use std::{
 };
 
 use order_broker::Broker;
+use order_gateway::{Instances, Registry, RegistryClient, registry::Instance};
 use order_kit::{
     BoxError, Context,
-    context::{Known, Locate, SERVICES, known},
+    auth::ServiceTokens,
+    context::{Known, Locate, Ports, SERVICES, known},
     env::{self, Env},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use crate::services::{self, Part};
+use crate::services;
+
+/// How long an instance is in the registry after it was last heard of.
+const TTL: Duration = Duration::from_secs(10);
+/// How often instances in this process say that they are there.
+const HEARTBEAT: Duration = Duration::from_secs(3);
 
 /// How a system is started.
 #[derive(Debug, Clone)]
@@ -79,6 +86,11 @@ struct Running {
 pub struct System {
     broker: Arc<dyn Broker>,
     table: Arc<Table>,
+    /// The gateway's, if it is here; else what is known of it.
+    instances: Arc<Instances>,
+    locate: Arc<dyn Locate>,
+    /// Of a gateway elsewhere.
+    registry: Option<Arc<RegistryClient>>,
     options: Options,
     running: Vec<Running>,
 }
@@ -118,7 +130,22 @@ impl System {
         std::fs::create_dir_all(&options.data)?;
         order_kit::telemetry::init(&options.env)?;
         let table = Arc::new(Table::default());
-        let mut system = System { broker, table, options, running: Vec::new() };
+        let alone = options.parts.len() == 1;
+        // One service of many finds the others at the documented ports, until the registry says more.
+        let otherwise: Arc<dyn Locate> = match options.port_base {
+            base if alone => Arc::new(Ports(if base == 0 { 3000 } else { base })),
+            _ => table.clone(),
+        };
+        let instances = Arc::new(Instances::new(TTL, otherwise.clone()));
+        let (locate, registry): (Arc<dyn Locate>, _) = if options.parts.contains(&order_gateway::NAME) {
+            (instances.clone(), None)
+        } else {
+            let set = options.env.get(env::GATEWAY_URL);
+            let gateway = set.unwrap_or_else(|| otherwise.locate(order_gateway::NAME));
+            let client = Arc::new(RegistryClient::new(&gateway, &ServiceTokens::of(&options.env), otherwise));
+            (client.clone(), Some(client))
+        };
+        let mut system = System { broker, table, instances, locate, registry, options, running: Vec::new() };
         // First all ports, so that each service knows where the others will be.
         let mut listeners = Vec::new();
         for part in system.options.parts.clone() {
@@ -155,12 +182,70 @@ impl System {
             self.options.env.clone(),
             &self.options.data,
             self.broker.clone(),
-            self.table.clone(),
+            self.locate.clone(),
         );
-        let Part { router } = services::build(&context).await?;
-        let server = tokio::spawn(order_kit::server::serve(context.clone(), router, listener));
+        let router = services::build(&context, &self.instances).await?;
+        let server = if part == order_gateway::NAME {
+            let context = context.clone();
+            tokio::spawn(async move {
+                if let Err(error) = order_gateway::serve::serve(context, router, listener).await {
+                    tracing::error!(%error, "the gateway cannot serve");
+                }
+            })
+        } else {
+            tokio::spawn(order_kit::server::serve(context.clone(), router, listener))
+        };
         self.table.set(part, address);
+        self.announce(part, address, &context);
+        if part == "users" {
+            self.serve_grpc(&context).await?;
+        }
         self.running.push(Running { part, address, context, server });
+        Ok(())
+    }
+
+    /// Says in the registry that an instance is there, again and again, until it ends.
+    fn announce(&self, part: &'static str, address: SocketAddr, context: &Context) {
+        let name = self.options.env.get(env::SERVICE_NAME).unwrap_or_else(|| part.to_owned());
+        let instance = Instance {
+            service: part.to_owned(),
+            host: address.ip().to_string(),
+            port: address.port(),
+            id: format!("{name}-{}-{}", std::process::id(), address.port()),
+        };
+        let stop = context.stop().clone();
+        if let Some(registry) = &self.registry {
+            context.spawn(registry.clone().run(vec![instance], stop));
+            return;
+        }
+        let instances = self.instances.clone();
+        context.spawn(async move {
+            while !stop.is_cancelled() {
+                if !instances.heartbeat(&instance.service, &instance.id) && instances.register(instance.clone()).is_err() {
+                    tracing::warn!(service = part, "the registry has no room");
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(HEARTBEAT) => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+            instances.deregister(&instance.service, &instance.id);
+        });
+    }
+
+    /// Users by gRPC, beside their routes.
+    async fn serve_grpc(&self, context: &Context) -> Result<(), BoxError> {
+        let host = self.options.env.get_or_default(env::HOST);
+        let port = if self.options.port_base == 0 { 0 } else { services::grpc_port(self.options.port_base) };
+        let listener = TcpListener::bind((host.as_str(), port))
+            .await
+            .map_err(|error| format!("port {port} for users by gRPC: {error}"))?;
+        let service = context.clone();
+        context.spawn(async move {
+            if let Err(error) = order_users::serve_grpc(service, listener).await {
+                tracing::error!(%error, "users cannot be asked by gRPC");
+            }
+        });
         Ok(())
     }
 

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method};
 use order_kit::BoxError;
-use order_system::{audit::audit, remote::Answer};
+use order_system::{
+    audit::audit,
+    remote::{Answer, Remote},
+};
 use serde_json::{Value, json};
 
 use crate::shapes::{Front, Servers, servers};
@@ -40,32 +43,35 @@ contract! {
 }
 
 /// Somebody who talks to the system through its one door.
-struct Caller<'a>(&'a Front);
+struct Caller {
+    remote: Remote,
+    prefix: &'static str,
+}
 
-impl Caller<'_> {
+impl Caller {
     async fn get(&self, path: &str) -> Result<Answer, BoxError> {
-        self.0.remote.get("gateway", &format!("{}{path}", self.0.prefix)).await
+        self.remote.get("gateway", &format!("{}{path}", self.prefix)).await
     }
 
     async fn post(&self, path: &str, body: Value) -> Result<Answer, BoxError> {
-        self.0.remote.post("gateway", &format!("{}{path}", self.0.prefix), body).await
+        self.remote.post("gateway", &format!("{}{path}", self.prefix), body).await
     }
 
     async fn put(&self, path: &str, body: Value) -> Result<Answer, BoxError> {
-        self.0.remote.put("gateway", &format!("{}{path}", self.0.prefix), body).await
+        self.remote.put("gateway", &format!("{}{path}", self.prefix), body).await
     }
 
     async fn text(&self, path: &str, body: &str) -> Result<Answer, BoxError> {
         let mut headers = HeaderMap::new();
         headers.insert("content-type", "application/json".parse()?);
-        let path = format!("{}{path}", self.0.prefix);
-        self.0.remote.send(Method::POST, "gateway", &path, headers, body.to_owned()).await
+        let path = format!("{}{path}", self.prefix);
+        self.remote.send(Method::POST, "gateway", &path, headers, body.to_owned()).await
     }
 
     async fn over(&self, order: &str) -> Result<Value, BoxError> {
-        let path = format!("{}/orders/{order}", self.0.prefix);
+        let path = format!("{}/orders/{order}", self.prefix);
         let over = |answer: &Answer| ["confirmed", "cancelled"].contains(&answer.json()["status"].as_str().unwrap_or(""));
-        Ok(self.0.remote.until(SOON, "gateway", &path, over).await?.json())
+        Ok(self.remote.until(SOON, "gateway", &path, over).await?.json())
     }
 }
 
@@ -74,29 +80,27 @@ fn id(answer: &Answer) -> Result<String, BoxError> {
 }
 
 async fn suite(front: &Front) -> Result<(), BoxError> {
-    let mut remote = front.remote.clone();
+    let mut caller = Caller { remote: front.remote.clone(), prefix: front.prefix };
     // Whoever signs up needs no token; everybody else does, where there is a gateway.
     let new = json!({ "name": "Alice", "email": "alice@example.com" });
-    let alice = Caller(front).post("/users", new.clone()).await?.expect(201)?;
+    let alice = caller.post("/users", new.clone()).await?.expect(201)?;
     let user = id(&alice)?;
     if front.prefix == "/api" {
-        assert_eq!(Caller(front).get(&format!("/users/{user}")).await?.status, 401);
-        remote.log_in(&user).await?;
+        assert_eq!(caller.get(&format!("/users/{user}")).await?.status, 401);
+        caller.remote.log_in(&user).await?;
     }
-    let front = &Front { remote, ..Front::borrowed(front) };
-    let caller = Caller(front);
     users(&caller, &alice, &user, new).await?;
     let product = products(&caller).await?;
     let stock = format!("/inventory/{product}");
-    front.remote.put("inventory", &stock, json!({ "quantity": 100 })).await?.expect(200)?;
+    caller.remote.put("inventory", &stock, json!({ "quantity": 100 })).await?.expect(200)?;
     orders(&caller, &user, &product).await?;
     bad_orders(&caller, &user, &product).await?;
-    let audited = audit(&front.remote).await?;
+    let audited = audit(&caller.remote).await?;
     assert!(audited.print(), "the audit is green");
     Ok(())
 }
 
-async fn users(caller: &Caller<'_>, alice: &Answer, user: &str, new: Value) -> Result<(), BoxError> {
+async fn users(caller: &Caller, alice: &Answer, user: &str, new: Value) -> Result<(), BoxError> {
     let fields = alice.json();
     let mut names: Vec<&String> = fields.as_object().ok_or("no object")?.keys().collect();
     names.sort();
@@ -117,7 +121,7 @@ async fn users(caller: &Caller<'_>, alice: &Answer, user: &str, new: Value) -> R
     Ok(())
 }
 
-async fn products(caller: &Caller<'_>) -> Result<String, BoxError> {
+async fn products(caller: &Caller) -> Result<String, BoxError> {
     let made = caller.post("/products", json!({ "name": "Cup", "price": "0.10" })).await?.expect(201)?;
     let product = id(&made)?;
     let found = caller.get(&format!("/products/{product}")).await?.expect(200)?;
@@ -127,7 +131,7 @@ async fn products(caller: &Caller<'_>) -> Result<String, BoxError> {
     Ok(product)
 }
 
-async fn orders(caller: &Caller<'_>, user: &str, product: &str) -> Result<(), BoxError> {
+async fn orders(caller: &Caller, user: &str, product: &str) -> Result<(), BoxError> {
     let body = json!({ "userId": user, "items": [{ "productId": product, "quantity": 3 }] });
     let taken = caller.post("/orders", body.clone()).await?.expect(202)?;
     let order = id(&taken)?;
@@ -137,9 +141,9 @@ async fn orders(caller: &Caller<'_>, user: &str, product: &str) -> Result<(), Bo
     let details = caller.get(&format!("/orders/{order}/details")).await?.expect(200)?;
     assert_eq!(details.json()["user"]["name"], "Alice");
     // From the read side, which hears of it a moment later.
-    let path = format!("{}/orders/user/{user}", caller.0.prefix);
+    let path = format!("{}/orders/user/{user}", caller.prefix);
     let there = |answer: &Answer| answer.json().as_array().is_some_and(|rows| rows.len() == 1);
-    let rows = caller.0.remote.until(SOON, "gateway", &path, there).await?.json();
+    let rows = caller.remote.until(SOON, "gateway", &path, there).await?.json();
     assert_eq!((&rows[0]["orderId"], &rows[0]["itemCount"]), (&json!(order), &json!(1)));
     assert_eq!(rows[0]["summary"], format!("Order #{order} - 0.30"));
     let waited = caller.post("/orders/checkout", body).await?;
@@ -152,12 +156,12 @@ async fn orders(caller: &Caller<'_>, user: &str, product: &str) -> Result<(), Bo
     // A card that is declined.
     let bob = id(&caller.post("/users", json!({ "name": "Bob", "email": "bob@example.com" })).await?.expect(201)?)?;
     let card = format!("/payments/cards/{bob}");
-    caller.0.remote.put("payments", &card, json!({ "behaviour": "decline" })).await?.expect(200)?;
+    caller.remote.put("payments", &card, json!({ "behaviour": "decline" })).await?.expect(200)?;
     let body = json!({ "userId": bob, "items": [{ "productId": product, "quantity": 1 }] });
     let order = id(&caller.post("/orders", body).await?.expect(202)?)?;
     let over = caller.over(&order).await?;
     assert_eq!((&over["status"], &over["reason"]), (&json!("cancelled"), &json!("card_declined")), "{over}");
-    let left = caller.0.remote.get("inventory", &format!("/inventory/{product}")).await?.expect(200)?.json();
+    let left = caller.remote.get("inventory", &format!("/inventory/{product}")).await?.expect(200)?.json();
     assert_eq!(left["onHand"].as_i64().unwrap_or(0) - left["reserved"].as_i64().unwrap_or(0), 94);
     caller.get("/orders/unknown").await?.expect(404)?;
     // A new name arrives in what others keep of it.
@@ -165,7 +169,7 @@ async fn orders(caller: &Caller<'_>, user: &str, product: &str) -> Result<(), Bo
     Ok(())
 }
 
-async fn bad_orders(caller: &Caller<'_>, user: &str, product: &str) -> Result<(), BoxError> {
+async fn bad_orders(caller: &Caller, user: &str, product: &str) -> Result<(), BoxError> {
     let item = |quantity: Value| json!({ "userId": user, "items": [{ "productId": product, "quantity": quantity }] });
     let refused = [
         (item(json!(0)), 400),
