@@ -347,8 +347,11 @@ pub async fn end_of_program() {
 }
 
 async fn end_of_input() {
-    use tokio::io::AsyncReadExt;
-    let mut input = tokio::io::stdin();
-    let mut some = [0; 64];
-    while input.read(&mut some).await.is_ok_and(|length| length > 0) {}
+    // A thread of its own, which nobody waits for when the process ends for another reason.
+    let (ended, end) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = ended.send(());
+    });
+    let _ = end.await;
 }

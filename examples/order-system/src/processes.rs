@@ -153,7 +153,7 @@ async fn supervise(
                 set(child.id());
                 tokio::select! {
                     ended = child.wait() => tracing::warn!(service = part, ?ended, "a process died"),
-                    _ = stop.wait_for(|stop| *stop) => {
+                    () = stopped(&mut stop) => {
                         end(&mut child).await;
                         set(None);
                         return;
@@ -166,9 +166,14 @@ async fn supervise(
         wait = if began.elapsed() > Duration::from_secs(5) { AGAIN } else { (wait * 2).min(Duration::from_secs(5)) };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = stopped(&mut stop) => return,
         }
     }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error says that nobody is left who could want it to go on.
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 async fn end(child: &mut Child) {

@@ -1,11 +1,12 @@
 //! Which services there are, and how each is built.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use axum::Router;
 use order_gateway::Instances;
 use order_kit::{
     BoxError, Context, Service,
+    context::Ports,
     env::{self, Env},
     server::{Access, router},
 };
@@ -70,4 +71,32 @@ pub fn grpc_port(port_base: u16) -> u16 {
 /// Where users are by gRPC.
 pub fn grpc_address(env: &Env, port_base: u16) -> String {
     env.get(env::USER_GRPC_URL).unwrap_or_else(|| format!("http://127.0.0.1:{}", grpc_port(port_base)))
+}
+
+/// A context for a part that is worked on from outside, beside services that may run.
+async fn beside(part: &'static str, env: &Env, data: &Path) -> Result<Context, BoxError> {
+    let broker = order_broker::open("memory:").await?;
+    Ok(Context::new(part, env.clone(), data, broker, Arc::new(Ports(3000))))
+}
+
+/// Makes the read side of orders anew, from the events that order-service has kept.
+///
+/// # Errors
+///
+/// A database that cannot be opened.
+pub async fn rebuild(env: &Env, data: &Path) -> Result<(), BoxError> {
+    let events = order_orders::rebuild(beside("orders", env, data).await?).await?;
+    println!("the read side was made anew from {events} events");
+    Ok(())
+}
+
+/// Measures users by gRPC and by HTTP, and prints both.
+///
+/// # Errors
+///
+/// That they could not be asked.
+pub async fn compare_transports(calls: u32) -> Result<(), BoxError> {
+    let compared = order_users::transport::compare(calls as usize).await?;
+    println!("{compared:#?}");
+    Ok(())
 }

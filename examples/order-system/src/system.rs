@@ -185,16 +185,7 @@ impl System {
             self.locate.clone(),
         );
         let router = services::build(&context, &self.instances).await?;
-        let server = if part == order_gateway::NAME {
-            let context = context.clone();
-            tokio::spawn(async move {
-                if let Err(error) = order_gateway::serve::serve(context, router, listener).await {
-                    tracing::error!(%error, "the gateway cannot serve");
-                }
-            })
-        } else {
-            tokio::spawn(order_kit::server::serve(context.clone(), router, listener))
-        };
+        let server = tokio::spawn(order_kit::server::serve(context.clone(), router, listener));
         self.table.set(part, address);
         self.announce(part, address, &context);
         if part == "users" {

@@ -104,25 +104,23 @@ struct SwitchedConsumer {
     away: Arc<AtomicBool>,
 }
 
-impl SwitchedConsumer {
-    async fn wait(&self) {
-        while self.away.load(Ordering::SeqCst) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+async fn back(away: &AtomicBool) {
+    while away.load(Ordering::SeqCst) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
 impl Consumer for SwitchedConsumer {
     fn next(&mut self) -> BoxFuture<'_, Result<Delivery, BrokerError>> {
         Box::pin(async {
-            self.wait().await;
+            back(&self.away).await;
             self.consumer.next().await
         })
     }
 
     fn next_batch(&mut self, max: usize) -> BoxFuture<'_, Result<Vec<Delivery>, BrokerError>> {
         Box::pin(async move {
-            self.wait().await;
+            back(&self.away).await;
             self.consumer.next_batch(max).await
         })
     }

@@ -88,6 +88,15 @@ impl Play {
     }
 }
 
+/// Starts a process for each service, on free ports.
+///
+/// # Errors
+///
+/// That they are not ready in time.
+pub async fn start_processes(play: &Play, data: &Path) -> Result<crate::processes::Processes, BoxError> {
+    processes::start(play, data).await
+}
+
 /// A system with users and products.
 pub struct Stage {
     /// In this process, if it is.

@@ -13,9 +13,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use futures::future::LocalBoxFuture;
 use tokio::sync::oneshot;
-use tracing::Instrument;
 
-use crate::trace;
 
 mod postgres;
 mod relay;
