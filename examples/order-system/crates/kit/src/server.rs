@@ -321,7 +321,7 @@ async fn traced(State(around): State<Around>, request: Request, next: Next) -> R
         if status.is_server_error() {
             span.record("otel.status_code", "ERROR");
         }
-        let ms = began.elapsed().as_millis();
+        let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(%method, path, status = status.as_u16(), ms, client, trace_id = trace::trace_id(),
             correlation_id = trace::correlation(), "request");
         metrics::histogram!("http_request_seconds", "service" => around.context.name(), "route" => route.unwrap_or_default(), "status" => status.as_u16().to_string())
