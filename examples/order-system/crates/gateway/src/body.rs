@@ -128,8 +128,8 @@ pub struct Download(Paced);
 
 impl Download {
     /// Of an answer.
-    pub fn new(body: hyper::body::Incoming) -> Body {
-        Body::new(Download(Paced { body: Body::new(body), limit: QUIET, still: None }))
+    pub fn new(body: hyper::body::Incoming) -> Self {
+        Download(Paced { body: Body::new(body), limit: QUIET, still: None })
     }
 }
 

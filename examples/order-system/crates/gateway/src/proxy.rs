@@ -216,10 +216,11 @@ fn below_api(response: &mut Response) {
     let Some(location) = headers.get(header::LOCATION).and_then(|location| location.to_str().ok()) else {
         return;
     };
-    if location.starts_with('/') && !location.starts_with("//") {
-        if let Ok(location) = HeaderValue::from_str(&format!("/api{location}")) {
-            headers.insert(header::LOCATION, location);
-        }
+    if location.starts_with('/')
+        && !location.starts_with("//")
+        && let Ok(location) = HeaderValue::from_str(&format!("/api{location}"))
+    {
+        headers.insert(header::LOCATION, location);
     }
 }
 
@@ -229,7 +230,11 @@ async fn read_small(response: Response) -> Result<(Response, Option<Bytes>), Tro
         return Ok((response, None));
     }
     let (parts, body) = response.into_parts();
-    let body = body.collect().await.map_err(|error| Trouble::Connection(error.to_string()))?.to_bytes();
+    let body = body
+        .collect()
+        .await
+        .map_err(|error| Trouble::Connection { text: error.to_string(), sent: true })?
+        .to_bytes();
     Ok((Response::from_parts(parts, Body::from(body.clone())), Some(body)))
 }
 

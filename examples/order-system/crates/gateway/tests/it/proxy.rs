@@ -111,7 +111,7 @@ async fn a_read_is_repeated_and_a_write_is_not() {
     let asked = Arc::new(AtomicU32::new(0));
     let counts = asked.clone();
     let shaky = Router::new().fallback(move || {
-        let first = counts.fetch_add(1, SeqCst) % 2 == 0;
+        let first = counts.fetch_add(1, SeqCst).is_multiple_of(2);
         async move { if first { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK } }
     });
     let (gateway, _fake) = Running::before(env(), "users", shaky).await;
@@ -134,4 +134,28 @@ async fn what_a_service_says_of_its_answer_arrives() {
     assert_eq!((answer.status, &answer.body[..]), (StatusCode::IM_A_TEAPOT, &b"as it is"[..]));
     assert_eq!((answer.header("x-fallback"), answer.header("set-cookie")), (Some("user"), Some("a=b")));
     assert_eq!((answer.header("x-inner"), answer.header("connection")), (None, None));
+}
+
+#[tokio::test]
+async fn a_write_that_may_have_been_seen_is_sent_nowhere_else() {
+    let gateway = gateway(env()).await;
+    let seen = Arc::new(AtomicU32::new(0));
+    for _ in 0..2 {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        gateway.register("users", listener.local_addr().unwrap());
+        let seen = seen.clone();
+        tokio::spawn(async move {
+            // Reads a request and hangs up.
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let read = tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 4_096]).await;
+                seen.fetch_add(u32::from(read.is_ok_and(|bytes| bytes > 0)), SeqCst);
+            }
+        });
+    }
+    let token = format!("Bearer {}", gateway.token("u1"));
+    // Without a body nothing of it is left to be looked at.
+    let answer = gateway.send_owned(Method::POST, "/api/users/1", token).await;
+    assert_eq!((answer.status, seen.load(SeqCst)), (StatusCode::SERVICE_UNAVAILABLE, 1));
+    assert_eq!(gateway.get("/api/users/1").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(seen.load(SeqCst), 4, "a read is asked for three times");
 }
