@@ -12,13 +12,15 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// How long a body may stand still.
+/// How long a client's body may stand still.
 pub const STILL: Duration = Duration::from_secs(10);
+/// How long a service's may: longer, because of those that say something only when something happens.
+pub const QUIET: Duration = Duration::from_secs(60);
 
 /// Why a body ended too early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    /// Nothing came for [`STILL`].
+    /// Nothing came for too long.
     #[error("the body stood still")]
     Still,
     /// Whoever sent it went away, or sent what is no body.
@@ -29,6 +31,7 @@ pub enum Broken {
 /// A body with an eye on its pace.
 struct Paced {
     body: Body,
+    limit: Duration,
     /// Runs while somebody waits for the next part.
     still: Option<Pin<Box<Sleep>>>,
 }
@@ -41,7 +44,8 @@ impl Paced {
                 Poll::Ready(frame.map(|frame| frame.map_err(|_| Broken::Away)))
             }
             Poll::Pending => {
-                let still = self.still.get_or_insert_with(|| Box::pin(sleep(STILL)));
+                let limit = self.limit;
+                let still = self.still.get_or_insert_with(|| Box::pin(sleep(limit)));
                 ready!(still.as_mut().poll(cx));
                 Poll::Ready(Some(Err(Broken::Still)))
             }
@@ -66,7 +70,7 @@ struct State {
 impl Upload {
     /// Of a request.
     pub fn new(body: Body) -> Self {
-        let paced = Paced { body, still: None };
+        let paced = Paced { body, limit: STILL, still: None };
         let state =
             State { paced, touched: false, waits_for_client: false, moved: Instant::now(), broken: None };
         Upload(Arc::new(Mutex::new(state)))
@@ -124,8 +128,8 @@ pub struct Download(Paced);
 
 impl Download {
     /// Of an answer.
-    pub fn new(body: hyper::body::Incoming) -> Body {
-        Body::new(Download(Paced { body: Body::new(body), still: None }))
+    pub fn new(body: hyper::body::Incoming) -> Self {
+        Download(Paced { body: Body::new(body), limit: QUIET, still: None })
     }
 }
 

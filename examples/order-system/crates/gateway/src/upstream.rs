@@ -20,10 +20,12 @@ use mainstay::{
 };
 use order_kit::{Context, client::DEADLINE, env, trace};
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use crate::{
     body::{Broken, Download, Upload},
     headers,
+    proxy::MONOLITH,
     resolve::Names,
 };
 
@@ -41,8 +43,13 @@ pub enum Trouble {
     #[error("{0}")]
     Refused(Refused),
     /// No connection could be made, or it broke.
-    #[error("no connection: {0}")]
-    Connection(String),
+    #[error("no connection: {text}")]
+    Connection {
+        /// What is wrong, for the log.
+        text: String,
+        /// Whether the service may have seen the request.
+        sent: bool,
+    },
     /// The service had all it needed and did not answer.
     #[error("no answer in time")]
     Silent,
@@ -58,7 +65,7 @@ impl Trouble {
     /// What the client is told: a status and a sentence without addresses.
     pub fn tell(&self) -> (StatusCode, &'static str) {
         match self {
-            Trouble::Connection(_) | Trouble::Address(_) => {
+            Trouble::Connection { .. } | Trouble::Address(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "The service cannot be reached")
             }
             Trouble::Silent => (StatusCode::GATEWAY_TIMEOUT, "The service did not answer in time"),
@@ -101,6 +108,15 @@ pub enum Side {
     Service(&'static str),
     /// The monolith, at one place.
     Legacy(String),
+}
+
+impl Side {
+    fn name(&self) -> &'static str {
+        match self {
+            Side::Service(name) => name,
+            Side::Legacy(_) => MONOLITH,
+        }
+    }
 }
 
 /// A request on its way to a side. Its path and query are those that the side is to see.
@@ -154,7 +170,7 @@ fn worth_repeating(failure: &mainstay::retry::Failure<'_, Response<Body>, Troubl
     let asked_again = |response: &Response<Body>| {
         passing.contains(&response.status()) && !response.headers().contains_key(header::RETRY_AFTER)
     };
-    matches!(failure.error(), Some(Trouble::Connection(_))) || failure.value().is_some_and(asked_again)
+    matches!(failure.error(), Some(Trouble::Connection { .. })) || failure.value().is_some_and(asked_again)
 }
 
 impl Upstream {
@@ -164,10 +180,7 @@ impl Upstream {
     ///
     /// An option that cannot be.
     pub fn new(context: &Context, side: Side, names: Names) -> Result<Self, ConfigError> {
-        let name = match &side {
-            Side::Service(name) => name,
-            Side::Legacy(_) => "monolith",
-        };
+        let name = side.name();
         let wait = Duration::from_secs(if context.env().get(env::POLICY_FAST).is_some() { 3 } else { 30 });
         let breaker = CircuitBreaker::config()
             .name(name)
@@ -222,6 +235,11 @@ impl Upstream {
         Ok(Upstream(Arc::new(Inner { side, context, names, http, repeated, once, breaker })))
     }
 
+    /// What it is called.
+    fn name(&self) -> &'static str {
+        self.0.side.name()
+    }
+
     /// What its breaker says: `closed`, `open`, …
     pub fn state(&self) -> &'static str {
         self.0.breaker.state().as_str()
@@ -242,10 +260,25 @@ impl Upstream {
             async { self.0.exchange(head, upload.clone(), PATIENCE + wait).await }
         };
         let stack = if plain { &self.0.repeated } else { &self.0.once };
-        stack.call(attempt).await.map_err(|error| match error {
-            Error::Inner(trouble) => trouble,
-            Error::Refused(refused) => Trouble::Refused(refused),
-        })
+        let (side, only_path) = (self.name(), path.split('?').next());
+        let span = tracing::info_span!(
+            "http.client", otel.kind = "client", otel.name = %format_args!("{method} {side}"), peer.service = side,
+            http.request.method = %method, url.path = only_path, http.response.status_code = tracing::field::Empty,
+            otel.status_code = tracing::field::Empty,
+        );
+        let call = async {
+            let outcome = stack.call(attempt).await.map_err(|error| match error {
+                Error::Inner(trouble) => trouble,
+                Error::Refused(refused) => Trouble::Refused(refused),
+            });
+            let span = tracing::Span::current();
+            match &outcome {
+                Ok(response) => span.record("http.response.status_code", response.status().as_u16()),
+                Err(_) => span.record("otel.status_code", "ERROR"),
+            };
+            outcome
+        };
+        call.instrument(span).await
     }
 
     /// Sends a request past the policies: for what nobody waits for.
@@ -277,9 +310,9 @@ impl Inner {
     async fn exchange(&self, head: (Method, &str, HeaderMap), upload: Upload, patience: Duration) -> Outcome {
         let first = self.base();
         let outcome = self.exchange_at(&first, head.clone(), upload.clone(), patience).await;
-        if matches!(outcome, Err(Trouble::Connection(_))) && !upload.touched() {
+        if matches!(outcome, Err(Trouble::Connection { sent: false, .. })) && !upload.touched() {
             let second = self.base();
-            if second != first && upload.broken().is_none() {
+            if second != first {
                 return self.exchange_at(&second, head, upload, patience).await;
             }
         }
@@ -301,7 +334,7 @@ impl Inner {
             Ok(address) => address,
             Err(error) => {
                 self.lost(base);
-                return Err(Trouble::Connection(error.to_string()));
+                return Err(Trouble::Connection { text: error.to_string(), sent: false });
             }
         };
         let authority: Authority = address.to_string().parse().map_err(|error| wrong(&error))?;
@@ -331,7 +364,7 @@ impl Inner {
                         Some(broken) => Trouble::Client(broken),
                         None => {
                             self.lost(base);
-                            Trouble::Connection(error.to_string())
+                            Trouble::Connection { text: error.to_string(), sent: !error.is_connect() }
                         }
                     }),
                 },
@@ -346,7 +379,7 @@ impl Inner {
 }
 
 fn pass(answer: Response<hyper::body::Incoming>) -> Response<Body> {
-    let mut answer = answer.map(Download::new);
+    let mut answer = answer.map(|body| Body::new(Download::new(body)));
     headers::end_hop(answer.headers_mut());
     answer
 }

@@ -32,6 +32,7 @@ use std::{
 use order_kit::context::{Locate, known};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 pub use self::client::RegistryClient;
 
@@ -78,6 +79,27 @@ pub trait Registry: Locate {
 
     /// The instances that are there; none if the service was never heard of, or not for long.
     fn instances(&self, service: &str) -> Vec<Instance>;
+}
+
+/// Says of instances in this process that they are there, until the stop; then that they are gone. For those in other processes there is
+/// [`RegistryClient::run`].
+pub async fn keep(registry: Arc<dyn Registry>, own: Vec<Instance>, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        for instance in &own {
+            if !registry.heartbeat(&instance.service, &instance.id)
+                && let Err(full) = registry.register(instance.clone())
+            {
+                tracing::warn!(error = %full, service = instance.service, "an instance could not be registered");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(client::EVERY) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+    for Instance { service, id, .. } in &own {
+        registry.deregister(service, id);
+    }
 }
 
 /// There is no room for more instances.
@@ -316,6 +338,21 @@ mod tests {
         registry.lost("users", "http://127.0.0.1:2");
         let turns: Vec<String> = (0..2).map(|_| registry.locate("users")).collect();
         assert_ne!(turns[0], turns[1], "nobody can be reached: both are tried");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_is_kept_until_the_stop() {
+        let registry = Arc::new(registry());
+        let stop = CancellationToken::new();
+        let kept = tokio::spawn(keep(registry.clone(), vec![instance(1)], stop.clone()));
+        tokio::time::sleep(10 * TTL).await;
+        assert_eq!(registry.instances("users"), [instance(1)]);
+        assert!(registry.deregister("users", "users-1"));
+        tokio::time::sleep(TTL / 2).await;
+        assert_eq!(registry.instances("users"), [instance(1)], "forgotten, and told again");
+        stop.cancel();
+        kept.await.unwrap();
+        assert!(registry.instances("users").is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -27,7 +27,7 @@ pub struct Heartbeat {
 
 /// The routes, with their description. Whoever registers shows a service token; who asks shows one too, or is on this machine.
 pub fn routes(context: &Context, registry: Arc<Instances>) -> (Router, utoipa::openapi::OpenApi) {
-    let (write, api) = OpenApiRouter::new()
+    let (write, mut api) = OpenApiRouter::new()
         .routes(routes!(register))
         .routes(routes!(heartbeat))
         .routes(routes!(deregister))
@@ -38,7 +38,8 @@ pub fn routes(context: &Context, registry: Arc<Instances>) -> (Router, utoipa::o
     let read = read
         .route("/discover", get(all).with_state(registry))
         .layer(middleware::from_fn_with_state(context.clone(), near_or_known));
-    (server::for_services(context, write).merge(read), api.merge_from(more))
+    api.merge(more);
+    (server::for_services(context, write).merge(read), api)
 }
 
 async fn near_or_known(

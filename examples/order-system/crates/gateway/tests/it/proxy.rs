@@ -2,6 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering::SeqCst},
+};
+
 use axum::{Router, response::IntoResponse, routing::get};
 use http::{Method, StatusCode};
 
@@ -72,7 +77,7 @@ async fn an_instance_that_is_gone_costs_no_request() {
 #[tokio::test]
 async fn health_is_from_memory() {
     let gateway = gateway(env()).await;
-    let answer = crate::support::send(gateway.address, Method::GET, "/health", &[], "").await;
+    let answer = gateway.send(Method::GET, "/health", &[], "").await;
     let body = answer.json();
     assert_eq!((answer.status, &body["status"]), (StatusCode::OK, &"ok".into()));
     let names: Vec<_> =
@@ -99,4 +104,58 @@ async fn failures_open_the_breaker_of_their_service_alone() {
         gateway.send(Method::GET, "/_policies", &[("x-service-token", crate::support::TOKEN)], "").await;
     let policies = policies.json().to_string();
     assert!(policies.contains(r#""name":"users""#) && policies.contains("open"), "{policies}");
+}
+
+#[tokio::test]
+async fn a_read_is_repeated_and_a_write_is_not() {
+    let asked = Arc::new(AtomicU32::new(0));
+    let counts = asked.clone();
+    let shaky = Router::new().fallback(move || {
+        let first = counts.fetch_add(1, SeqCst).is_multiple_of(2);
+        async move { if first { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK } }
+    });
+    let (gateway, _fake) = Running::before(env(), "users", shaky).await;
+    assert_eq!(gateway.get("/api/users/1").await.status, StatusCode::OK);
+    assert_eq!(asked.load(SeqCst), 2);
+    let token = format!("Bearer {}", gateway.token("u1"));
+    let written = gateway.send_owned(Method::POST, "/api/users/1", token).await;
+    assert_eq!((written.status, asked.load(SeqCst)), (StatusCode::SERVICE_UNAVAILABLE, 3));
+}
+
+#[tokio::test]
+async fn what_a_service_says_of_its_answer_arrives() {
+    let marked = Router::new().fallback(async || {
+        let headers =
+            [("x-fallback", "user"), ("connection", "x-inner"), ("x-inner", "1"), ("set-cookie", "a=b")];
+        (StatusCode::IM_A_TEAPOT, headers, "as it is")
+    });
+    let (gateway, _fake) = Running::before(env(), "orders", marked).await;
+    let answer = gateway.get("/api/orders/1/details").await;
+    assert_eq!((answer.status, &answer.body[..]), (StatusCode::IM_A_TEAPOT, &b"as it is"[..]));
+    assert_eq!((answer.header("x-fallback"), answer.header("set-cookie")), (Some("user"), Some("a=b")));
+    assert_eq!((answer.header("x-inner"), answer.header("connection")), (None, None));
+}
+
+#[tokio::test]
+async fn a_write_that_may_have_been_seen_is_sent_nowhere_else() {
+    let gateway = gateway(env()).await;
+    let seen = Arc::new(AtomicU32::new(0));
+    for _ in 0..2 {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        gateway.register("users", listener.local_addr().unwrap());
+        let seen = seen.clone();
+        tokio::spawn(async move {
+            // Reads a request and hangs up.
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let read = tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 4_096]).await;
+                seen.fetch_add(u32::from(read.is_ok_and(|bytes| bytes > 0)), SeqCst);
+            }
+        });
+    }
+    let token = format!("Bearer {}", gateway.token("u1"));
+    // Without a body nothing of it is left to be looked at.
+    let answer = gateway.send_owned(Method::POST, "/api/users/1", token).await;
+    assert_eq!((answer.status, seen.load(SeqCst)), (StatusCode::SERVICE_UNAVAILABLE, 1));
+    assert_eq!(gateway.get("/api/users/1").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(seen.load(SeqCst), 4, "a read is asked for three times");
 }

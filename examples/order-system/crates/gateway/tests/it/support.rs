@@ -15,7 +15,6 @@ use order_kit::{
     Context,
     context::Ports,
     env::{self, Env},
-    server,
 };
 use tokio::net::TcpListener;
 
@@ -27,6 +26,7 @@ pub struct Running {
     pub address: SocketAddr,
     pub registry: Arc<Instances>,
     pub context: Context,
+    http: Http<HttpConnector, Full<Bytes>>,
     _data: tempfile::TempDir,
 }
 
@@ -49,8 +49,9 @@ pub async fn gateway(env: Env) -> Running {
     let router = order_gateway::build(context.clone(), registry.clone()).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(server::serve(context.clone(), router, listener));
-    Running { address, registry, context, _data: data }
+    tokio::spawn(order_gateway::serve(context.clone(), router, listener));
+    let http = Http::builder(TokioExecutor::new()).build_http();
+    Running { address, registry, context, http, _data: data }
 }
 
 /// A service that listens until its task is aborted.
@@ -110,7 +111,16 @@ impl Running {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Answer {
-        send(self.address, method, path, headers, body).await
+        send(&self.http, self.address, method, path, headers, body).await
+    }
+}
+
+impl Running {
+    /// A request with that `Authorization`, or none if it is empty.
+    pub async fn send_owned(&self, method: Method, path: &str, authorization: String) -> Answer {
+        let headers = [("authorization", authorization.as_str())];
+        let headers = if authorization.is_empty() { &headers[..0] } else { &headers[..] };
+        self.send(method, path, headers, "").await
     }
 }
 
@@ -132,8 +142,8 @@ impl Answer {
     }
 }
 
-/// One request, on a connection of its own.
-pub async fn send(
+async fn send(
+    http: &Http<HttpConnector, Full<Bytes>>,
     address: SocketAddr,
     method: Method,
     path: &str,
@@ -148,7 +158,6 @@ pub async fn send(
         request.headers_mut().insert(name, value.parse().unwrap());
     }
     request.headers_mut().entry(header::CONTENT_TYPE).or_insert("application/json".parse().unwrap());
-    let http: Http<HttpConnector, Full<Bytes>> = Http::builder(TokioExecutor::new()).build_http();
     let response: Response<_> = http.request(request).await.unwrap();
     let (parts, body) = response.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
