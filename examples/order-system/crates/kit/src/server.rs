@@ -5,7 +5,9 @@ use std::{net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Path, Query, Request, State},
+    extract::{
+        ConnectInfo, DefaultBodyLimit, MatchedPath, Path, Query, Request, State, rejection::QueryRejection,
+    },
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
@@ -161,7 +163,11 @@ async fn policies(State(around): State<Around>) -> Response {
     Json(around.context.policies().snapshots()).into_response()
 }
 
-async fn audit(State(around): State<Around>, Query(page): Query<Page>) -> Result<Response, ApiError> {
+async fn audit(
+    State(around): State<Around>,
+    page: Result<Query<Page>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(page) = page.map_err(|error| ApiError::bad_request(error.body_text()))?;
     let nothing = || ApiError::not_found("Nothing to audit");
     let answer = around.context.audit(page).await.ok_or_else(nothing)??;
     Ok(Json(answer).into_response())

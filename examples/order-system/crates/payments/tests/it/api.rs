@@ -198,6 +198,8 @@ async fn wrong_requests_are_refused_before_anything_is_done(place: Place) {
         it.post("/payments/charge", "charge-card.do@o", charge("o", "10000000000.00")).await.status,
         200
     );
+    let wrong = it.get("/_audit?limit=many").await;
+    assert!(wrong.status == 400 && !wrong.error().is_empty(), "{wrong:?}");
     // Only for those who show a token.
     let open = http::Request::get("/_audit").body(axum::body::Body::empty()).unwrap();
     assert_eq!(it.raw(open).await.status, 401);
