@@ -26,6 +26,7 @@ pub async fn serve(context: Context, router: Router, listener: TcpListener) {
 
 /// As [`serve`], with another time for the head of a request.
 pub async fn serve_with(context: Context, router: Router, listener: TcpListener, head: Duration) {
+    let _serving = context.serving();
     let graceful = GracefulShutdown::new();
     // With this they end as well, if whoever serves is dropped.
     let mut connections = JoinSet::new();
