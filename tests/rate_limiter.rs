@@ -570,6 +570,20 @@ mod tower_form {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn each_request_takes_a_place_of_its_own_key() {
+        let clients = Keyed::new(10, RateLimiter::config(2, QUARTER).name("api")).unwrap();
+        let stack = stack("server").policy(clients.by(|request: &u32| request % 10)).build().unwrap();
+        let mut service = stack.layer(Busy { ready: true });
+        for (request, admitted) in [(11, true), (21, true), (12, true), (31, false), (22, true), (32, false)]
+        {
+            let answer = service.ready().await.unwrap().call(request).await;
+            assert_eq!(answer.is_ok(), admitted, "{request}");
+        }
+        let refused = service.ready().await.unwrap().call(1).await.unwrap_err().refused().unwrap().clone();
+        assert_eq!((refused.name(), refused.retry_after()), ("api[1]", Some(QUARTER)));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_request_that_never_reached_its_service_gives_its_place_back() {
         let limiter = limiter(1);
         let mut service = limiter.layer(Busy { ready: false });

@@ -1,18 +1,25 @@
 //! What an orchestrator does at its edges: two starts at once, an end that is cut off, what is left at an end, what others left.
 #![cfg(feature = "saga")]
 
+#[macro_use]
+#[path = "support/forward.rs"]
+mod forward;
+
 use std::{
     sync::{
-        Arc,
+        Arc, Condvar, Mutex,
         atomic::{AtomicU32, Ordering::SeqCst},
     },
     time::Duration,
 };
 
 use mainstay::saga::{
-    Failure, Inputs, Orchestrator, Order, Outcome, Output, Payload, Phase, Saga, SagaId, StartError,
-    StoreError,
-    journal::{Journal, Request},
+    Failure, Incarnation, Inputs, Orchestrator, Order, Outcome, Output, Payload, Phase, Saga, SagaId,
+    StartError, StoreError, Timestamp,
+    journal::{
+        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
+        Stored,
+    },
     memory::{Fault, Memory, Operation},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -295,4 +302,138 @@ async fn a_store_that_fails_at_every_append_is_no_saga_s_fault() {
         assert_eq!(handle.settled().await.unwrap(), Outcome::Completed(2), "{id}");
     }
     assert_eq!(store.planned_faults(), 0);
+}
+
+/// A store that blocks the thread that asks it. While it is shut, one kind of operation does not come through.
+#[derive(Clone)]
+struct Blocking {
+    store: Memory,
+    gated: Operation,
+    gate: Arc<(Mutex<Gate>, Condvar)>,
+    /// Somebody stands before the gate.
+    waits: Arc<tokio::sync::Notify>,
+}
+
+#[derive(Default)]
+struct Gate {
+    shut: bool,
+    /// What has come through since it was shut for the first time.
+    passed: Option<Vec<Operation>>,
+}
+
+impl Blocking {
+    fn new(gated: Operation) -> Self {
+        Blocking { store: Memory::new(), gated, gate: Arc::default(), waits: Arc::default() }
+    }
+
+    fn shut(&self) {
+        *self.gate.0.lock().unwrap() = Gate { shut: true, passed: Some(Vec::new()) };
+    }
+
+    fn open(&self) {
+        self.gate.0.lock().unwrap().shut = false;
+        self.gate.1.notify_all();
+    }
+
+    fn passed(&self) -> Vec<Operation> {
+        self.gate.0.lock().unwrap().passed.clone().unwrap()
+    }
+
+    fn pass(&self, operation: Operation) {
+        let mut gate = self.gate.0.lock().unwrap();
+        if operation == self.gated {
+            while gate.shut {
+                self.waits.notify_one();
+                gate = self.gate.1.wait(gate).unwrap();
+            }
+        }
+        gate.passed.as_mut().map(|passed| passed.push(operation));
+    }
+}
+
+impl Journal for Blocking {
+    forward_to_store!(the rest);
+
+    fn blocks(&self) -> bool {
+        true
+    }
+
+    fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
+        self.store.append(batch)
+    }
+
+    fn heartbeat(&self, by: &Incarnation, lease: Duration) -> Pending<'_, ()> {
+        self.pass(Operation::Heartbeat);
+        self.store.heartbeat(by, lease)
+    }
+
+    fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
+        self.pass(Operation::Claim);
+        self.store.claim(claim)
+    }
+
+    fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
+        self.pass(Operation::Leave);
+        self.store.leave(by)
+    }
+}
+
+/// Lets everything happen that can, on whatever thread.
+async fn settle() {
+    for _ in 0..2_000 {
+        std::thread::yield_now();
+        tokio::task::yield_now().await;
+    }
+}
+
+/// It would have a lease again behind its end, or sagas that nobody drives.
+#[tokio::test(start_paused = true)]
+async fn nothing_that_blocks_is_done_behind_an_end() {
+    for gated in [Operation::Heartbeat, Operation::Claim] {
+        let (journal, saga) = (Blocking::new(gated), two(|| 1_u32));
+        let opening = Orchestrator::open(journal.clone()).register(&saga).lease(seconds(10));
+        let orchestrator = opening.start().await.unwrap();
+        orchestrator.run(&saga, "s", &1).await.unwrap();
+        journal.shut();
+        journal.waits.notified().await;
+        let ending = tokio::spawn(orchestrator.shutdown(seconds(5)));
+        settle().await;
+        let left = journal.passed().contains(&Operation::Leave);
+        // Before anything is asserted: the thread would wait for ever.
+        journal.open();
+        ending.await.unwrap();
+        assert!(!left, "{gated:?}");
+        assert_eq!(journal.passed().last(), Some(&Operation::Leave), "{gated:?}: {:?}", journal.passed());
+    }
+}
+
+/// What had no thread yet is not done at all.
+#[test]
+fn what_waits_for_a_thread_is_not_done_when_nobody_waits_for_it() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let (journal, saga) = (Blocking::new(Operation::Forget), two(|| 1_u32));
+        let opening = Orchestrator::open(journal.clone()).register(&saga).lease(seconds(10));
+        let orchestrator = opening.start().await.unwrap();
+        orchestrator.run(&saga, "s", &1).await.unwrap();
+        orchestrator.recovered().await;
+        let (free, busy) = std::sync::mpsc::channel::<()>();
+        let thread = tokio::task::spawn_blocking(move || busy.recv());
+        settle().await;
+        journal.shut();
+        // A heartbeat and a claim are due.
+        tokio::time::advance(seconds(4)).await;
+        settle().await;
+        let ending = tokio::spawn(orchestrator.shutdown(seconds(5)));
+        settle().await;
+        free.send(()).unwrap();
+        thread.await.unwrap().unwrap();
+        ending.await.unwrap();
+        assert_eq!(journal.passed(), [Operation::Leave]);
+    });
 }

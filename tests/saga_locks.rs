@@ -4,7 +4,10 @@
 
 use std::time::Duration;
 
-use mainstay::saga::{Orchestrator, Output, Saga, SagaId, StartError, StartOptions, memory::Memory};
+use mainstay::saga::{
+    Orchestrator, Output, Saga, SagaId, StartError, StartOptions, StoreError,
+    memory::{Fault, Memory, Operation},
+};
 use tokio::time::Instant;
 
 fn seconds(seconds: u64) -> Duration {
@@ -107,6 +110,32 @@ async fn the_holder_may_be_driven_by_another_orchestrator() {
     second.start_with(&saga, "second", &1, account(60)).await.unwrap();
     let waited = (Instant::now() - began).as_secs();
     assert!((30..=40).contains(&waited), "{waited} s: seen in the store");
+}
+
+/// What was last seen of the holder's id is that it is over: so it is while somebody has not looked for that yet who has asked. The saga that
+/// has the lock now is a later one of this id.
+#[tokio::test(start_paused = true)]
+async fn who_has_seen_the_holder_end_before_asks_no_more_often_than_others() {
+    let (store, saga) = (Memory::new(), saga());
+    let first = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
+    let connection = store.connect();
+    let second = Orchestrator::open(connection.clone()).register(&saga).start().await.unwrap();
+    first.start_with(&saga, "first", &30, account(0)).await.unwrap();
+    let handle = second.handle(&saga, "first").unwrap();
+    let mut asked = Box::pin(handle.finished());
+    assert!(tokio::time::timeout(seconds(20), &mut asked).await.is_err());
+    second.handle(&saga, "first").unwrap().finished().await.unwrap();
+    assert_eq!(first.forget(Duration::ZERO, 10).await.unwrap(), 1);
+    first.start_with(&saga, "first", &30, account(0)).await.unwrap();
+    store.reset_counts();
+    // Without it nothing would end the test: no time passes while somebody is busy.
+    connection.fault(Operation::Append, 500, Fault::Fail(StoreError::Unavailable("busy".to_owned())));
+    let began = Instant::now();
+    second.start_with(&saga, "second", &1, account(60)).await.unwrap();
+    let (waited, appends) = ((Instant::now() - began).as_secs(), store.counts().operation(Operation::Append));
+    assert!((29..=40).contains(&waited), "{waited} s");
+    assert!((2..60).contains(&appends), "{appends} appends, 4 a second for at most 10 s");
+    assert!(tokio::time::timeout(seconds(1), &mut asked).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]

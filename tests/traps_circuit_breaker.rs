@@ -290,26 +290,35 @@ async fn calls_that_hang_trip_before_they_end() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_counted_as_slow_in_flight_is_counted_once_and_its_failure_too() {
-    let breaker = CircuitBreaker::config().slow_rate(1.0, SEC).build().unwrap();
-    let _ = breaker.call(|| sleep(2 * SEC).map(|()| Unit::Ok(()))).await;
-    let _ = breaker.call(|| sleep(2 * SEC).map(|()| Unit::Err("x"))).await;
-    let counts = breaker.snapshot().counts;
-    assert_eq!((counts.calls, counts.slow, counts.failures), (2, 2, 1));
-    let totals = breaker.snapshot().totals;
-    assert_eq!((totals.succeeded, totals.failed, totals.slow), (1, 1, 2));
-    assert_eq!(totals.admitted(), 2);
+    for config in by_time_and_by_count() {
+        let breaker = config.slow_rate(1.0, SEC).build().unwrap();
+        let _ = breaker.call(|| sleep(2 * SEC).map(|()| Unit::Ok(()))).await;
+        let _ = breaker.call(|| sleep(2 * SEC).map(|()| Unit::Err("x"))).await;
+        let counts = breaker.snapshot().counts;
+        assert_eq!((counts.calls, counts.slow, counts.failures), (2, 2, 1));
+        let totals = breaker.snapshot().totals;
+        assert_eq!((totals.succeeded, totals.failed, totals.slow), (1, 1, 2));
+        assert_eq!(totals.admitted(), 2);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_long_poll_counts_as_slow() {
-    let breaker = CircuitBreaker::config().slow_rate(1.0, 5 * MS).build().unwrap();
-    let blocking = || async {
-        // The paused clock moves inside this one poll.
-        advance_within_a_poll(10 * MS);
-        Unit::Ok(())
-    };
-    let _ = breaker.call(blocking).await;
-    assert_eq!(breaker.snapshot().counts.slow, 1);
+    for config in by_time_and_by_count() {
+        let breaker = config.slow_rate(1.0, 5 * MS).build().unwrap();
+        let blocking = || async {
+            // The paused clock moves inside this one poll.
+            advance_within_a_poll(10 * MS);
+            Unit::Ok(())
+        };
+        let _ = breaker.call(blocking).await;
+        assert_eq!(breaker.snapshot().counts.slow, 1);
+    }
+}
+
+/// The two kinds of window.
+fn by_time_and_by_count() -> [Config; 2] {
+    [CircuitBreaker::config().time_window(10 * SEC, 10), CircuitBreaker::config().count_window(100)]
 }
 
 fn advance_within_a_poll(by: Duration) {

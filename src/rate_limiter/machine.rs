@@ -187,7 +187,7 @@ impl Used {
     fn take(&mut self, rules: &Rules, cost: u32, now: u64) -> Result<u64, u64> {
         match self {
             Used::Times(times) => {
-                let after = times.len() + cost as usize;
+                let after = times.len().saturating_add(cost as usize);
                 match after.checked_sub(rules.limit as usize + 1) {
                     None => {
                         times.extend((0..cost).map(|_| now));

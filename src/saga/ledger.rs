@@ -1,6 +1,10 @@
 //! A saga's journal as its owner sees it: what is recorded, in which order, and what is told of it.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    future::Future,
+    pin::pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use tokio::sync::watch;
 
@@ -37,6 +41,17 @@ impl From<WriteError> for Stop {
             WriteError::Store(error) => Stop::Lost(error),
         }
     }
+}
+
+/// What has become of work.
+#[derive(Debug)]
+pub(crate) enum Transacted {
+    /// It was done, and that is recorded.
+    Recorded,
+    /// It was rolled back.
+    Failed(Failure),
+    /// It has taken itself out of the transaction, in which nothing was recorded; what it did nobody knows.
+    Unknown(String),
 }
 
 /// A saga's journal as its owner sees it: its machine, and where the next entry goes.
@@ -142,15 +157,16 @@ impl Ledger {
         Ok(())
     }
 
-    /// Has work done and what comes of it recorded, in one transaction of the store, and waits until that is durable. What the
-    /// work has failed with, if it was rolled back: then the saga is as before.
+    /// Has work done and what comes of it recorded, in one transaction of the store, and waits until that is durable. If it was not
+    /// recorded, the saga is as before. From `given_up` on it is better if it is not.
     ///
     /// Nothing else may be queued meanwhile: where the next entry goes is known afterwards.
     pub(crate) async fn transact(
         &mut self,
         job: AnyJob,
         record: impl Fn(Payload) -> Record + Send + Sync + 'static,
-    ) -> Result<Result<(), Failure>, Stop> {
+        given_up: impl Future<Output = ()>,
+    ) -> Result<Transacted, Stop> {
         // Where the saga stands then does not depend on what comes of it.
         let mut after = self.machine.clone();
         after.apply(&record(Payload::null())).map_err(|illegal| Stop::Blocked(illegal.to_string()))?;
@@ -179,12 +195,24 @@ impl Ledger {
             release: false,
             answers: Vec::new(),
         });
-        match written.wait().await {
+        let mut written = pin!(written.wait());
+        let done = tokio::select! {
+            biased;
+            done = &mut written => done,
+            () = given_up => {
+                work.give_up();
+                written.await
+            }
+        };
+        match done {
             Ok(()) => {}
             Err(WriteError::Refused(Refusal::Failed { why })) => {
-                return Ok(Err(work.failure().unwrap_or_else(|| Failure::unknown(why))));
+                return Ok(Transacted::Failed(work.failure().unwrap_or_else(|| Failure::unknown(why))));
             }
-            Err(WriteError::Refused(refusal @ (Refusal::Foreign { .. } | Refusal::Ended))) => {
+            Err(WriteError::Refused(refusal @ Refusal::Ended)) => {
+                return Ok(Transacted::Unknown(refusal.to_string()));
+            }
+            Err(WriteError::Refused(refusal @ Refusal::Foreign { .. })) => {
                 return Err(Stop::Blocked(refusal.to_string()));
             }
             Err(error) => return Err(error.into()),
@@ -196,7 +224,7 @@ impl Ledger {
         self.machine.apply(&record).map_err(|illegal| Stop::Blocked(illegal.to_string()))?;
         (self.len, self.crc) = (seq + 1, entry.crc);
         self.publish(&[record]);
-        Ok(Ok(()))
+        Ok(Transacted::Recorded)
     }
 
     /// Lets the saga as a whole wait for a person.

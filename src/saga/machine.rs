@@ -140,6 +140,11 @@ impl Machine {
         self.parked
     }
 
+    /// Steps of the journal's transaction of which a person has to find out whether they have happened; nobody else may decide it.
+    pub(crate) fn doubtful(&self) -> Steps {
+        self.parked & self.shape.transactional
+    }
+
     /// Whether the saga as a whole waits for a person.
     pub(crate) fn is_held(&self) -> bool {
         self.held
@@ -423,9 +428,13 @@ impl Machine {
         self.aborted = Some(cause);
         self.armed.clear();
         self.signals.clear();
-        // What was wrong on the way forward is over.
+        // What was wrong on the way forward is over. What is in doubt is not: its compensation does not expect that, and waits.
         self.stuck = Steps::NONE;
-        self.parked = Steps::NONE;
+        self.parked = self.doubtful() & self.to_undo();
+        if let Some(step) = self.parked.iter().next() {
+            let path = &self.shape.nodes[step].path;
+            self.note.push_str(&format!("; {path}: nobody knows whether it has happened"));
+        }
     }
 
     fn undo(&mut self, step: usize) {

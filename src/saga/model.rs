@@ -40,6 +40,8 @@ enum Bug {
     DeadlineLetsGo,
     /// Any number of refused messages is recorded.
     RefusedWithoutEnd,
+    /// What nobody knows of a step in the journal's transaction is forgotten when the saga is turned round.
+    DoubtEndsWithAbort,
 }
 
 /// The records that were taken, and nothing else.
@@ -218,7 +220,12 @@ impl Model<'_> {
                 _ => {}
             }
             if abort == Some(at) {
-                (stuck, parked) = (Vec::new(), Vec::new());
+                // What is in doubt stays so, if it is to be undone.
+                let until = Model { shape: self.shape, records: self.records[..=at].to_vec(), bug: self.bug };
+                let doubtful =
+                    |step: &usize| self.shape.nodes[*step].transactional && until.to_undo().contains(step);
+                stuck = Vec::new();
+                parked.retain(|step| doubtful(step) && self.bug != Bug::DoubtEndsWithAbort);
                 let late = matches!(record, Record::Aborted { cause: Cause::Deadline, .. });
                 held &= late && self.bug != Bug::DeadlineLetsGo || self.bug == Bug::HeldAfterCancel;
             }
@@ -387,7 +394,7 @@ fn build(steps: &[(u8, u8, u8, u8)]) -> Option<Shape> {
             unknown,
             has_undo: class == Class::Compensatable && behind & 0x80 == 0,
             no_undo: None,
-            transactional: false,
+            transactional: action && unknown == Unknown::Retry && behind & 0x40 != 0,
             before: (0..at).filter(|a| behind >> a & 1 != 0).collect(),
         }
     });
@@ -492,6 +499,7 @@ fn a_machine_with_a_planted_bug_is_told_from_the_model() {
         Bug::HeldAfterCancel,
         Bug::DeadlineLetsGo,
         Bug::RefusedWithoutEnd,
+        Bug::DoubtEndsWithAbort,
     ];
     catches(&bugs, || (definitions(), records()), agree);
 }

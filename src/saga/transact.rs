@@ -4,7 +4,10 @@ use std::{
     any::{Any, TypeId},
     fmt,
     marker::PhantomData,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -113,6 +116,7 @@ struct Inner {
     seq: u64,
     make: Make,
     state: Mutex<State>,
+    given_up: AtomicBool,
 }
 
 enum State {
@@ -133,7 +137,8 @@ impl Work {
         seq: u64,
         make: impl Fn(Payload) -> Result<(Record, Entry), Failure> + Send + Sync + 'static,
     ) -> Self {
-        Work(Arc::new(Inner { seq, make: Box::new(make), state: Mutex::new(State::Waiting(job)) }))
+        let (make, state) = (Box::new(make), Mutex::new(State::Waiting(job)));
+        Work(Arc::new(Inner { seq, make, state, given_up: AtomicBool::new(false) }))
     }
 
     /// The number of the entry that comes of it, which has to be the saga's length.
@@ -146,8 +151,12 @@ impl Work {
     /// # Errors
     ///
     /// What is to be answered: [`Foreign`](Refusal::Foreign) when it is for another kind of store; [`Failed`](Refusal::Failed) when
-    /// it was begun before, in a transaction that was rolled back: if it had not been, the checks would have refused it.
+    /// it was begun before, in a transaction that was rolled back: if it had not been, the checks would have refused it; and when it is
+    /// [given up](Self::is_given_up).
     pub fn take<J: Job>(&self) -> Result<J, Refusal> {
+        if self.is_given_up() {
+            return Err(self.failed(Failure::unstarted("its attempt was given up before it was begun")));
+        }
         let mut state = lock(&self.0.state);
         match std::mem::replace(&mut *state, State::Begun) {
             State::Waiting(AnyJob { store, job }) => match job.downcast() {
@@ -193,6 +202,16 @@ impl Work {
         if matches!(*state, State::Begun | State::Made(..)) {
             *state = State::Failed(Failure::unstarted("the transaction was rolled back with other work"));
         }
+    }
+
+    /// Whether the attempt that it is of has been given up, by its time limit mostly. What is recorded nevertheless counts; a store
+    /// that others wait for interrupts it.
+    pub fn is_given_up(&self) -> bool {
+        self.0.given_up.load(Relaxed)
+    }
+
+    pub(crate) fn give_up(&self) {
+        self.0.given_up.store(true, Relaxed);
     }
 
     /// What was recorded, once the append was accepted.

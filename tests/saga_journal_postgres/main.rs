@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod damage;
+mod ended;
 mod faults;
 mod measure;
 mod place;

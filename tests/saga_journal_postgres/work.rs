@@ -22,13 +22,13 @@ use crate::{
 };
 
 #[derive(Clone)]
-struct Server {
-    place: Place,
-    journal: Postgres,
+pub(super) struct Server {
+    pub(super) place: Place,
+    pub(super) journal: Postgres,
 }
 
 impl Server {
-    async fn new(place: Place, journal: Postgres) -> Self {
+    pub(super) async fn new(place: Place, journal: Postgres) -> Self {
         let table = format!(
             "CREATE TABLE \"{0}\".booking (what text NOT NULL);
              CREATE TABLE \"{0}\".only (what text PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)",
@@ -39,7 +39,7 @@ impl Server {
     }
 
     /// Work that books and then does something with the transaction.
-    fn then<F>(&self, more: F) -> Transact<String, InTransaction>
+    pub(super) fn then<F>(&self, more: F) -> Transact<String, InTransaction>
     where
         F: for<'a> FnOnce(&'a Transaction<'a>) -> Working<'a, ()> + Send + 'static,
     {
@@ -53,12 +53,12 @@ impl Server {
         })
     }
 
-    fn run(&self, text: &str) -> Transact<String, InTransaction> {
+    pub(super) fn run(&self, text: &str) -> Transact<String, InTransaction> {
         let text = self.sql(text);
         self.then(move |tx| Box::pin(async move { Ok(tx.batch_execute(&text).await?) }))
     }
 
-    fn sql(&self, text: &str) -> String {
+    pub(super) fn sql(&self, text: &str) -> String {
         text.replace('@', &format!("\"{}\"", self.place.schema))
     }
 }
@@ -99,7 +99,7 @@ impl Shop for Server {
     }
 }
 
-fn with_server<F>(test: &str, body: impl FnOnce(Server) -> F + Send + 'static)
+pub(super) fn with_server<F>(test: &str, body: impl FnOnce(Server) -> F + Send + 'static)
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -343,30 +343,6 @@ fn an_error_that_is_passed_over_rolls_it_back() {
         let answers = server.journal.append(vec![working(&mut pen, &head, work)]).await.unwrap();
         assert!(matches!(&answers[..], [Err(Refusal::Failed { .. })]), "{answers:?}");
         assert_eq!((server.rows().await, stored(&server.journal, "a").await.head.len), (0, 1));
-    });
-}
-
-#[test]
-fn work_that_ends_its_transaction_blocks_its_saga() {
-    with_server("work_that_ends_its_transaction", |server| async move {
-        for (n, text) in ["COMMIT", "ROLLBACK", "COMMIT; BEGIN"].into_iter().enumerate() {
-            let mut order = Saga::define::<u32>("order", 1);
-            let shop = server.clone();
-            order
-                .step("book", (), move |_, ()| {
-                    let work = shop.run(text);
-                    async move { Ok(work) }
-                })
-                .without_compensation("a test");
-            let saga = order.build(()).unwrap();
-            let orders = Orchestrator::open(server.journal()).register(&saga).start().await.unwrap();
-            let name = format!("a{n}");
-            let outcome = orders.run(&saga, &name, &1).await.unwrap();
-            let Outcome::Held { why, .. } = &outcome else { panic!("{text}: {outcome:?}") };
-            assert!(why.contains("ended the transaction"), "{text}: {why}");
-            assert_eq!(kinds(&server.journal, &name).await, ["begun"], "{text}");
-            orders.shutdown(Duration::from_secs(5)).await;
-        }
     });
 }
 

@@ -1,11 +1,10 @@
 //! What a journal that wraps another leaves as it is.
 
-/// All methods of `Journal` but `append` and `heartbeat`, answered by the field `store`, which does not block.
+/// All methods of `Journal` but `append` and `heartbeat`, answered by the field `store`, which does not block; or those that nobody
+/// wraps.
 macro_rules! forward_to_store {
     () => {
-        fn now(&self) -> Pending<'_, Timestamp> {
-            self.store.now()
-        }
+        forward_to_store!(the rest);
 
         fn blocks(&self) -> bool {
             false
@@ -15,16 +14,21 @@ macro_rules! forward_to_store {
             self.store.leave(by)
         }
 
+        fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
+            self.store.claim(claim)
+        }
+    };
+    (the rest) => {
+        fn now(&self) -> Pending<'_, Timestamp> {
+            self.store.now()
+        }
+
         fn announce(&self, by: &Incarnation, presence: Presence) -> Pending<'_, ()> {
             self.store.announce(by, presence)
         }
 
         fn orchestrators(&self) -> Pending<'_, Vec<Registered>> {
             self.store.orchestrators()
-        }
-
-        fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
-            self.store.claim(claim)
         }
 
         fn load(&self, saga: &SagaId) -> Pending<'_, Option<Stored>> {

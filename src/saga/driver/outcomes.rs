@@ -8,7 +8,7 @@ use crate::{
     saga::{
         attempt::{Ended, Handed},
         key::Direction,
-        ledger::Stop,
+        ledger::{Stop, Transacted},
         machine::{self, Next, Outcome},
         record::{Cause, Record},
         steps::Steps,
@@ -126,17 +126,29 @@ impl Driver {
             Direction::Do => Record::Completed { step: path.clone(), output, attempts, ms },
             Direction::Undo => Record::Undone { step: path.clone(), attempts, ms },
         };
-        let done = beside(&mut self.flights, self.ledger.transact(handed.job, record)).await?;
-        let recorded = done.is_ok();
-        // It may have given up waiting.
-        let _ = handed.told.send(done);
-        if recorded {
-            // Its policies hear of it at once. Those that have given it up, or have begun another attempt, have done so to no purpose.
-            beside(&mut self.flights, std::future::ready(())).await;
-            let told = |flight: &Flight| matches!(flight.ended, Some(Ended::Recorded));
-            self.flights.retain(|flight| flight.step != step || told(flight));
+        let Handed { job, mut told } = handed;
+        let transacted = self.ledger.transact(job, record, told.closed());
+        // Who is told may have given up waiting.
+        match beside(&mut self.flights, transacted).await? {
+            Transacted::Failed(failure) => {
+                let _ = told.send(Err(failure));
+                Ok(())
+            }
+            Transacted::Recorded => {
+                let _ = told.send(Ok(()));
+                // Its policies hear of it at once. Those that have given it up, or have begun another attempt, have done so to no purpose.
+                beside(&mut self.flights, std::future::ready(())).await;
+                let told = |flight: &Flight| matches!(flight.ended, Some(Ended::Recorded));
+                self.flights.retain(|flight| flight.step != step || told(flight));
+                Ok(())
+            }
+            // No policy decides on what must not be: it would do it once more.
+            Transacted::Unknown(reason) => {
+                self.flights.retain(|flight| flight.step != step);
+                let parked = Record::Parked { step: Some(self.path(step)), reason };
+                self.commit(parked).await
+            }
         }
-        Ok(())
     }
 
     /// Records what follows from the outcome of a step, going forward.
@@ -231,7 +243,9 @@ impl Driver {
                 touched.remove(*step);
             }
         }
-        touched - machine.shape().transactional
+        // What is done in the journal's transaction is clean until it is recorded, unless it has taken itself out of it.
+        let certain = machine.shape().transactional - machine.parked();
+        (touched | machine.doubtful()) - certain
     }
 
     /// No attempt begins any more, and what waits between attempts is gone. What is running is waited for.

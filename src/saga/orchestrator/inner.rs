@@ -80,7 +80,7 @@ pub(crate) struct Inner {
     pub(super) draining: AtomicBool,
     /// The store has to be opened anew before anything can be recorded.
     pub(super) poisoned: AtomicBool,
-    /// Held by the keeper and by every driver.
+    /// Held by the keeper, by every driver, and by what either has left on another thread.
     pub(super) here: Mutex<Option<Here>>,
     /// Tells that none of them is there any more.
     pub(super) gone: tokio::sync::Mutex<Gone>,

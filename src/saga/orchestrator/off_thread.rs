@@ -2,8 +2,12 @@
 
 use std::{any::TypeId, sync::Arc, time::Duration};
 
-use tokio::{runtime::Handle, task::spawn_blocking};
+use tokio::{
+    runtime::Handle,
+    task::{AbortHandle, spawn_blocking},
+};
 
+use super::watched::{Here, WhileHere};
 use crate::saga::{
     journal::{
         Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
@@ -14,7 +18,13 @@ use crate::saga::{
 
 /// Every operation on a thread of the runtime's pool for blocking work. Appends have a thread of their own, see
 /// [`Writer`](crate::saga::writer::Writer), and do not come this way.
-pub(super) struct OffThread(pub(super) Arc<dyn Journal>);
+///
+/// What has begun there goes on when nobody waits for it any more. So it is among what an end waits for: a heartbeat or a claim behind
+/// the word that the orchestrator has left would keep sagas from others for as long as a lease.
+pub(super) struct OffThread {
+    pub(super) journal: Arc<dyn Journal>,
+    pub(super) here: WhileHere,
+}
 
 impl OffThread {
     fn run<T, W>(&self, work: W) -> Pending<'_, T>
@@ -22,12 +32,26 @@ impl OffThread {
         T: Send + 'static,
         W: FnOnce(&dyn Journal) -> Pending<'_, T> + Send + 'static,
     {
-        let journal = self.0.clone();
+        let journal = self.journal.clone();
+        let here: Option<Here> = self.here.upgrade();
         Box::pin(async move {
             let runtime = Handle::current();
-            let done = spawn_blocking(move || runtime.block_on(work(&*journal))).await;
-            done.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
+            let job = spawn_blocking(move || {
+                let _here = here;
+                runtime.block_on(work(&*journal))
+            });
+            let _given_up = GivenUp(job.abort_handle());
+            job.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
         })
+    }
+}
+
+/// What waits for a thread is not done any more when nobody waits for it.
+struct GivenUp(AbortHandle);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -41,7 +65,7 @@ impl Journal for OffThread {
     }
 
     fn does(&self, job: TypeId) -> bool {
-        self.0.does(job)
+        self.journal.does(job)
     }
 
     fn blocks(&self) -> bool {

@@ -202,11 +202,14 @@ impl Opening {
         let by = incarnation();
         let writer = Writer::start(journal.clone())
             .map_err(|error| StoreError::Unavailable(format!("its writer cannot be started: {error}")))?;
-        let journal = if journal.blocks() { Arc::new(OffThread(journal)) } else { journal };
+        let (here, gone) = tokio::sync::mpsc::channel(1);
+        let journal = match journal.blocks() {
+            true => Arc::new(OffThread { journal, here: here.downgrade() }),
+            false => journal,
+        };
         let asked = time::now();
         journal.heartbeat(&by, settings.lease).await?;
         let now = journal.now().await?;
-        let (here, gone) = tokio::sync::mpsc::channel(1);
         let inner = Arc::new(Inner {
             journal: Mutex::new(Some(journal)),
             writer,

@@ -40,8 +40,15 @@ impl Inner {
             let left = until.saturating_duration_since(time::now());
             match &begun {
                 Err(StartError::Locked { holder, .. }) if !left.is_zero() => {
+                    let waits = async {
+                        // What was seen of the holder may be older than what has refused this one, and stay so for a while.
+                        if !self.is_over(holder).await? {
+                            tokio::time::sleep(self.settings.poll).await;
+                        }
+                        Ok(())
+                    };
                     // At the end of its patience it asks once more.
-                    if let Ok(Err(error)) = tokio::time::timeout(left, self.is_over(holder)).await {
+                    if let Ok(Err(error)) = tokio::time::timeout(left, waits).await {
                         return Err(if self.is_closed() {
                             StartError::Closed
                         } else {
@@ -54,15 +61,17 @@ impl Inner {
         }
     }
 
-    /// Waits until a saga is over, wherever it is driven.
-    async fn is_over(self: &Arc<Self>, id: &SagaId) -> Result<(), StoreError> {
+    /// Waits until a saga is over, wherever it is driven. Whether there was anything to wait for.
+    async fn is_over(self: &Arc<Self>, id: &SagaId) -> Result<bool, StoreError> {
         let waiter = Waiter::new(self, id);
+        let mut waited = false;
         loop {
             let moves = waiter.moves();
             match waiter.look().await? {
                 Some(stored) if !stored.head.phase.is_terminal() => waiter.wait(moves).await,
-                _ => return Ok(()),
+                _ => return Ok(waited),
             }
+            waited = true;
         }
     }
 

@@ -16,6 +16,8 @@ use crate::saga::{
 pub(crate) type Gone = mpsc::Receiver<Infallible>;
 /// Held by what is waited for.
 pub(crate) type Here = mpsc::Sender<Infallible>;
+/// Becomes what is waited for, as long as something is.
+pub(super) type WhileHere = mpsc::WeakSender<Infallible>;
 
 /// The journal, and behind it in the order of dropping what tells that it is gone.
 pub(super) struct Watched<J> {

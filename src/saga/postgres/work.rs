@@ -4,7 +4,7 @@ use std::{any::TypeId, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{sync::Semaphore, time::timeout};
-use tokio_postgres::{Row, Statement, Transaction};
+use tokio_postgres::{Row, SimpleQueryMessage, Statement, Transaction, types::ToSql};
 
 use super::{
     link::{Driver, Place, Trouble, describe, persevere},
@@ -73,7 +73,8 @@ impl Job for InTransaction {
 /// its connection is cut, and the server, whose statement and idle timeouts are as long, rolls it back. When the work fails or panics it is rolled back, too. Settings
 /// are to be changed with `SET LOCAL`, since the connection is used again.
 ///
-/// Work that ends the transaction by SQL of its own leaves its saga blocked, for a person to look at: what it did is not known.
+/// Work that ends the transaction by SQL of its own, whatever it says afterwards, leaves its saga parked at the step, for a person to look at: what
+/// it did is not known. So does work that leaves nothing of the savepoint `mainstay_work`, with which the transaction begins.
 pub fn in_transaction<O, F>(work: F) -> Transact<O, InTransaction>
 where
     O: Serialize + DeserializeOwned + Send + 'static,
@@ -105,6 +106,18 @@ WITH moved AS (
 )
 INSERT INTO @.saga_event (saga, seq, epoch, at, author, kind, step, data, crc)
 SELECT number, $3, $9, $8, $10, $11, $12, $13, $4 FROM moved";
+
+/// What the work is rolled back to. Whatever ends the transaction ends it, too.
+const SAVEPOINT: &str = "SAVEPOINT mainstay_work";
+
+/// Goes back there, and says in which transaction that is.
+const ROLLBACK: &str = "ROLLBACK TO SAVEPOINT mainstay_work; SELECT txid_current()";
+
+/// What the server says when that cannot be: there is no such savepoint, or no transaction.
+const GONE: [&str; 2] = ["3B001", "25P01"];
+
+/// What has become of a transaction; nothing of one that is too old or that this server has not seen, which was a replica when it was begun.
+const BECAME: &str = "SELECT CASE WHEN $1 <= txid_current() THEN txid_status($1) END";
 
 /// Whether an entry is there.
 const FOUND: &str = "SELECT EXISTS (SELECT FROM @.saga_event AS entry JOIN @.saga ON entry.saga = saga.number
@@ -143,8 +156,11 @@ enum Reached {
     /// Nothing was done.
     NotBegun(String),
     Answered(Result<(), Refusal>),
-    /// The same, and its connection is of no use any more.
-    Cut(Refusal),
+    /// The work has ended the transaction, and what else it has done to the connection is not known either.
+    Ended,
+    /// The connection was given up before the work could be seen to be rolled back: what it said is its failure, unless it had ended the
+    /// transaction by then.
+    Cut(i64, Failure),
     /// The commit has no answer.
     Doubtful(Entry),
 }
@@ -179,7 +195,14 @@ impl Lanes {
                     }
                     return Ok(answer);
                 }
-                Reached::Cut(refusal) => return Ok(Err(refusal)),
+                Reached::Ended => return Ok(Err(Refusal::Ended)),
+                Reached::Cut(transaction, failure) => {
+                    drop(lane);
+                    return Ok(Err(match self.was_committed(transaction).await? {
+                        true => Refusal::Ended,
+                        false => work.failed(failure),
+                    }));
+                }
                 Reached::Doubtful(entry) => {
                     drop(lane);
                     return self.find_out(item, &entry, work).await;
@@ -195,6 +218,20 @@ impl Lanes {
             Some(lane) => Ok(lane),
             None => persevere(&self.place, || Lane::open(&self.place)).await,
         }
+    }
+
+    /// Whether a transaction was committed in which nothing was recorded.
+    async fn was_committed(&self, transaction: i64) -> Result<bool, StoreError> {
+        let look = || async {
+            let (client, _driver) = self.place.dial().await?;
+            let became: Option<String> = client.query_one(BECAME, &[&transaction]).await?.try_get(0)?;
+            match became.as_deref() {
+                // The server has not noticed yet that the connection is gone, or is still at a statement, which has its limit.
+                Some("in progress") => Err(Trouble::Undone("the transaction is not over yet".to_owned())),
+                became => Ok(became == Some("committed")),
+            }
+        };
+        persevere(&self.place, look).await
     }
 
     /// Whether the transaction was committed. It has the row's lock until it is over, so that whoever gets that knows.
@@ -238,7 +275,8 @@ impl Lane {
         let Lane { client, fence, record, .. } = self;
         let begin = async {
             let tx = client.transaction().await?;
-            let row = tx.query_opt(&*fence, &[&item.saga.as_str()]).await?;
+            let saga: &[&(dyn ToSql + Sync)] = &[&item.saga.as_str()];
+            let (row, ()) = tokio::try_join!(tx.query_opt(&*fence, saga), tx.batch_execute(SAVEPOINT))?;
             Ok::<_, tokio_postgres::Error>((tx, row))
         };
         let (tx, row) = match timeout(place.silence(), begin).await {
@@ -281,32 +319,45 @@ impl Lane {
                 .await?;
             Ok::<_, Failure>((written, entry))
         };
-        let entry = match timeout(place.patience, Caught(doing)).await {
-            Ok(Ok(Ok((1, entry)))) => entry,
-            Ok(Ok(Ok(_))) => return Reached::Cut(Refusal::Ended),
-            Ok(Ok(Err(failure))) => return Reached::Answered(Err(work.failed(failure))),
-            Ok(Err(panic)) => {
-                let failure = Failure::unknown(format!("panicked: {panic}"));
-                return Reached::Answered(Err(work.failed(failure)));
-            }
+        let failure = match timeout(place.patience, Caught(doing)).await {
+            Ok(Ok(Ok((1, entry)))) => return commit(place, tx, entry, work).await,
+            Ok(Ok(Ok(_))) => return Reached::Ended,
+            Ok(Ok(Err(failure))) => failure,
+            Ok(Err(panic)) => Failure::unknown(format!("panicked: {panic}")),
             Err(_) => {
-                let failure =
-                    Failure::unknown(format!("its transaction took longer than {:?}", place.patience));
-                return Reached::Cut(work.failed(failure));
+                let why = format!("its transaction took longer than {:?}", place.patience);
+                return Reached::Cut(transaction, Failure::unknown(why));
             }
         };
-        match timeout(place.silence(), tx.commit()).await {
-            Ok(Ok(())) => Reached::Answered(Ok(())),
-            Ok(Err(error)) => match Trouble::from(error) {
-                Trouble::Lost(_) => Reached::Doubtful(entry),
-                // The server has said that it has rolled it back: a constraint that is looked at last, mostly.
-                Trouble::Undone(why) | Trouble::Taken(why) | Trouble::Damaged(why) => {
-                    Reached::Answered(Err(work.failed(Failure::unknown(why))))
-                }
-                Trouble::Final(error) => Reached::Answered(Err(work.failed(Failure::unknown(error)))),
-            },
-            Err(_) => Reached::Doubtful(entry),
+        match timeout(place.silence(), tx.simple_query(ROLLBACK)).await {
+            Ok(Ok(said)) if is_in(&said, transaction) => Reached::Answered(Err(work.failed(failure))),
+            Ok(Ok(_)) => Reached::Ended,
+            Ok(Err(error)) if error.code().is_some_and(|code| GONE.contains(&code.code())) => Reached::Ended,
+            Ok(Err(_)) | Err(_) => Reached::Cut(transaction, failure),
         }
+    }
+}
+
+/// Whether the server says that it is in this transaction.
+fn is_in(said: &[SimpleQueryMessage], transaction: i64) -> bool {
+    said.iter().any(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0) == Some(transaction.to_string().as_str()),
+        _ => false,
+    })
+}
+
+async fn commit(place: &Place, tx: Transaction<'_>, entry: Entry, work: &Work) -> Reached {
+    match timeout(place.silence(), tx.commit()).await {
+        Ok(Ok(())) => Reached::Answered(Ok(())),
+        Ok(Err(error)) => match Trouble::from(error) {
+            Trouble::Lost(_) => Reached::Doubtful(entry),
+            // The server has said that it has rolled it back: a constraint that is looked at last, mostly.
+            Trouble::Undone(why) | Trouble::Taken(why) | Trouble::Damaged(why) => {
+                Reached::Answered(Err(work.failed(Failure::unknown(why))))
+            }
+            Trouble::Final(error) => Reached::Answered(Err(work.failed(Failure::unknown(error)))),
+        },
+        Err(_) => Reached::Doubtful(entry),
     }
 }
 

@@ -14,9 +14,12 @@ use rusqlite::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::saga::{
-    Entry, Failure, Payload, Transact, attempt,
-    journal::{Job, Refusal, StoreError, Work},
+use crate::{
+    saga::{
+        Entry, Failure, Payload, Transact, attempt,
+        journal::{Job, Refusal, StoreError, Work},
+    },
+    sync::{Mutex, lock},
 };
 
 /// What this journal does in its transactions; see [`in_transaction`].
@@ -62,7 +65,9 @@ impl Job for InTransaction {
 /// ```
 ///
 /// `work` runs on the thread that writes the journal, and keeps every other saga waiting: it should change a few rows, and talk to nobody. When it
-/// fails or panics, all that it did is rolled back, and nobody else's.
+/// fails or panics, all that it did is rolled back, and nobody else's. When the time limit of its attempt is over, 30 s unless the step's
+/// [policies](crate::saga::Adding::through) say otherwise, the statement that runs then is interrupted, and each later one that is not short; what
+/// is not SQL cannot be. Work that has not begun by then is not begun.
 ///
 /// Within it transactions can neither be begun nor ended, by whatever SQL, nor can the journal's own tables be changed: SQLite answers
 /// `not authorized`. Where a conflict clause or a trigger rolls the whole transaction back (`OR ROLLBACK`, `RAISE(ROLLBACK, ..)`), or a
@@ -82,9 +87,16 @@ const SAVEPOINT: &str = "mainstay_work";
 /// The tables that work does not change.
 const OURS: [&str; 6] = ["saga", "saga_event", "orchestrator", "signal", "semantic_lock", "meta"];
 
-/// Keeps work from what is not its own, while it runs.
+/// After so many instructions of SQLite's machine it is looked whether anybody waits for the work yet: some microseconds.
+const INSTRUCTIONS: i32 = 1_000;
+
+/// Keeps work from what is not its own, and from going on for ever, while it runs.
 #[derive(Debug, Clone)]
-pub(super) struct Guard(Arc<AtomicBool>);
+pub(super) struct Guard {
+    at_work: Arc<AtomicBool>,
+    /// What runs.
+    work: Arc<Mutex<Option<Work>>>,
+}
 
 impl Guard {
     pub(super) fn install(connection: &Connection) -> rusqlite::Result<Self> {
@@ -115,7 +127,11 @@ impl Guard {
         // Where a conflict has ended the transaction, each later statement of the work would be one of its own.
         let watched = at_work.clone();
         connection.commit_hook(Some(move || watched.load(Relaxed)))?;
-        Ok(Guard(at_work))
+        let work: Arc<Mutex<Option<Work>>> = Arc::default();
+        let running = work.clone();
+        let given_up = move || lock(&running).as_ref().is_some_and(Work::is_given_up);
+        connection.progress_handler(INSTRUCTIONS, Some(given_up))?;
+        Ok(Guard { at_work, work })
     }
 
     /// Does work, in a savepoint. What is to be answered if it has failed; an error if the transaction is over with it.
@@ -126,9 +142,11 @@ impl Guard {
         };
         let run = |sql: &str| tx.prepare_cached(&format!("{sql} {SAVEPOINT}"))?.execute([]).map(drop);
         run("SAVEPOINT")?;
-        self.0.store(true, Relaxed);
+        *lock(&self.work) = Some(work.clone());
+        self.at_work.store(true, Relaxed);
         let done = catch_unwind(AssertUnwindSafe(|| (job.0)(tx)));
-        self.0.store(false, Relaxed);
+        self.at_work.store(false, Relaxed);
+        *lock(&self.work) = None;
         let done = done.unwrap_or_else(|panic| {
             Err(Failure::unknown(format!("panicked: {}", attempt::message(&*panic))))
         });

@@ -18,7 +18,7 @@ use crate::{BoxFuture, BrokerError, DeadLetter, Delivery, Message, PublishError,
 ///   messages behind it go on. Nothing is ever discarded but by [`discard`](Self::discard).
 /// - **Order per key.** Messages with the same non-empty [`Message::key`] are delivered in the order of publication, one at a
 ///   time: the next one comes when the one before is acknowledged or dead. That holds over retries and with several
-///   consumers in memory and in SQLite. [RabbitMQ](crate::open) keeps the order only for one consumer with prefetch 1, and
+///   consumers in memory and in SQLite. [RabbitMQ](crate::Amqp) keeps the order only for one consumer with prefetch 1, and
 ///   a retried message loses its place. One call of `publish` keeps the order of its list; of two calls at the
 ///   same time either may be first.
 /// - **Prefetch** is the most that one consumer holds unsettled at any time.

@@ -8,19 +8,25 @@
 //!
 //! What holds on all of them is said once, at [`Broker`]; where one of them cannot keep a promise, it says so at its own type.
 
+mod amqp;
 mod broker;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod delivery;
 mod error;
 mod memory;
 mod message;
+mod sqlite;
 mod topic;
 mod topology;
 
+pub use amqp::Amqp;
 pub use broker::{Broker, Consumer, Stats, Which};
 pub use delivery::{Delivery, Fate, MAX_RETURNS, Settle, Settlement, ack_all};
 pub use error::{BrokerError, PublishError};
 pub use memory::Memory;
 pub use message::{DeadLetter, Message};
+pub use sqlite::Sqlite;
 pub use topic::matches;
 pub use topology::{Backoff, Queue, Topology};
 
@@ -34,10 +40,12 @@ pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a
 /// [`BrokerError::BadAddress`] if it is none, [`BrokerError::Unreachable`] if the file cannot be opened. RabbitMQ need not be there yet:
 /// the broker connects by itself, and [`Broker::check`] tells whether it has.
 pub async fn open(address: &str) -> Result<std::sync::Arc<dyn Broker>, BrokerError> {
-    match address.split_once(':').map(|(scheme, _)| scheme) {
-        Some("memory") => Ok(std::sync::Arc::new(Memory::new())),
+    match address.split_once(':') {
+        Some(("memory", _)) => Ok(std::sync::Arc::new(Memory::new())),
+        Some(("amqp" | "amqps", _)) => Ok(std::sync::Arc::new(Amqp::new(address)?)),
+        Some(("sqlite", file)) if !file.is_empty() => Ok(std::sync::Arc::new(Sqlite::open(file).await?)),
         _ => Err(BrokerError::BadAddress {
-            address: address.to_owned(),
+            address: amqp::without_password(address),
             reason: "it starts with neither `memory:`, `sqlite:` nor `amqp://`".to_owned(),
         }),
     }

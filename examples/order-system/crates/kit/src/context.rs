@@ -91,6 +91,8 @@ impl Locate for Ports {
 /// Which part of the books is asked for: so many entries behind a name, in the order of names.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct Page {
+    /// Whose books, where one process keeps those of several services.
+    pub of: Option<String>,
     /// The last name of the page before.
     pub after: Option<String>,
     /// How many at most.

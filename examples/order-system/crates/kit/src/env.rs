@@ -53,11 +53,15 @@ variables! {
     USER_GRPC_URL = "": "Where users are by gRPC; by default 127.0.0.1:50051";
     USER_TRANSPORT = "http": "How users are asked: `http` or `grpc`";
     SAGA_STYLE = "orchestrated": "Who moves an order on: `orchestrated` (a durable saga) or `choreography` (services hear each other's events)";
+    ORDER_DEADLINE_MS = "600000": "How long an order may take until it is confirmed; then it is cancelled as `timed_out`";
     GATEWAY_TLS_CERT = "": "A PEM file with the gateway's certificates; with it and the key the gateway speaks https";
     GATEWAY_TLS_KEY = "": "A PEM file with the gateway's key";
     CORS_ORIGINS = "http://localhost:8080": "The origins that browsers may call the gateway from, separated by commas";
-    RATE_LIMIT = "100/15m": "Requests of one client address at the gateway, in any such time";
+    RATE_LIMIT = "100/15m": "Requests of one client address at the gateway, in any such time; `off`: no limits at all";
     RATE_LIMIT_PLANS = "free=100/15m,gold=10000/15m": "Requests of one tenant, by the plan in its token";
+    DEV_TOKENS = "": "`1`: the gateway makes tokens for whoever asks, also with a JWT_SECRET that is not the default";
+    STRANGLE = "": "With LEGACY_URL: the services whose routes the gateway takes to the new system, separated by commas";
+    LEGACY_URL = "": "The monolith behind the gateway; what is not in STRANGLE goes there";
     READY_DEGRADED_STATUS = "200": "What `/health/ready` answers when only an optional check fails: 200 or 503";
     DATABASE_SCHEMA_PREFIX = "": "What stands before the names of the schemas in PostgreSQL, so that two systems can share a database";
     SHUTDOWN_DELAY_MS = "0": "How long a process that was told to end still takes new connections, while it already says that it is not ready: as long as a load balancer needs to notice";

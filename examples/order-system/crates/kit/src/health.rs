@@ -31,6 +31,11 @@ impl Check {
         Check { name, required: true, ask: Arc::new(move || Box::pin(ask())) }
     }
 
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Without which the service does less.
     pub fn optional<F>(name: &'static str, ask: impl Fn() -> F + Send + Sync + 'static) -> Self
     where

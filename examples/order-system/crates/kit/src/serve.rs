@@ -10,7 +10,11 @@ use hyper_util::{
     server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
 use tower::ServiceExt;
 
 use crate::{Context, env};
@@ -21,11 +25,38 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Serves until the context's stop; then takes no new connection, finishes what is in flight, and returns. What takes longer than the
 /// grace is cut. New connections are taken for `SHUTDOWN_DELAY_MS` more, while the service says that it is not ready.
 pub async fn serve(context: Context, router: Router, listener: TcpListener) {
-    serve_with(context, router, listener, HEAD_TIMEOUT).await;
+    serve_within(context, router, listener, HEAD_TIMEOUT).await;
 }
 
 /// As [`serve`], with another time for the head of a request.
-pub async fn serve_with(context: Context, router: Router, listener: TcpListener, head: Duration) {
+pub async fn serve_within(context: Context, router: Router, listener: TcpListener, head: Duration) {
+    connections(context, router, listener, head, |stream| std::future::ready(Ok(stream))).await;
+}
+
+/// Like [`serve`], for connections that something is to be done with before they speak HTTP, as TLS does. It may take as long as the head
+/// of a request.
+pub async fn serve_with<S, F>(
+    context: Context,
+    router: Router,
+    listener: TcpListener,
+    wrap: impl Fn(TcpStream) -> F,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = std::io::Result<S>> + Send + 'static,
+{
+    connections(context, router, listener, HEAD_TIMEOUT, wrap).await;
+}
+
+async fn connections<S, F>(
+    context: Context,
+    router: Router,
+    listener: TcpListener,
+    head: Duration,
+    wrap: impl Fn(TcpStream) -> F,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = std::io::Result<S>> + Send + 'static,
+{
     let _serving = context.serving();
     let graceful = GracefulShutdown::new();
     // With this they end as well, if whoever serves is dropped.
@@ -58,10 +89,15 @@ pub async fn serve_with(context: Context, router: Router, listener: TcpListener,
             request.extensions_mut().insert(ConnectInfo(peer));
             request
         });
-        let connection = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-        let connection = graceful.watch(connection);
+        let (wrapped, server, watcher) = (wrap(stream), server.clone(), graceful.watcher());
         connections.spawn(async move {
-            if let Err(error) = connection.await {
+            let stream = match tokio::time::timeout(head, wrapped).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return tracing::debug!(%error, "a connection could not be begun"),
+                Err(_) => return tracing::debug!("a connection took too long to begin"),
+            };
+            let connection = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+            if let Err(error) = watcher.watch(connection).await {
                 tracing::debug!(%error, "a connection broke");
             }
         });

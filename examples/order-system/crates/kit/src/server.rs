@@ -25,7 +25,7 @@ use crate::{
     metric, telemetry, trace,
 };
 
-pub use crate::serve::{HEAD_TIMEOUT, serve, serve_with};
+pub use crate::serve::{HEAD_TIMEOUT, serve, serve_with, serve_within};
 
 /// The largest body that a service takes, unless it says otherwise.
 pub const BODY_LIMIT: usize = 256 * 1024;
@@ -48,42 +48,78 @@ struct Around {
     access: Access,
 }
 
+impl Around {
+    fn of(context: &Context) -> Self {
+        Around { context: context.clone(), checks: Arc::new([]), access: Access::Services }
+    }
+}
+
 /// The whole router of a service.
 pub fn router(context: &Context, service: Service, access: Access) -> Router {
     let around = Around { context: context.clone(), checks: service.checks.into(), access };
-    let (routes, mut api) = service.routes.split_for_parts();
-    api.info.title = context.name().to_owned();
-    let api: Arc<str> = serde_json::to_string(&api).unwrap_or_default().into();
-    let json = || HeaderValue::from_static("application/json");
+    let (routes, api) = service.routes.split_for_parts();
+    let routes =
+        breakable(context, routes).layer(middleware::from_fn_with_state(around.clone(), known_callers));
     let routes = routes
-        .layer(middleware::from_fn_with_state(around.clone(), faulty))
-        .layer(middleware::from_fn_with_state(around.clone(), known_callers));
+        .merge(operators(context))
+        .merge(open(around.clone(), api))
+        .route("/health", get(live).with_state(around))
+        .fallback(|| std::future::ready(ApiError::not_found("No such route")))
+        .method_not_allowed_fallback(|| {
+            std::future::ready(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"))
+        });
     telemetry::watch(context);
-    let operators = Router::new()
+    watched(context, routes)
+}
+
+/// Routes that the context's faults concern.
+pub fn breakable(context: &Context, routes: Router) -> Router {
+    routes.layer(middleware::from_fn_with_state(Around::of(context), faulty))
+}
+
+/// What operators may look at and set, with a service token: policies and faults.
+pub fn operators(context: &Context) -> Router {
+    let around = Around::of(context);
+    Router::new()
         .route("/_policies", get(policies))
         .route("/_audit", get(audit))
         .route("/_traces/{traceId}", get(spans))
         .route("/_faults", get(show_faults).put(set_faults).delete(clear_faults))
         .layer(middleware::from_fn_with_state(around.clone(), token_needed))
-        .with_state(around.clone());
-    let open = Router::new()
-        .route("/health", get(live))
+        .with_state(around)
+}
+
+/// What everybody may ask: whether the service lives and is ready, its metrics and its description. `/health` itself is left out, for
+/// a server that says more there.
+pub fn probes(context: &Context, checks: Vec<Check>, api: utoipa::openapi::OpenApi) -> Router {
+    open(Around { checks: checks.into(), ..Around::of(context) }, api)
+}
+
+/// Needs a service token for all of these routes.
+pub fn for_services(context: &Context, routes: Router) -> Router {
+    routes.layer(middleware::from_fn_with_state(Around::of(context), token_needed))
+}
+
+/// With what surrounds every request: its span and log line, the caller's deadline, and a limit for the bodies that a handler reads as a
+/// whole. A handler that passes a body on as a stream has no limit.
+pub fn watched(context: &Context, routes: Router) -> Router {
+    routes
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::map_response(in_json))
+        .layer(middleware::from_fn_with_state(Around::of(context), traced))
+}
+
+fn open(around: Around, mut api: utoipa::openapi::OpenApi) -> Router {
+    api.info.title = around.context.name().to_owned();
+    let api: Arc<str> = serde_json::to_string(&api).unwrap_or_default().into();
+    let json = || HeaderValue::from_static("application/json");
+    Router::new()
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(async move || ([(header::CONTENT_TYPE, json())], api.to_string())))
-        .with_state(around.clone());
-    routes
-        .merge(operators)
-        .merge(open)
-        .fallback(|| std::future::ready(ApiError::not_found("No such route")))
-        .method_not_allowed_fallback(|| {
-            std::future::ready(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"))
-        })
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(middleware::map_response(in_json))
-        .layer(middleware::from_fn_with_state(around, traced))
+        .with_state(around)
 }
 
 async fn live(State(around): State<Around>) -> Response {

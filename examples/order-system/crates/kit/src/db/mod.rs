@@ -14,6 +14,8 @@ use std::{path::PathBuf, sync::Arc};
 use futures::future::LocalBoxFuture;
 use tokio::sync::oneshot;
 
+use crate::trace;
+
 mod postgres;
 mod relay;
 mod row;
@@ -123,7 +125,7 @@ impl Db {
         let (job, answer) = job(work);
         match &self.workers {
             Workers::Sqlite(pool) => pool.write(job),
-            Workers::Postgres(pool) => pool.submit(job),
+            Workers::Postgres(pool) => pool.write(job),
         }
         answer
             .await
@@ -144,7 +146,7 @@ impl Db {
         let (job, answer) = job(work);
         match &self.workers {
             Workers::Sqlite(pool) => pool.read(job),
-            Workers::Postgres(pool) => pool.submit(job),
+            Workers::Postgres(pool) => pool.read(job),
         }
         answer
             .await
@@ -170,7 +172,7 @@ where
     F: for<'t> AsyncFnOnce(&'t Tx<'t>) -> Result<T, E> + Send + 'static,
 {
     let (tell, answer) = oneshot::channel();
-    let around = crate::trace::carried();
+    let around = trace::carried();
     let job: Job = Box::new(move |tx| {
         Box::pin(async move {
             let result = match tx {

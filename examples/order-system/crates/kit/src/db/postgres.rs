@@ -5,7 +5,7 @@ use std::{panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Duration};
 use futures::FutureExt;
 use mainstay::saga::{barrier, inbox, outbox};
 use tokio::sync::{Mutex, mpsc};
-use tokio_postgres::{Client, NoTls, Transaction};
+use tokio_postgres::{Client, IsolationLevel, NoTls, Transaction};
 
 use super::{
     DbError, Job, Told, Tx,
@@ -17,7 +17,16 @@ const CONNECTIONS: usize = 6;
 const CONNECT: Duration = Duration::from_secs(3);
 
 pub(super) struct Pool {
-    jobs: mpsc::UnboundedSender<Job>,
+    jobs: mpsc::UnboundedSender<(Kind, Job)>,
+}
+
+/// What a piece of work is allowed, and sees.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// Each statement sees what was committed before it.
+    Write,
+    /// All statements see one state.
+    Read,
 }
 
 impl Pool {
@@ -26,7 +35,7 @@ impl Pool {
         schema: &str,
         migrations: &'static [&'static str],
     ) -> Result<Self, DbError> {
-        let (jobs, queue) = mpsc::unbounded_channel::<Job>();
+        let (jobs, queue) = mpsc::unbounded_channel::<(Kind, Job)>();
         let queue = Arc::new(Mutex::new(queue));
         migrate(url, schema, migrations).await?;
         for _ in 0..CONNECTIONS {
@@ -41,16 +50,20 @@ impl Pool {
         Ok(Pool { jobs })
     }
 
-    pub(super) fn submit(&self, job: Job) {
-        let _ = self.jobs.send(job);
+    pub(super) fn write(&self, job: Job) {
+        let _ = self.jobs.send((Kind::Write, job));
+    }
+
+    pub(super) fn read(&self, job: Job) {
+        let _ = self.jobs.send((Kind::Read, job));
     }
 }
 
-async fn work(queue: &Mutex<mpsc::UnboundedReceiver<Job>>, url: &str, schema: &str) {
+async fn work(queue: &Mutex<mpsc::UnboundedReceiver<(Kind, Job)>>, url: &str, schema: &str) {
     let mut connection: Option<(Client, Statements)> = None;
     'jobs: loop {
         let job = queue.lock().await.recv().await;
-        let Some(job) = job else { return };
+        let Some((kind, job)) = job else { return };
         let mut again = true;
         loop {
             connection = connection.filter(|(client, _)| !client.is_closed());
@@ -64,7 +77,12 @@ async fn work(queue: &Mutex<mpsc::UnboundedReceiver<Job>>, url: &str, schema: &s
                     }
                 },
             };
-            let error = match client.transaction().await {
+            let begin = client.build_transaction();
+            let begin = match kind {
+                Kind::Write => begin,
+                Kind::Read => begin.isolation_level(IsolationLevel::RepeatableRead).read_only(true),
+            };
+            let error = match begin.start().await {
                 Ok(tx) => {
                     one(tx, statements, job).await;
                     continue 'jobs;

@@ -1,7 +1,8 @@
 //! Transactional steps with the SQLite journal.
 #![cfg(feature = "sqlite")]
 
-#[path = "support/transact.rs"]
+mod limits;
+#[path = "../support/transact.rs"]
 mod transact;
 
 use std::{

@@ -1,0 +1,136 @@
+//! Names of machines in base URLs, looked up again when what is known is old.
+//!
+//! A pooled connection lives for as long as it is used, so a name that is only looked up for new connections is never looked up again
+//! under load. Here the name is looked up for requests, at most once in [`TTL`], and the connections belong to addresses. Where a name has
+//! several addresses they take turns.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// For how long an answer holds.
+pub const TTL: Duration = Duration::from_secs(5);
+/// How many names are known at most.
+const NAMES: usize = 256;
+
+type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
+type Lookup = dyn Fn(String) -> Answer + Send + Sync;
+
+/// What names mean. Clones are the same.
+#[derive(Clone)]
+pub struct Names {
+    lookup: Arc<Lookup>,
+    known: Arc<Mutex<HashMap<String, Known>>>,
+}
+
+struct Known {
+    addresses: Vec<IpAddr>,
+    until: Instant,
+    turn: usize,
+}
+
+impl Names {
+    /// As the machine looks them up.
+    pub fn system() -> Self {
+        Names::new(async |host| {
+            let found = tokio::net::lookup_host((host.as_str(), 0)).await?;
+            Ok(found.map(|address| address.ip()).collect())
+        })
+    }
+
+    /// By another way to look them up.
+    pub fn new<F>(lookup: impl Fn(String) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = io::Result<Vec<IpAddr>>> + Send + 'static,
+    {
+        Names { lookup: Arc::new(move |host| Box::pin(lookup(host))), known: Arc::default() }
+    }
+
+    /// An address of the host. If it cannot be looked up again, what was known holds.
+    ///
+    /// # Errors
+    ///
+    /// That nothing is known of it.
+    pub async fn address(&self, host: &str, port: u16) -> io::Result<SocketAddr> {
+        let literal = host.trim_start_matches('[').trim_end_matches(']');
+        if let Ok(ip) = literal.parse::<IpAddr>() {
+            return Ok((ip, port).into());
+        }
+        if let Some(ip) = self.known(host, false) {
+            return Ok((ip, port).into());
+        }
+        let answer = (self.lookup)(host.to_owned()).await;
+        match answer {
+            Ok(addresses) if !addresses.is_empty() => {
+                let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                if known.len() >= NAMES {
+                    known.clear();
+                }
+                let entry = Known { addresses, until: Instant::now() + TTL, turn: 0 };
+                known.insert(host.to_owned(), entry);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, host, "a name could not be looked up"),
+        }
+        let ip = self.known(host, true);
+        ip.map(|ip| (ip, port).into()).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    }
+
+    fn known(&self, host: &str, old: bool) -> Option<IpAddr> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = known.get_mut(host).filter(|entry| old || entry.until > Instant::now())?;
+        entry.turn += 1;
+        Some(entry.addresses[entry.turn % entry.addresses.len()])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_is_looked_up_again_after_its_time() {
+        let asked = Arc::new(AtomicU8::new(0));
+        let names = Names::new({
+            let asked = asked.clone();
+            move |_| {
+                let times = asked.fetch_add(1, SeqCst) + 1;
+                std::future::ready(match times {
+                    3 => Err(io::Error::from(io::ErrorKind::TimedOut)),
+                    times => Ok(vec![[10, 0, 0, times].into()]),
+                })
+            }
+        });
+        let address = async || names.address("users", 3001).await.unwrap().to_string();
+        assert_eq!((address().await, address().await), ("10.0.0.1:3001".into(), "10.0.0.1:3001".into()));
+        tokio::time::advance(TTL).await;
+        assert_eq!(address().await, "10.0.0.2:3001");
+        tokio::time::advance(TTL).await;
+        assert_eq!(address().await, "10.0.0.2:3001", "no answer: what was known holds");
+        assert_eq!(asked.load(SeqCst), 3);
+        assert_eq!(address().await, "10.0.0.4:3001");
+    }
+
+    #[tokio::test]
+    async fn addresses_take_turns_and_are_not_looked_up() {
+        let names = Names::new(|_| std::future::ready(Ok(vec![[10, 0, 0, 1].into(), [10, 0, 0, 2].into()])));
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            seen.push(names.address("users", 1).await.unwrap().ip());
+        }
+        assert!(seen[0] != seen[1] && seen[0] == seen[2] && seen[1] == seen[3]);
+        let never = Names::new(|_| std::future::ready(Err(io::Error::from(io::ErrorKind::NotFound))));
+        assert_eq!(never.address("127.0.0.1", 80).await.unwrap().to_string(), "127.0.0.1:80");
+        assert_eq!(never.address("[::1]", 80).await.unwrap().to_string(), "[::1]:80");
+        assert!(never.address("nowhere", 80).await.is_err());
+    }
+}

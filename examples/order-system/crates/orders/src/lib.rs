@@ -1,0 +1,131 @@
+//! Orders: accepted at once and answered with 202, then moved on by a durable [saga](mainstay::saga) or, with `SAGA_STYLE=choreography`,
+//! by the events of the other services. Lists of orders are read from a side of their own, made of the orders' events.
+//!
+//! | what | where |
+//! |---|---|
+//! | orders, their events, the outbox, the barrier | `orders.db`, or the schema `orders` |
+//! | the journal of the sagas | `orders-saga.db`, or the schema `orders_saga` |
+//! | lists of orders, names of users | `orders-read.db`, or the schema `orders_read` |
+
+mod cache;
+mod choreography;
+mod journey;
+pub mod order;
+mod prices;
+mod read;
+mod routes;
+mod saga;
+mod steps;
+mod store;
+mod sweeper;
+mod users;
+mod waiters;
+pub mod wire;
+
+use std::{sync::Arc, time::Duration};
+
+use order_kit::{BoxError, Context, Db, Service, db::Place, env, health::Check};
+use tokio::sync::mpsc;
+
+pub use choreography::QUEUE as CHOREOGRAPHY_QUEUE;
+pub use read::{ORDERS_QUEUE, OrderRow, USERS_QUEUE, build_read, rebuild};
+pub use users::{OverHttp, Users};
+
+/// As in the kit's list of services.
+pub const NAME: &str = "orders";
+
+/// Opens the databases, takes up what is under way, and returns the routes. Users are asked over HTTP.
+///
+/// # Errors
+///
+/// A database or a journal that cannot be opened, or a setting that makes no sense.
+pub async fn build(context: Context) -> Result<Service, BoxError> {
+    let users = Arc::new(OverHttp::new(&context)?);
+    build_with(context, users).await
+}
+
+/// The same with another way to ask for users.
+///
+/// # Errors
+///
+/// As of [`build`].
+pub async fn build_with(context: Context, users: Arc<dyn Users>) -> Result<Service, BoxError> {
+    let store = store::Store::new(Db::open(place(&context, NAME), store::MIGRATIONS).await?);
+    let read = read::ReadStore::open(&context).await?;
+    let users = users::Directory::new(users);
+    let prices = prices::Prices::new(&context)?;
+    order_kit::events::start_relay(&context, store.db());
+    read::listen(&context, &read).await?;
+    let deadline = deadline(&context)?;
+    let moved_by = match context.env().get_or_default(env::SAGA_STYLE).as_str() {
+        "orchestrated" => {
+            let steps = steps::Steps::new(&context, store.clone(), users.clone())?;
+            let (tell, turned) = mpsc::unbounded_channel();
+            let engine = saga::Engine::start(&context, &steps, deadline, tell).await?;
+            let missed = sweeper::Missed::default();
+            sweeper::start(&context, store.clone(), engine.clone(), missed.clone(), turned);
+            MovedBy::Saga(engine, missed)
+        }
+        "choreography" => {
+            choreography::start(&context, &store, &users, deadline).await?;
+            MovedBy::Events
+        }
+        other => {
+            return Err(format!("SAGA_STYLE is {other:?}: orchestrated or choreography are possible").into());
+        }
+    };
+    let mut checks = checks(&context, &[("database", store.db()), ("readDatabase", read.db())]);
+    if let MovedBy::Saga(engine, _) = &moved_by {
+        let engine = engine.clone();
+        checks.push(Check::required("sagas", move || {
+            let failed = engine.failed();
+            async move { if failed { Err("the journal has failed".to_owned()) } else { Ok(()) } }
+        }));
+    }
+    let routes = read::routes(read.clone());
+    let app = routes::App { context, store, read, users, prices, moved_by };
+    Ok(Service { routes: routes.merge(routes::routes(app)), checks })
+}
+
+/// Who moves orders on.
+#[derive(Clone)]
+pub(crate) enum MovedBy {
+    Saga(saga::Engine, sweeper::Missed),
+    Events,
+}
+
+/// How long an order may take.
+fn deadline(context: &Context) -> Result<Duration, BoxError> {
+    let text = context.env().get_or_default(env::ORDER_DEADLINE_MS);
+    match text.parse() {
+        Ok(ms @ 1..) => Ok(Duration::from_millis(ms)),
+        _ => {
+            Err(format!("ORDER_DEADLINE_MS is {text:?}: a number of milliseconds above 0 is possible").into())
+        }
+    }
+}
+
+/// Where data of that name belongs; schemas are spelt with `_`.
+pub(crate) fn place(context: &Context, name: &str) -> Place {
+    match context.place(name) {
+        Place::Postgres { url, schema } => Place::Postgres { url, schema: schema.replace('-', "_") },
+        file => file,
+    }
+}
+
+/// The databases are needed; events wait in the outbox while the broker is away.
+pub(crate) fn checks(context: &Context, databases: &[(&'static str, &Db)]) -> Vec<Check> {
+    let database = |(name, db): &(&'static str, &Db)| {
+        let db = (*db).clone();
+        Check::required(name, move || {
+            let db = db.clone();
+            async move { db.ping().await }
+        })
+    };
+    let broker = context.broker().clone();
+    let queue = Check::optional("messageQueue", move || {
+        let broker = broker.clone();
+        async move { broker.check().await.map_err(|_| "the broker does not answer".to_owned()) }
+    });
+    databases.iter().map(database).chain([queue]).collect()
+}

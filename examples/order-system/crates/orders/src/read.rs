@@ -1,0 +1,246 @@
+//! The side that is asked: one row for each order in a database of its own, made of the orders' events alone.
+//!
+//! It can run where orders are not accepted, any number of times; and be thrown away and [rebuilt](rebuild).
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use order_broker::Queue;
+use order_kit::{
+    ApiError, BoxError, Context, Db, Json, Service, Tx,
+    db::{DbError, Row},
+    error::ErrorBody,
+    events::{self, Envelope, Trouble},
+};
+use serde::{Deserialize, Serialize};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    checks,
+    order::Status,
+    place,
+    store::{self, Store},
+    wire::{CANCELLED, CONFIRMED, CREATED, OrderEvent, PAID, UPDATED, USER_CREATED, USER_UPDATED, User},
+};
+
+/// The queue of the events of orders.
+pub const ORDERS_QUEUE: &str = "orders.read";
+/// The queue of the events of users.
+pub const USERS_QUEUE: &str = "orders.users";
+/// How many of a user's orders are shown at most.
+const MOST: i64 = 500;
+/// How many events are read at once when the read side is rebuilt.
+const PAGE: i64 = 500;
+
+const MIGRATIONS: &[&str] = &["
+create table order_view (
+    order_id text primary key,
+    user_id text not null,
+    summary text not null,
+    item_count bigint not null,
+    created_at text not null,
+    status text not null,
+    version bigint not null
+);
+create index order_view_of_user on order_view (user_id, order_id);
+create table user_replica (
+    id text primary key,
+    name text not null,
+    email text,
+    event text not null
+);
+"];
+
+/// An order, as its customer sees it in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OrderRow {
+    /// Which order.
+    pub order_id: String,
+    /// Whose.
+    pub user_id: String,
+    /// `Order #ID - TOTAL`.
+    pub summary: String,
+    /// How many lines it has.
+    pub item_count: i64,
+    /// When it was accepted.
+    pub created_at: String,
+    /// Where it stands.
+    pub status: Status,
+}
+
+/// The read side's database.
+#[derive(Clone)]
+pub(crate) struct ReadStore(Db);
+
+impl ReadStore {
+    pub(crate) async fn open(context: &Context) -> Result<Self, DbError> {
+        Ok(ReadStore(Db::open(place(context, "orders-read"), MIGRATIONS).await?))
+    }
+
+    pub(crate) fn db(&self) -> &Db {
+        &self.0
+    }
+
+    /// Takes events of orders in. Of each order the newest holds, in whatever order and however often they come.
+    pub(crate) async fn apply(&self, events: Vec<OrderEvent>) -> Result<(), DbError> {
+        let work = async move |tx: &Tx<'_>| {
+            for event in &events {
+                upsert(tx, event).await?;
+            }
+            Ok::<_, DbError>(())
+        };
+        self.0.write(work).await
+    }
+
+    async fn clear(&self) -> Result<(), DbError> {
+        self.0.write(async |tx: &Tx<'_>| tx.execute("delete from order_view", &[]).await.map(drop)).await
+    }
+
+    async fn of_user(&self, user: String) -> Result<Vec<OrderRow>, DbError> {
+        let work = async move |tx: &Tx<'_>| {
+            let sql = "select order_id, user_id, summary, item_count, created_at, status from order_view \
+                       where user_id = $1 order by order_id desc limit $2";
+            tx.query(sql, &[user.into(), MOST.into()]).await?.iter().map(of_row).collect()
+        };
+        self.0.read(work).await
+    }
+
+    /// Takes a user's event in; an older one than is known changes nothing.
+    pub(crate) async fn remember(&self, user: User, event: String) -> Result<(), DbError> {
+        let work = async move |tx: &Tx<'_>| {
+            let sql = "insert into user_replica (id, name, email, event) values ($1, $2, $3, $4) \
+                       on conflict (id) do update set name = excluded.name, email = excluded.email, event = excluded.event \
+                       where excluded.event > user_replica.event";
+            let User { id, name, email } = user;
+            tx.execute(sql, &[id.into(), name.into(), email.into(), event.into()]).await.map(drop)
+        };
+        self.0.write(work).await
+    }
+
+    /// A user, as the newest event says.
+    pub(crate) async fn user(&self, id: &str) -> Result<Option<User>, DbError> {
+        let id = id.to_owned();
+        let work = async move |tx: &Tx<'_>| {
+            let sql = "select id, name, email from user_replica where id = $1";
+            let user =
+                |row: Row| Ok(User { id: row.text(0)?, name: row.text(1)?, email: row.maybe_text(2)? });
+            tx.first(sql, &[id.into()]).await?.map(user).transpose()
+        };
+        self.0.read(work).await
+    }
+}
+
+async fn upsert(tx: &Tx<'_>, event: &OrderEvent) -> Result<(), DbError> {
+    let sql = "insert into order_view (order_id, user_id, summary, item_count, created_at, status, version) \
+               values ($1, $2, $3, $4, $5, $6, $7) on conflict (order_id) do update set \
+               user_id = excluded.user_id, summary = excluded.summary, item_count = excluded.item_count, \
+               created_at = excluded.created_at, status = excluded.status, version = excluded.version \
+               where excluded.version > order_view.version";
+    let values = [
+        (&event.order_id).into(),
+        (&event.user_id).into(),
+        format!("Order #{} - {}", event.order_id, event.total).into(),
+        i64::try_from(event.items.len()).unwrap_or(i64::MAX).into(),
+        (&event.created_at).into(),
+        event.status.as_str().into(),
+        event.version.into(),
+    ];
+    tx.execute(sql, &values).await.map(drop)
+}
+
+fn of_row(row: &Row) -> Result<OrderRow, DbError> {
+    Ok(OrderRow {
+        order_id: row.text(0)?,
+        user_id: row.text(1)?,
+        summary: row.text(2)?,
+        item_count: row.int(3)?,
+        created_at: row.text(4)?,
+        status: row.text(5)?.parse().map_err(|error| DbError::Statement(format!("an order: {error}")))?,
+    })
+}
+
+/// What an event says of an order; nothing, if it is of a kind that nobody here knows.
+fn of_event(envelope: &Envelope) -> Result<Option<OrderEvent>, Trouble> {
+    match envelope.kind.as_str() {
+        CREATED | UPDATED | CONFIRMED | PAID | CANCELLED => envelope.data().map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Listens to orders and users.
+pub(crate) async fn listen(context: &Context, read: &ReadStore) -> Result<(), BoxError> {
+    let store = read.clone();
+    events::consume(context, Queue::new(ORDERS_QUEUE).bind("order.*"), 16, move |envelope| {
+        let store = store.clone();
+        async move {
+            match of_event(&envelope)? {
+                Some(event) => Ok(store.apply(vec![event]).await?),
+                None => Ok(()),
+            }
+        }
+    })
+    .await?;
+    let store = read.clone();
+    events::consume(context, Queue::new(USERS_QUEUE).bind("user.*"), 4, move |envelope| {
+        let store = store.clone();
+        async move {
+            if matches!(envelope.kind.as_str(), USER_CREATED | USER_UPDATED) {
+                // Ids of events grow with the time, so the greatest is the newest.
+                let event = format!("{} {}", envelope.metadata.timestamp, envelope.id);
+                store.remember(envelope.data()?, event).await?;
+            }
+            Ok(())
+        }
+    })
+    .await?;
+    Ok(())
+}
+
+/// The routes that the read side answers.
+pub(crate) fn routes(read: ReadStore) -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(of_user)).with_state(Arc::new(read))
+}
+
+/// A user's orders, the newest first.
+#[utoipa::path(get, path = "/orders/user/{userId}", params(("userId" = String, Path, description = "The user")), responses(
+    (status = 200, description = "The newest 500; none, if there is no such user", body = Vec<OrderRow>),
+    (status = 503, description = "The read side's database does not answer", body = ErrorBody),
+))]
+async fn of_user(
+    State(read): State<Arc<ReadStore>>,
+    Path(user): Path<String>,
+) -> Result<Json<Vec<OrderRow>>, ApiError> {
+    Ok(Json(read.of_user(user).await?))
+}
+
+/// The read side as a service of its own: nothing but the queries, for as many instances as are wanted.
+///
+/// # Errors
+///
+/// A database that cannot be opened.
+pub async fn build_read(context: Context) -> Result<Service, BoxError> {
+    let read = ReadStore::open(&context).await?;
+    listen(&context, &read).await?;
+    Ok(Service { routes: routes(read.clone()), checks: checks(&context, &[("readDatabase", read.db())]) })
+}
+
+/// Makes the read side anew from the events that the orders' database has kept; how many they were. While it runs, lists are incomplete.
+///
+/// # Errors
+///
+/// A database that cannot be read or written; what was done stays, and doing it again is right.
+pub async fn rebuild(context: Context) -> Result<u64, BoxError> {
+    let store = Store::new(Db::open(place(&context, crate::NAME), store::MIGRATIONS).await?);
+    let read = ReadStore::open(&context).await?;
+    read.clear().await?;
+    let (mut after, mut count) = (0, 0);
+    loop {
+        let page = store.events(after, PAGE).await?;
+        let Some(last) = page.last() else { return Ok(count) };
+        after = last.seq;
+        count += page.len() as u64;
+        let events: Result<Vec<_>, Trouble> = page.iter().map(|kept| of_event(&kept.envelope)).collect();
+        read.apply(events?.into_iter().flatten().collect()).await?;
+    }
+}

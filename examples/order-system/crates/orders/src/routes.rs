@@ -1,0 +1,603 @@
+//! Orders over REST: placed, looked at, cancelled; and what operators ask.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    extract::{Path, Query, State},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use mainstay::saga::view::Timeline;
+use order_kit::{
+    ApiError, Cents, Context, Json, client::IDEMPOTENCY_KEY, error::ErrorBody, iso, new_id, now_ms, trace,
+};
+use serde::{Deserialize, Serialize};
+use tracing::Instrument;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    MovedBy,
+    order::{Item, NewOrder, Status, total},
+    prices::Prices,
+    read::ReadStore,
+    store::{Decided, Order, Placed, Store},
+    users::{Directory, Known},
+    wire::User,
+};
+
+/// How long `checkout` waits for the order to be decided.
+const CHECKOUT: Duration = Duration::from_secs(5);
+/// The most that a reader may wait.
+const LONGEST_WAIT: u64 = 25;
+/// How often it is looked whether another process has moved the order.
+const LOOK: Duration = Duration::from_millis(250);
+/// The longest key of a client, in bytes.
+const LONGEST_KEY: usize = 200;
+/// Which answer was not the real one.
+static FALLBACK: HeaderName = HeaderName::from_static("x-fallback");
+static PREFER: HeaderName = HeaderName::from_static("prefer");
+static PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+/// Who asks, for what stands in a saga's records.
+static OPERATOR: HeaderName = HeaderName::from_static("x-operator");
+
+/// What the routes work on.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) context: Context,
+    pub(crate) store: Store,
+    pub(crate) read: ReadStore,
+    pub(crate) users: Directory,
+    pub(crate) prices: Prices,
+    pub(crate) moved_by: MovedBy,
+}
+
+type Shared = State<Arc<App>>;
+
+pub(crate) fn routes(app: App) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(place))
+        .routes(routes!(checkout))
+        .routes(routes!(attention))
+        .routes(routes!(show))
+        .routes(routes!(details))
+        .routes(routes!(timeline))
+        .routes(routes!(cancel))
+        .routes(routes!(retry))
+        .routes(routes!(audit))
+        .with_state(Arc::new(app))
+}
+
+/// An order, as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OrderView {
+    /// Which.
+    pub id: String,
+    /// Whose.
+    pub user_id: String,
+    /// Its lines.
+    pub items: Vec<Item>,
+    /// What it costs.
+    pub total: Cents,
+    /// Where it stands.
+    pub status: Status,
+    /// Why it was cancelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When it was accepted.
+    pub created_at: String,
+    /// When it was moved on.
+    pub updated_at: String,
+}
+
+impl OrderView {
+    fn of(order: Order) -> Self {
+        OrderView {
+            created_at: iso(order.created_at),
+            updated_at: iso(order.updated_at),
+            id: order.id,
+            user_id: order.user_id,
+            items: order.items,
+            total: order.total,
+            status: order.status,
+            reason: order.reason,
+        }
+    }
+}
+
+/// An order that was accepted.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+struct Accepted {
+    id: String,
+    status: Status,
+}
+
+/// Places an order: accepted, and not yet decided.
+#[utoipa::path(post, path = "/orders", request_body = NewOrder,
+    params(("Idempotency-Key" = Option<String>, Header, description = "Repeating the request under the same key is the same order")),
+    responses(
+    (status = 202, description = "Accepted; `Location` says where it can be looked at", body = Accepted),
+    (status = 400, description = "A quantity, a number of items or a total that cannot be, or a body that cannot be read", body = ErrorBody),
+    (status = 413, description = "The body is too large", body = ErrorBody),
+    (status = 422, description = "An unknown user or product, or a key that belongs to another order", body = ErrorBody),
+    (status = 503, description = "The prices are not to be had; nothing was stored", body = ErrorBody),
+))]
+async fn place(
+    State(app): Shared,
+    headers: HeaderMap,
+    Json(new): Json<NewOrder>,
+) -> Result<Response, ApiError> {
+    Ok(accepted(&app.place(&headers, new).await?))
+}
+
+/// What came of a checkout.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+struct CheckedOut {
+    success: bool,
+    order: OrderView,
+}
+
+/// Places an order, and waits up to 5 seconds until it is decided.
+#[utoipa::path(post, path = "/orders/checkout", request_body = NewOrder, responses(
+    (status = 200, description = "It is paid for", body = CheckedOut),
+    (status = 202, description = "It is accepted, and not decided yet", body = Accepted),
+    (status = 400, description = "As for `POST /orders`", body = ErrorBody),
+    (status = 402, description = "`card_declined`", body = ErrorBody),
+    (status = 409, description = "It was cancelled for another reason: `out_of_stock`", body = ErrorBody),
+    (status = 413, description = "The body is too large", body = ErrorBody),
+    (status = 422, description = "As for `POST /orders`", body = ErrorBody),
+    (status = 503, description = "As for `POST /orders`", body = ErrorBody),
+))]
+async fn checkout(
+    State(app): Shared,
+    headers: HeaderMap,
+    Json(new): Json<NewOrder>,
+) -> Result<Response, ApiError> {
+    let order = app.place(&headers, new).await?;
+    let order = app.decided(&order.id, CHECKOUT).await?;
+    match order.status {
+        Status::Confirmed => {
+            Ok(Json(CheckedOut { success: true, order: OrderView::of(order) }).into_response())
+        }
+        Status::Cancelled => {
+            let reason = order.reason.unwrap_or_default();
+            let status =
+                if reason == "card_declined" { StatusCode::PAYMENT_REQUIRED } else { StatusCode::CONFLICT };
+            Err(ApiError::new(status, reason))
+        }
+        Status::Pending | Status::WaitingPayment => Ok(accepted(&order)),
+    }
+}
+
+/// An order. With `Prefer: wait=2` the answer waits up to that many seconds until it is decided.
+#[utoipa::path(get, path = "/orders/{id}",
+    params(("id" = String, Path, description = "The order"), ("Prefer" = Option<String>, Header, description = "`wait=SECONDS`")),
+    responses(
+    (status = 200, description = "The order", body = OrderView),
+    (status = 404, description = "`Order not found`", body = ErrorBody),
+))]
+async fn show(State(app): Shared, Path(id): Path<String>, headers: HeaderMap) -> Result<Response, ApiError> {
+    let Some(seconds) = wait(&headers) else {
+        return Ok(Json(OrderView::of(app.find(&id).await?)).into_response());
+    };
+    let order = app.decided(&id, Duration::from_secs(seconds)).await?;
+    let mut response = Json(OrderView::of(order)).into_response();
+    if let Ok(applied) = HeaderValue::from_str(&format!("wait={seconds}")) {
+        response.headers_mut().insert(&PREFERENCE_APPLIED, applied);
+    }
+    Ok(response)
+}
+
+/// An order with who has ordered.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+struct Details {
+    #[serde(flatten)]
+    order: OrderView,
+    user: User,
+}
+
+/// An order with its user. If the user service does not answer, the user as last known, or nobody in particular, and the header
+/// `x-fallback: user` says so.
+#[utoipa::path(get, path = "/orders/{id}/details", params(("id" = String, Path, description = "The order")), responses(
+    (status = 200, description = "The order and its user", body = Details),
+    (status = 404, description = "`Order not found`", body = ErrorBody),
+))]
+async fn details(State(app): Shared, Path(id): Path<String>) -> Result<Response, ApiError> {
+    let order = OrderView::of(app.find(&id).await?);
+    let found = app.users.find(&order.user_id).await;
+    if let Ok(Some(user)) = found {
+        return Ok(Json(Details { order, user }).into_response());
+    }
+    if let Err(error) = found {
+        tracing::warn!(%error, "the user service does not answer");
+    }
+    let user = app.last_known(&order.user_id).await;
+    let mut response = Json(Details { order, user }).into_response();
+    response.headers_mut().insert(&FALLBACK, HeaderValue::from_static("user"));
+    Ok(response)
+}
+
+/// What has happened to an order.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct TimelineView {
+    order_id: String,
+    /// `running`, `waiting`, `unwinding`, `stuck`, `parked`, `completed`, `compensated`, `abandoned`; of an order that events move on, its status.
+    phase: String,
+    /// What there is to say about that.
+    note: String,
+    steps: Vec<StepView>,
+}
+
+/// One record of it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct StepView {
+    seq: u64,
+    /// Milliseconds since the first record.
+    at_ms: u64,
+    step: Option<String>,
+    /// `do` or `undo`.
+    direction: Option<&'static str>,
+    /// `begun`, `completed`, `aborted`, `undone`, `stuck` and others; of an order that events move on, the event.
+    kind: String,
+    attempts: Option<u32>,
+    ms: Option<u64>,
+    outcome: String,
+    /// Who wrote it: begins with the number of the process.
+    process: String,
+    /// How often the order had changed hands.
+    epoch: u64,
+}
+
+/// What has happened to an order, step by step.
+#[utoipa::path(get, path = "/orders/{id}/timeline", params(("id" = String, Path, description = "The order")), responses(
+    (status = 200, description = "A line for each record", body = TimelineView),
+    (status = 404, description = "`Order not found`", body = ErrorBody),
+))]
+async fn timeline(State(app): Shared, Path(id): Path<String>) -> Result<Json<TimelineView>, ApiError> {
+    let order = app.find(&id).await?;
+    match &app.moved_by {
+        MovedBy::Saga(engine, _) => {
+            let stored = engine.load(&id).await.map_err(ApiError::internal)?;
+            let waits = || TimelineView {
+                order_id: id.clone(),
+                phase: order.status.to_string(),
+                note: "its saga has not begun".to_owned(),
+                steps: Vec::new(),
+            };
+            Ok(Json(stored.map_or_else(waits, |stored| of_saga(&id, Timeline::of(&stored)))))
+        }
+        MovedBy::Events => {
+            let kept = app.store.events_of(&id).await?;
+            let step = |kept: crate::store::Kept| StepView {
+                seq: kept.seq.unsigned_abs(),
+                at_ms: 0,
+                step: None,
+                direction: None,
+                kind: kept.envelope.kind,
+                attempts: None,
+                ms: None,
+                outcome: kept.envelope.metadata.timestamp,
+                process: kept.envelope.metadata.source,
+                epoch: 0,
+            };
+            let steps = kept.into_iter().map(step).collect();
+            let note = order.reason.unwrap_or_default();
+            Ok(Json(TimelineView { order_id: id, phase: order.status.to_string(), note, steps }))
+        }
+    }
+}
+
+fn of_saga(order: &str, timeline: Timeline) -> TimelineView {
+    let step = |row: mainstay::saga::view::Row| StepView {
+        seq: row.seq,
+        at_ms: row.at_ms,
+        step: row.step,
+        direction: row.direction,
+        kind: row.kind,
+        attempts: row.attempts,
+        ms: row.ms,
+        outcome: row.outcome,
+        process: row.process.to_string(),
+        epoch: row.epoch,
+    };
+    TimelineView {
+        order_id: order.to_owned(),
+        phase: timeline.phase.to_string(),
+        note: timeline.note,
+        steps: timeline.rows.into_iter().map(step).collect(),
+    }
+}
+
+/// Asks that an order be cancelled, which is possible until it is confirmed.
+#[utoipa::path(post, path = "/orders/{id}/cancel", params(("id" = String, Path, description = "The order")), responses(
+    (status = 202, description = "It is asked for, or was cancelled before: what comes of it is seen at the order", body = OrderView),
+    (status = 404, description = "`Order not found`", body = ErrorBody),
+    (status = 409, description = "It is confirmed", body = ErrorBody),
+))]
+async fn cancel(
+    State(app): Shared,
+    Path(id): Path<String>,
+) -> Result<(StatusCode, Json<OrderView>), ApiError> {
+    const REASON: &str = "cancelled_by_customer";
+    let order = app.find(&id).await?;
+    let confirmed = || ApiError::conflict("The order is confirmed");
+    match (order.status, &app.moved_by) {
+        (Status::Cancelled, _) => return Ok((StatusCode::ACCEPTED, Json(OrderView::of(order)))),
+        (Status::Confirmed, _) => return Err(confirmed()),
+        (_, MovedBy::Saga(engine, _)) => {
+            engine.begin(&order).await.map_err(not_now)?;
+            engine.cancel(&id, REASON).await.map_err(not_now)?;
+        }
+        (_, MovedBy::Events) => {
+            if app.store.cancel(&id, REASON).await? == Decided::Otherwise {
+                return Err(confirmed());
+            }
+        }
+    }
+    Ok((StatusCode::ACCEPTED, Json(OrderView::of(app.find(&id).await?))))
+}
+
+fn not_now(error: impl std::fmt::Display) -> ApiError {
+    tracing::warn!(%error, "a saga could not be asked");
+    ApiError::unavailable("Service unavailable")
+}
+
+/// An order that waits for a person.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Attention {
+    order_id: String,
+    /// `stuck` or `parked`.
+    phase: String,
+    /// What it is stuck at.
+    note: String,
+    /// When it was accepted.
+    since: String,
+}
+
+/// The orders that wait for a person: what has to happen has failed too often. It is still tried again from time to time.
+#[utoipa::path(get, path = "/orders/attention", responses(
+    (status = 200, description = "At most 100", body = Vec<Attention>),
+    (status = 401, description = "A service token is needed", body = ErrorBody),
+))]
+async fn attention(State(app): Shared, headers: HeaderMap) -> Result<Json<Vec<Attention>>, ApiError> {
+    app.operators_only(&headers)?;
+    let MovedBy::Saga(engine, _) = &app.moved_by else { return Ok(Json(Vec::new())) };
+    let heads = engine.attention().await.map_err(not_now)?;
+    let attention = |head: mainstay::saga::journal::Head| Attention {
+        order_id: head.id.to_string(),
+        phase: head.phase.to_string(),
+        note: head.note,
+        since: iso(i64::try_from(head.created.0).unwrap_or(i64::MAX)),
+    };
+    Ok(Json(heads.into_iter().map(attention).collect()))
+}
+
+/// Has what an order is stuck at tried again now.
+#[utoipa::path(post, path = "/orders/{id}/retry", params(("id" = String, Path, description = "The order")), responses(
+    (status = 202, description = "It is asked for"),
+    (status = 401, description = "A service token is needed", body = ErrorBody),
+    (status = 404, description = "`Order not found`", body = ErrorBody),
+    (status = 409, description = "No saga moves this order on", body = ErrorBody),
+))]
+async fn retry(
+    State(app): Shared,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<StatusCode, ApiError> {
+    app.operators_only(&headers)?;
+    let order = app.find(&id).await?;
+    let MovedBy::Saga(engine, _) = &app.moved_by else {
+        return Err(ApiError::conflict("No saga moves this order on"));
+    };
+    let by = headers.get(&OPERATOR).and_then(|by| by.to_str().ok()).unwrap_or("operator");
+    engine.begin(&order).await.map_err(not_now)?;
+    engine.retry(&id, by).await.map_err(not_now)?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+struct Page {
+    /// Only ids behind this one: the last of the page before.
+    after: Option<String>,
+    /// How many at most: 100 if nothing is said, and never more than 1000.
+    limit: Option<u32>,
+}
+
+/// An order, as it is audited.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Audited {
+    id: String,
+    user_id: String,
+    status: Status,
+    reason: Option<String>,
+    total: Cents,
+    items: Vec<Item>,
+    /// Whether nothing happens for it any more.
+    saga_over: bool,
+}
+
+/// All orders, a page at a time in the order of their ids, for whoever compares them with money and stock.
+#[utoipa::path(get, path = "/_audit", params(Page), responses(
+    (status = 200, description = "A page", body = Vec<Audited>),
+    (status = 400, description = "A limit that is none", body = ErrorBody),
+    (status = 401, description = "A service token is needed", body = ErrorBody),
+))]
+async fn audit(
+    State(app): Shared,
+    headers: HeaderMap,
+    page: Query<Page>,
+) -> Result<Json<Vec<Audited>>, ApiError> {
+    app.operators_only(&headers)?;
+    let limit = page.limit.unwrap_or(100).clamp(1, 1_000);
+    let after = page.after.clone().unwrap_or_default();
+    // Sagas first: an order whose saga is over now stands where it will stand for ever. Each saga has an order with its id, so that a page
+    // of sagas reaches as far as one of orders.
+    let over: Option<std::collections::HashMap<String, bool>> = match &app.moved_by {
+        MovedBy::Saga(engine, _) => {
+            let heads = engine.page(&after, limit as usize).await.map_err(not_now)?;
+            Some(heads.iter().map(|head| (head.id.to_string(), head.phase.is_terminal())).collect())
+        }
+        MovedBy::Events => None,
+    };
+    let orders = app.store.page(&after, i64::from(limit)).await?;
+    let audited = |order: Order| Audited {
+        saga_over: match &over {
+            Some(over) => over.get(&order.id).copied().unwrap_or(false),
+            None => order.status.is_final(),
+        },
+        id: order.id,
+        user_id: order.user_id,
+        status: order.status,
+        reason: order.reason,
+        total: order.total,
+        items: order.items,
+    };
+    Ok(Json(orders.into_iter().map(audited).collect()))
+}
+
+impl App {
+    fn operators_only(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        if self.context.tokens().accepts(headers) {
+            Ok(())
+        } else {
+            Err(ApiError::unauthorized("A service token is needed"))
+        }
+    }
+
+    async fn find(&self, id: &str) -> Result<Order, ApiError> {
+        self.store.find(id).await?.ok_or_else(|| ApiError::not_found("Order not found"))
+    }
+
+    /// The user by the newest event, else as last seen, else nobody in particular.
+    async fn last_known(&self, id: &str) -> User {
+        let replica = self.read.user(id).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the names of users cannot be read");
+            None
+        });
+        replica.or_else(|| self.users.recent(id)).unwrap_or_else(|| User {
+            id: id.to_owned(),
+            name: "Unknown (service unavailable)".to_owned(),
+            email: None,
+        })
+    }
+
+    /// The order, once it is decided, or as it stands after so long.
+    async fn decided(&self, id: &str, patience: Duration) -> Result<Order, ApiError> {
+        let until = tokio::time::Instant::now() + patience;
+        let waiter = self.store.waiters().register(id);
+        loop {
+            let next = waiter.next();
+            let order = self.find(id).await?;
+            if order.status.is_final() || tokio::time::Instant::now() >= until {
+                return Ok(order);
+            }
+            let look = until.min(tokio::time::Instant::now() + LOOK);
+            let _ = tokio::time::timeout_at(look, next).await;
+        }
+    }
+
+    /// Takes an order in: once for each key of a client.
+    async fn place(&self, headers: &HeaderMap, new: NewOrder) -> Result<Order, ApiError> {
+        new.check().map_err(|error| ApiError::bad_request(error.to_string()))?;
+        let key = client_key(headers)?;
+        if let Some(key) = &key
+            && let Some(known) = self.store.of_client_key(key).await?
+        {
+            return same(&new, known);
+        }
+        let id = new_id();
+        let span = tracing::info_span!(
+            "createOrder",
+            userId = new.user_id,
+            orderId = id,
+            otel.status_code = tracing::field::Empty
+        );
+        self.create(id, new, key).instrument(span).await
+    }
+
+    async fn create(&self, id: String, new: NewOrder, key: Option<String>) -> Result<Order, ApiError> {
+        let validate = tracing::info_span!("validateUser", userId = new.user_id, orderId = id);
+        let (user, items) = futures::join!(
+            self.users.validate(&new.user_id).instrument(validate),
+            self.prices.of(&new.items),
+        );
+        if user == Known::No {
+            return Err(ApiError::unprocessable("Unknown user"));
+        }
+        let items = items?;
+        let total = total(&items).map_err(|error| ApiError::bad_request(error.to_string()))?;
+        let now = now_ms();
+        let order = Order {
+            correlation: trace::correlation().unwrap_or_else(|| id.clone()),
+            traceparent: trace::traceparent(),
+            id,
+            user_id: new.user_id.clone(),
+            items,
+            total,
+            status: Status::Pending,
+            reason: None,
+            user_known: user == Known::Yes,
+            version: 1,
+            created_at: now,
+            updated_at: now,
+        };
+        let save = tracing::info_span!("saveOrder", userId = order.user_id, orderId = order.id);
+        match self.store.place(order.clone(), key).instrument(save).await? {
+            Placed::Known(known) => same(&new, known),
+            Placed::New => {
+                self.begin(order.clone());
+                Ok(order)
+            }
+        }
+    }
+
+    /// Starts the order's saga. Nobody waits for that: the order is accepted, and a start that is lost is made up for.
+    fn begin(&self, order: Order) {
+        let MovedBy::Saga(engine, missed) = &self.moved_by else { return };
+        let (engine, missed) = (engine.clone(), missed.clone());
+        self.context.spawn(async move {
+            if let Err(error) = engine.begin(&order).await {
+                tracing::info!(%error, order = order.id, "an order's saga is started later");
+                missed.one();
+            }
+        });
+    }
+}
+
+fn same(new: &NewOrder, known: Order) -> Result<Order, ApiError> {
+    if new.wants(&known.user_id, &known.items) {
+        Ok(known)
+    } else {
+        Err(ApiError::unprocessable("The Idempotency-Key belongs to another order"))
+    }
+}
+
+fn client_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let Some(key) = headers.get(&IDEMPOTENCY_KEY) else { return Ok(None) };
+    let key = key.to_str().ok().filter(|key| (1..=LONGEST_KEY).contains(&key.len()));
+    key.map(|key| Some(key.to_owned())).ok_or_else(|| ApiError::bad_request("Invalid Idempotency-Key"))
+}
+
+fn accepted(order: &Order) -> Response {
+    let body = Json(Accepted { id: order.id.clone(), status: order.status });
+    let mut response = (StatusCode::ACCEPTED, body).into_response();
+    if let Ok(location) = HeaderValue::from_str(&format!("/orders/{}", order.id)) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}
+
+/// The seconds in `Prefer: respond-async, wait=10`.
+fn wait(headers: &HeaderMap) -> Option<u64> {
+    let preferences = headers.get_all(&PREFER).iter().filter_map(|value| value.to_str().ok());
+    let mut preferences = preferences.flat_map(|value| value.split([',', ';']));
+    let seconds = preferences.find_map(|preference| {
+        let (name, value) = preference.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("wait").then(|| value.trim().trim_matches('"').parse().ok())?
+    });
+    seconds.map(|seconds: u64| seconds.min(LONGEST_WAIT))
+}

@@ -1,0 +1,296 @@
+//! Orders that a durable saga moves on.
+//!
+//! `create-order` → `reserve-stock` → `charge-card` → `confirm-order` (no way back behind it) → `commit-stock`. Orders whose user could not
+//! be validated when they were accepted follow a definition of their own, with `validate-user` behind the first step.
+
+use std::{sync::Arc, time::Duration};
+
+use mainstay::{
+    ConfigError, Event, Retry,
+    saga::{
+        AskError, Attempted, Cause, Failure, Opening, Orchestrator, Order as Decision, Record, Saga,
+        StartError, StartOptions, Step, StoreError,
+        journal::{Head, Phase, Query, Stored},
+        postgres::Postgres,
+        sqlite::Sqlite,
+    },
+};
+use order_kit::{BoxError, Context, db::Place, env};
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    place,
+    steps::{Purchase, Steps},
+    store::{CONFIRM, CREATE, Order},
+};
+
+/// How often what is stuck is tried anew, and the same for those who can't wait.
+const STUCK_AGAIN: Duration = Duration::from_secs(30);
+const STUCK_AGAIN_FAST: Duration = Duration::from_secs(3);
+/// How many orders are moved on at once. More are accepted, and started when there is room.
+const MOST_AT_ONCE: usize = 20_000;
+/// How long what runs may take when the service ends.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long the file of a process that is just ending is waited for.
+const HANDOVER: Duration = Duration::from_secs(5);
+
+type OrderSaga = Saga<Purchase>;
+
+/// Where the orchestrator is, for steps that look their own saga up; nowhere before it has started and when it has ended.
+type Whereabouts = watch::Sender<Option<Orchestrator>>;
+
+/// What moves orders on. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Engine {
+    orchestrator: Orchestrator,
+    plain: OrderSaga,
+    unvalidated: OrderSaga,
+    deadline: Duration,
+}
+
+/// The policies of a step: tried again as long as nobody knows, with waits of up to three seconds. What was not begun does not count; it is
+/// tried again after a second.
+macro_rules! patient {
+    ($step:expr, $attempts:expr) => {
+        mainstay::stack($step)
+            .retry(
+                Retry::exponential(Duration::from_millis(100))
+                    .cap(Duration::from_secs(3))
+                    .max_attempts($attempts)
+                    .no_budget()
+                    .idempotent()
+                    .when(|tried: &mainstay::retry::Failure<'_, Attempted, Failure>| {
+                        tried.error().is_some_and(|failure| !failure.is_clean()) || tried.refused().is_some()
+                    }),
+            )
+            .timeout(Duration::from_secs(10))
+            .build()?
+    };
+}
+
+/// Enough for as long as an order may take, so that an outage is waited out. The saga's deadline ends it.
+const UNTIL_THE_DEADLINE: u32 = 1_000;
+/// What has to happen is tried for about a minute until a person is told.
+const UNTIL_STUCK: u32 = 20;
+
+/// A compensation is tried for about ten seconds until a person is told; and then again and again.
+fn undo() -> Result<mainstay::Stack![Retry, mainstay::Timeout], ConfigError> {
+    let again = Retry::exponential(Duration::from_millis(100)).cap(Duration::from_secs(3));
+    let again = again.max_attempts(8).no_budget().idempotent();
+    mainstay::stack("undo").retry(again).timeout(Duration::from_secs(10)).build()
+}
+
+fn define(steps: &Arc<Steps>, whereabouts: &Whereabouts, validated: bool) -> Result<OrderSaga, BoxError> {
+    let name = if validated { "order" } else { "order-of-unvalidated-user" };
+    let mut saga = Saga::define::<Purchase>(name, 1);
+    let [create, cancel, validate, reserve, release, charge, refund, confirm, commit] =
+        std::array::from_fn(|_| steps.clone());
+    let whereabouts = whereabouts.clone();
+    let created = saga
+        .step(CREATE, (), move |step: Step<Purchase>, ()| {
+            let steps = create.clone();
+            async move { steps.create(step).await }
+        })
+        .undo_through(undo()?)
+        .compensate(move |step, (), _| {
+            let (steps, whereabouts) = (cancel.clone(), whereabouts.subscribe());
+            async move {
+                let reason = reason_of_this(&step, whereabouts).await?;
+                steps.cancel(step, &reason).await
+            }
+        });
+    let validated = if validated {
+        created
+    } else {
+        saga.read_only("validate-user", created, move |step, ()| {
+            let steps = validate.clone();
+            async move { steps.validate(step).await }
+        })
+        .through(patient!("validate-user", UNTIL_THE_DEADLINE))
+        .add()
+    };
+    let reserved = saga
+        .step("reserve-stock", validated, move |step, ()| {
+            let steps = reserve.clone();
+            async move { steps.reserve(step).await }
+        })
+        .through(patient!("reserve-stock", UNTIL_THE_DEADLINE))
+        .undo_through(undo()?)
+        .compensate(move |step, (), _| {
+            let steps = release.clone();
+            async move { steps.release(step).await }
+        });
+    let charged = saga
+        .step("charge-card", reserved, move |step, ()| {
+            let steps = charge.clone();
+            async move { steps.charge(step).await }
+        })
+        .through(patient!("charge-card", UNTIL_THE_DEADLINE))
+        .undo_through(undo()?)
+        .compensate(move |step, (), _| {
+            let steps = refund.clone();
+            async move { steps.refund(step).await }
+        });
+    let confirmed = saga
+        .pivot(CONFIRM, charged, move |step, _receipt| {
+            let steps = confirm.clone();
+            async move { steps.confirm(step).await }
+        })
+        .through(patient!(CONFIRM, UNTIL_STUCK))
+        .add();
+    saga.retriable("commit-stock", confirmed, move |step, ()| {
+        let steps = commit.clone();
+        async move { steps.commit(step).await }
+    })
+    .through(patient!("commit-stock", UNTIL_STUCK))
+    .add();
+    Ok(saga.build(())?)
+}
+
+/// Why the saga of this step was turned round: what its journal says, so that another process knows it, too.
+async fn reason_of_this(
+    step: &Step<Purchase>,
+    mut whereabouts: watch::Receiver<Option<Orchestrator>>,
+) -> Result<String, Failure> {
+    let orchestrator = whereabouts.wait_for(Option::is_some).await?.clone();
+    let orchestrator = orchestrator.ok_or_else(|| Failure::unknown("the orchestrator has ended"))?;
+    let stored = orchestrator.load(step.saga().as_str()).await?;
+    Ok(stored.as_ref().and_then(reason).unwrap_or_else(|| "cancelled".to_owned()))
+}
+
+/// Why a saga was turned round, as a word for programs.
+fn reason(stored: &Stored) -> Option<String> {
+    stored.entries.iter().find_map(|entry| match entry.record().ok()? {
+        Record::Aborted { cause, .. } => Some(match cause {
+            Cause::Rejected { error, .. } => error,
+            Cause::Cancelled { reason } => reason,
+            Cause::Deadline => "timed_out".to_owned(),
+            Cause::Unknown { step, .. } => match step.as_str() {
+                "charge-card" => "payment_unavailable".to_owned(),
+                _ => "inventory_unavailable".to_owned(),
+            },
+            _ => "cancelled".to_owned(),
+        }),
+        Record::Ordered {
+            order: Decision::Reject { reason, .. } | Decision::Compensate { reason }, ..
+        } => Some(reason),
+        _ => None,
+    })
+}
+
+impl Engine {
+    /// Opens the journal and takes up what was left in it. Ends with the service. `turned` is told of each order whose saga has ended
+    /// without completing.
+    pub(crate) async fn start(
+        context: &Context,
+        steps: &Arc<Steps>,
+        deadline: Duration,
+        turned: mpsc::UnboundedSender<String>,
+    ) -> Result<Self, BoxError> {
+        let whereabouts = Whereabouts::new(None);
+        let plain = define(steps, &whereabouts, true)?;
+        let unvalidated = define(steps, &whereabouts, false)?;
+        let fast = context.env().get(env::POLICY_FAST).is_some();
+        let journeys = steps.journeys.clone();
+        let orchestrator = open(context)
+            .await?
+            .register(&plain)
+            .register(&unvalidated)
+            .max_live(MOST_AT_ONCE)
+            .stuck_retry(Some(if fast { STUCK_AGAIN_FAST } else { STUCK_AGAIN }))
+            .observe(mainstay::observe::Tracing)
+            .observe(mainstay::observe::Metrics)
+            .observe(move |event: &Event<'_>| {
+                let Event::SagaPhase { saga, to, note, .. } = event else { return };
+                match to {
+                    Phase::Completed => journeys.end(saga, Ok(())),
+                    Phase::Compensated | Phase::Abandoned => {
+                        journeys.end(saga, Err(note));
+                        // Nobody listens any more when the service ends; the next start looks at all that is open.
+                        let _ = turned.send((*saga).to_owned());
+                    }
+                    _ => {}
+                }
+            })
+            .start()
+            .await?;
+        whereabouts.send_replace(Some(orchestrator.clone()));
+        let (stop, ending) = (context.stop().clone(), orchestrator.clone());
+        context.spawn(async move {
+            stop.cancelled().await;
+            ending.shutdown(GRACE).await;
+            // The steps know the orchestrator and it knows them.
+            whereabouts.send_replace(None);
+        });
+        Ok(Engine { orchestrator, plain, unvalidated, deadline })
+    }
+
+    /// Starts the order's saga; again changes nothing.
+    pub(crate) async fn begin(&self, order: &Order) -> Result<(), StartError> {
+        let saga = if order.user_known { &self.plain } else { &self.unvalidated };
+        let options = StartOptions::default().deadline(self.deadline);
+        self.orchestrator.start_with(saga, &order.id, &Purchase::of(order), options).await.map(drop)
+    }
+
+    /// Asks that the order's saga be turned round, unless that is no longer possible.
+    pub(crate) async fn cancel(&self, order: &str, reason: &str) -> Result<(), AskError> {
+        self.orchestrator.cancel(order, reason).await.map(drop)
+    }
+
+    /// Has what is stuck or parked tried once more.
+    pub(crate) async fn retry(&self, order: &str, by: &str) -> Result<(), AskError> {
+        self.orchestrator.order(order, by, Decision::Retry { step: None }).await.map(drop)
+    }
+
+    /// The order's saga with all its records.
+    pub(crate) async fn load(&self, order: &str) -> Result<Option<Stored>, AskError> {
+        self.orchestrator.load(order).await
+    }
+
+    /// Why the order's saga ended as it did, if it is over and was not completed.
+    pub(crate) async fn turned_round(&self, order: &str) -> Result<Option<String>, AskError> {
+        let phase = self.orchestrator.status(order).await?.and_then(|status| status.phase);
+        if !matches!(phase, Some(Phase::Compensated | Phase::Abandoned)) {
+            return Ok(None);
+        }
+        let stored = self.load(order).await?;
+        Ok(Some(stored.as_ref().and_then(reason).unwrap_or_else(|| "abandoned".to_owned())))
+    }
+
+    /// The sagas that wait for a person.
+    pub(crate) async fn attention(&self) -> Result<Vec<Head>, StoreError> {
+        let phases = vec![Phase::Stuck, Phase::Parked];
+        self.orchestrator.list(Query { phases, limit: 100, ..Query::default() }).await
+    }
+
+    /// Sagas behind an id, in the order of their ids.
+    pub(crate) async fn page(&self, after: &str, limit: usize) -> Result<Vec<Head>, BoxError> {
+        let after = if after.is_empty() { None } else { Some(mainstay::saga::SagaId::new(after)?) };
+        Ok(self.orchestrator.list(Query { after, limit, ..Query::default() }).await?)
+    }
+
+    /// Whether the journal has failed for good.
+    pub(crate) fn failed(&self) -> bool {
+        self.orchestrator.failed()
+    }
+}
+
+async fn open(context: &Context) -> Result<Opening, BoxError> {
+    match place(context, "orders-saga") {
+        Place::Postgres { url, schema } => {
+            Ok(Orchestrator::open(Postgres::connect(&url).schema(&schema).await?))
+        }
+        Place::Sqlite(path) => {
+            let until = tokio::time::Instant::now() + HANDOVER;
+            loop {
+                match Sqlite::open(&path) {
+                    Ok(journal) => return Ok(Orchestrator::open(journal)),
+                    Err(StoreError::InUse(_)) if tokio::time::Instant::now() < until => {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+    }
+}

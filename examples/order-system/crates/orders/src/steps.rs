@@ -1,0 +1,319 @@
+//! The steps of an order's saga: what each asks of whom, and what the answers mean.
+//!
+//! | answer | means | the saga |
+//! |---|---|---|
+//! | 2xx | it has happened | goes on |
+//! | 402, 409, 400, 404, 422 | it has not, and never will | is turned round |
+//! | a refusal of a policy before the request was sent, no connection, 401, 403, 429 | it has not yet | asks again |
+//! | 5xx, a timeout, a broken connection, an answer that cannot be read | nobody knows | asks again, under the same key |
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use http::StatusCode;
+use mainstay::{
+    ConfigError,
+    saga::{Failure, Step},
+};
+use order_kit::{
+    Cents, Context,
+    client::{CallError, Client, Options, Reply},
+    trace,
+};
+use serde::{Deserialize, Serialize};
+use tracing::Instrument;
+
+use crate::{
+    journey::Journeys,
+    order::{Item, pieces},
+    store::{Decided, Order, Store},
+    users::{Directory, Known},
+    wire::{Charge, Concerning, Receipt, Reserve},
+};
+
+/// How long a charge may take until the order is said to wait for it.
+const SOON: Duration = Duration::from_millis(500);
+
+/// What a saga is started with: the order as it was accepted. The same whenever it is made of the order's row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Purchase {
+    pub(crate) user_id: String,
+    pub(crate) items: Vec<Item>,
+    pub(crate) total: Cents,
+    pub(crate) user_known: bool,
+    pub(crate) correlation: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) traceparent: Option<String>,
+}
+
+impl Purchase {
+    pub(crate) fn of(order: &Order) -> Self {
+        Purchase {
+            user_id: order.user_id.clone(),
+            items: order.items.clone(),
+            total: order.total,
+            user_known: order.user_known,
+            correlation: order.correlation.clone(),
+            traceparent: order.traceparent.clone(),
+        }
+    }
+}
+
+type This = Step<Purchase>;
+
+/// Whom the steps ask.
+#[derive(Clone)]
+pub(crate) struct Steps {
+    pub(crate) store: Store,
+    pub(crate) users: Directory,
+    pub(crate) journeys: Journeys,
+    inventory: Client,
+    payments: Client,
+}
+
+/// What an answer means for a step.
+#[derive(Debug)]
+enum Said {
+    Done(Reply),
+    /// It has not happened and will not, for this reason.
+    No(String),
+    NotYet(String),
+    Unknown(String),
+}
+
+impl Steps {
+    pub(crate) fn new(context: &Context, store: Store, users: Directory) -> Result<Arc<Self>, ConfigError> {
+        // The saga repeats what has to be repeated, so the client does not.
+        let options = Options { attempts: 1, queue: 2_000, ..Options::default() };
+        let inventory = Client::new(context, "inventory", Options { concurrency: 20, ..options })?;
+        let payments = Client::new(context, "payment", Options { concurrency: 10, ..options })?;
+        Ok(Arc::new(Steps { store, users, journeys: Journeys::default(), inventory, payments }))
+    }
+
+    /// Runs within the span and under the correlation id of the order.
+    async fn within<T>(&self, step: &This, work: impl Future<Output = T>) -> T {
+        let order = step.input();
+        let span = self.journeys.span(step.saga().as_str(), order.total, order.traceparent.as_deref());
+        trace::with_correlation(order.correlation.clone(), work).instrument(span).await
+    }
+
+    /// The order is there since it was accepted: its row, its event and this step's in the barrier are one transaction.
+    pub(crate) async fn create(&self, step: This) -> Result<(), Failure> {
+        let said = async {
+            if step.input().user_known {
+                tracing::info!("order validated");
+            }
+        };
+        self.within(&step, said).await;
+        Ok(())
+    }
+
+    /// Makes up for what the user service could not say when the order was accepted.
+    pub(crate) async fn validate(&self, step: This) -> Result<(), Failure> {
+        let validate = async {
+            match self.users.validate(&step.input().user_id).await {
+                Known::Yes => {
+                    tracing::info!("order validated");
+                    Ok(())
+                }
+                Known::No => {
+                    self.journeys.refused(step.saga().as_str(), UNKNOWN_USER);
+                    Err(Failure::rejected(UNKNOWN_USER))
+                }
+                Known::Unknown => Err(Failure::unstarted("the user service does not answer")),
+            }
+        };
+        self.within(&step, validate).await
+    }
+
+    /// Cancels the order.
+    pub(crate) async fn cancel(&self, step: This, reason: &str) -> Result<(), Failure> {
+        let cancel = async {
+            match self.store.cancel(step.saga().as_str(), reason).await? {
+                Decided::Done => Ok(()),
+                Decided::Otherwise => Err(Failure::unknown("the order is confirmed")),
+            }
+        };
+        self.within(&step, cancel).await
+    }
+
+    /// Has the inventory keep the goods.
+    pub(crate) async fn reserve(&self, step: This) -> Result<(), Failure> {
+        let items = pieces(&step.input().items);
+        let request = Reserve { order_id: step.saga().as_str(), items: &items };
+        let ask = self.ask(&self.inventory, "/inventory/reserve", &step, &request);
+        let said = self.within(&step, ask).await;
+        self.judged(&step, said).map(drop)
+    }
+
+    /// Has the inventory let go of them.
+    pub(crate) async fn release(&self, step: This) -> Result<(), Failure> {
+        self.undo(&self.inventory, "/inventory/release", &step).await
+    }
+
+    /// Has the payment service take the money.
+    pub(crate) async fn charge(&self, step: This) -> Result<Option<String>, Failure> {
+        let order_id = step.saga().as_str();
+        let Purchase { user_id, total, .. } = step.input();
+        let request = Charge { order_id, user_id, amount: *total };
+        let charge = async {
+            let mut ask = pin!(self.ask(&self.payments, "/payments/charge", &step, &request));
+            let at_once = tokio::select! {
+                said = &mut ask => Some(said),
+                () = tokio::time::sleep(SOON) => None,
+            };
+            let said = match at_once {
+                Some(said) => said,
+                None => {
+                    self.wait_for_payment(order_id).await;
+                    ask.await
+                }
+            };
+            match &said {
+                Said::Done(_) => tracing::info!("payment charged"),
+                Said::NotYet(_) | Said::Unknown(_) => self.wait_for_payment(order_id).await,
+                Said::No(_) => {}
+            }
+            said
+        };
+        let said = self.within(&step, charge).await;
+        let reply = self.judged(&step, said)?;
+        Ok(reply.json::<Receipt>().ok().map(|receipt| receipt.payment_id))
+    }
+
+    /// Has the payment service give it back.
+    pub(crate) async fn refund(&self, step: This) -> Result<(), Failure> {
+        self.undo(&self.payments, "/payments/refund", &step).await
+    }
+
+    /// From here on there is no way back.
+    pub(crate) async fn confirm(&self, step: This) -> Result<(), Failure> {
+        let confirm = async {
+            match self.store.confirm(step.saga().as_str()).await? {
+                Decided::Done => Ok(()),
+                Decided::Otherwise => Err(Failure::rejected("the order is cancelled")),
+            }
+        };
+        self.within(&step, confirm).await
+    }
+
+    /// Has the inventory hand over the goods that it has kept.
+    pub(crate) async fn commit(&self, step: This) -> Result<(), Failure> {
+        let concerning = Concerning { order_id: step.saga().as_str() };
+        let ask = self.ask(&self.inventory, "/inventory/commit", &step, &concerning);
+        let said = self.within(&step, ask).await;
+        self.judged(&step, said).map(drop)
+    }
+
+    async fn ask(&self, service: &Client, path: &str, step: &This, body: &(impl Serialize + Sync)) -> Said {
+        said(service.post(path, Some(&step.key().to_string()), body).await)
+    }
+
+    /// Whatever keeps a compensation from happening, it counts: who has to undo something for long is to be seen.
+    async fn undo(&self, service: &Client, path: &str, step: &This) -> Result<(), Failure> {
+        let concerning = Concerning { order_id: step.saga().as_str() };
+        match self.within(step, self.ask(service, path, step, &concerning)).await {
+            Said::Done(_) => Ok(()),
+            Said::No(why) | Said::NotYet(why) | Said::Unknown(why) => Err(Failure::unknown(why)),
+        }
+    }
+
+    fn judged(&self, step: &This, said: Said) -> Result<Reply, Failure> {
+        match said {
+            Said::Done(reply) => Ok(reply),
+            Said::No(reason) => {
+                self.journeys.refused(step.saga().as_str(), &reason);
+                Err(Failure::rejected(reason))
+            }
+            Said::NotYet(why) => Err(Failure::unstarted(why)),
+            Said::Unknown(why) => Err(Failure::unknown(why)),
+        }
+    }
+
+    async fn wait_for_payment(&self, order: &str) {
+        if self.journeys.begins_to_wait(order)
+            && let Err(error) = self.store.wait_for_payment(order).await
+        {
+            tracing::warn!(%error, "it could not be said that an order waits for the payment service");
+            self.journeys.did_not_begin_to_wait(order);
+        }
+    }
+}
+
+/// Why an order is cancelled whose user the user service does not know.
+pub(crate) const UNKNOWN_USER: &str = "unknown_user";
+
+fn said(answer: Result<Reply, CallError>) -> Said {
+    let reply = match answer {
+        Ok(reply) => reply,
+        Err(error) if error.may_have_happened() => return Said::Unknown(error.to_string()),
+        Err(error) => return Said::NotYet(error.to_string()),
+    };
+    let reason = || reply.error().filter(|reason| is_reason(reason));
+    match reply.status {
+        status if status.is_success() => Said::Done(reply),
+        StatusCode::PAYMENT_REQUIRED => Said::No(reason().unwrap_or_else(|| "card_declined".to_owned())),
+        StatusCode::CONFLICT => Said::No(reason().unwrap_or_else(|| "out_of_stock".to_owned())),
+        StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY => {
+            tracing::error!(status = %reply.status, error = reply.error(), "a step was not understood");
+            Said::No(reason().unwrap_or_else(|| "refused".to_owned()))
+        }
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
+            Said::NotYet(format!("it answered {}", reply.status))
+        }
+        status => Said::Unknown(format!("it answered {status}")),
+    }
+}
+
+/// Reasons are words for programs, `out_of_stock`; anything else is prose.
+fn is_reason(text: &str) -> bool {
+    (1..=40).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes_of::reply;
+
+    use super::*;
+
+    mod bytes_of {
+        use order_kit::client::Reply;
+
+        pub(super) fn reply(status: u16, body: &'static str) -> Reply {
+            Reply {
+                status: http::StatusCode::from_u16(status).unwrap(),
+                headers: http::HeaderMap::new(),
+                body: body.as_bytes().to_vec().into(),
+            }
+        }
+    }
+
+    #[test]
+    fn each_answer_means_one_thing() {
+        let word = |answer| match said(answer) {
+            Said::Done(_) => "done".to_owned(),
+            Said::No(reason) => reason,
+            Said::NotYet(_) => "not yet".to_owned(),
+            Said::Unknown(_) => "unknown".to_owned(),
+        };
+        let connection = |sent| CallError::Connection { text: String::new(), sent };
+        for (answer, meaning) in [
+            (Ok(reply(200, "{}")), "done"),
+            (Ok(reply(402, r#"{"error":"card_declined"}"#)), "card_declined"),
+            (Ok(reply(402, "no JSON")), "card_declined"),
+            (Ok(reply(409, r#"{"error":"out_of_stock"}"#)), "out_of_stock"),
+            (Ok(reply(400, r#"{"error":"Malformed JSON"}"#)), "refused"),
+            (Ok(reply(401, "{}")), "not yet"),
+            (Ok(reply(408, "{}")), "unknown"),
+            (Ok(reply(302, "{}")), "unknown"),
+            (Err(CallError::Status(StatusCode::TOO_MANY_REQUESTS, String::new())), "not yet"),
+            (Err(CallError::Status(StatusCode::INTERNAL_SERVER_ERROR, String::new())), "unknown"),
+            (Err(CallError::Status(StatusCode::SERVICE_UNAVAILABLE, String::new())), "unknown"),
+            (Err(connection(false)), "not yet"),
+            (Err(connection(true)), "unknown"),
+            (Err(CallError::Garbled(String::new())), "unknown"),
+        ] {
+            assert_eq!(word(answer), meaning);
+        }
+    }
+}

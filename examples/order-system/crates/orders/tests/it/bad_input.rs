@@ -1,0 +1,51 @@
+//! What is no order, and whom nobody lets in.
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::world::{World, order_of};
+
+fn lines(count: usize, quantity: i64) -> Value {
+    json!({ "userId": "ada", "items": vec![json!({ "productId": "lamp", "quantity": quantity }); count] })
+}
+
+#[tokio::test]
+async fn what_is_no_order_is_refused_and_not_kept() {
+    let world = World::new().await;
+    for (status, error, body) in [
+        (400, "Invalid quantity: 1 to 10000 are possible", lines(1, 0)),
+        (400, "Invalid quantity: 1 to 10000 are possible", lines(1, -1)),
+        (400, "Invalid quantity: 1 to 10000 are possible", lines(1, 10_001)),
+        (400, "An order needs items", lines(0, 1)),
+        (400, "An order has at most 100 items", lines(101, 1)),
+        (400, "Invalid userId", order_of("a/../b", 1)),
+        (400, "Invalid userId", order_of("", 1)),
+        (
+            400,
+            "The total is too large",
+            json!({ "userId": "ada", "items": [{ "productId": "dear", "quantity": 2 }] }),
+        ),
+        (422, "Unknown user", order_of("nobody", 1)),
+        (
+            422,
+            "Unknown product",
+            json!({ "userId": "ada", "items": [{ "productId": "no-such", "quantity": 1 }] }),
+        ),
+    ] {
+        let answer = world.post("/orders", body.clone()).await;
+        assert_eq!((answer.status.as_u16(), answer.body["error"].as_str()), (status, Some(error)), "{body}");
+    }
+    for body in [
+        json!({}),
+        json!([]),
+        json!({ "userId": 7, "items": [] }),
+        json!({ "userId": "ada" }),
+        json!({ "userId": "ada", "items": [{ "productId": "lamp", "quantity": 1.5 }] }),
+        json!({ "userId": "ada", "items": [{ "productId": "lamp", "quantity": "1" }] }),
+        json!({ "userId": "ada", "items": [{ "quantity": 1 }] }),
+    ] {
+        assert_eq!(world.post("/orders", body.clone()).await.status, StatusCode::BAD_REQUEST, "{body}");
+    }
+    assert_eq!(world.get("/_audit").await.body, json!([]));
+    world.end().await;
+}

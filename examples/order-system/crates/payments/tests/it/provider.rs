@@ -1,0 +1,91 @@
+//! A provider that does not answer, and what is done about it.
+
+use std::time::Duration;
+
+use order_kit::env::Env;
+use order_payments::Options;
+use serde_json::json;
+
+use crate::{
+    api::{behave, charge},
+    on_both,
+    service::{Bench, Place},
+};
+
+async fn start(place: Place, provider_timeout: Duration) -> Bench {
+    let options = Options { provider_timeout };
+    Bench::start(place, order_payments::NAME, Env::empty(), |context| {
+        order_payments::build_with(context, options)
+    })
+    .await
+}
+
+on_both!(
+    money_that_was_taken_without_an_answer_is_found_by_the_same_key,
+    money_that_was_taken_without_an_answer_goes_back_with_the_refund,
+    a_provider_that_does_not_answer_is_left_alone_after_five_times,
+);
+
+async fn money_that_was_taken_without_an_answer_is_found_by_the_same_key(place: Place) {
+    let it = start(place, Duration::from_millis(300)).await;
+    behave(&it, "u", "timeout").await;
+    let lost = it.post("/payments/charge", "charge-card.do@o", charge("o", "5")).await;
+    assert_eq!((lost.status, lost.error()), (503, "Payment temporarily unavailable"));
+    assert!(lost.retry_after.is_some());
+    // The provider has the money, and the ledger does not know: that is what the audit is for.
+    let audit = it.get("/_audit").await.body;
+    assert_eq!(
+        (&audit["ok"], &audit["taken"], &audit["charged"]),
+        (&json!(false), &json!("5.00"), &json!("0.00"))
+    );
+    assert_eq!(audit["unsettled"], json!(["charge-card.do@o"]));
+    assert_eq!(it.get("/payments/lookup?key=charge-card.do@o").await.body, json!({"state": "notApplied"}));
+    // With another amount it is no question about the same charge.
+    assert_eq!(it.post("/payments/charge", "charge-card.do@o", charge("o", "6")).await.status, 422);
+    let found = it.post("/payments/charge", "charge-card.do@o", charge("o", "5")).await;
+    assert_eq!(found.status, 200);
+    let audit = it.get("/_audit").await.body;
+    assert_eq!(
+        (&audit["ok"], &audit["taken"], &audit["charged"]),
+        (&json!(true), &json!("5.00"), &json!("5.00"))
+    );
+}
+
+async fn money_that_was_taken_without_an_answer_goes_back_with_the_refund(place: Place) {
+    let it = start(place, Duration::from_millis(300)).await;
+    behave(&it, "u", "timeout").await;
+    assert_eq!(it.post("/payments/charge", "charge-card.do@o", charge("o", "5")).await.status, 503);
+    for _ in 0..3 {
+        let refunded = it.post("/payments/refund", "charge-card.undo@o", json!({"orderId": "o"})).await;
+        // By the ledger there was nothing.
+        assert_eq!((refunded.status, &refunded.body["refunded"]), (200, &json!("0.00")));
+    }
+    let late = it.post("/payments/charge", "charge-card.do@o", charge("o", "5")).await;
+    assert_eq!((late.status, late.error()), (409, "already_compensated"));
+    let audit = it.get("/_audit").await.body;
+    assert_eq!((&audit["ok"], &audit["taken"]), (&json!(true), &json!("0.00")), "{audit}");
+}
+
+async fn a_provider_that_does_not_answer_is_left_alone_after_five_times(place: Place) {
+    let it = start(place, Duration::from_millis(300)).await;
+    behave(&it, "u", "timeout").await;
+    for number in 0..5 {
+        let order = format!("o{number}");
+        let answer =
+            it.post("/payments/charge", &format!("charge-card.do@{order}"), charge(&order, "5")).await;
+        assert_eq!(answer.status, 503);
+    }
+    let began = std::time::Instant::now();
+    let refused = it.post("/payments/charge", "charge-card.do@o5", charge("o5", "5")).await;
+    assert_eq!((refused.status, refused.error()), (503, "Payment temporarily unavailable"));
+    assert!(began.elapsed() < Duration::from_millis(250), "it was asked all the same");
+    let seconds: u64 = refused.retry_after.unwrap().parse().unwrap();
+    // Half a minute, or less by chance, so that not all who wait come back together.
+    assert!((1..=30).contains(&seconds), "{seconds}");
+    let policies = it.get("/_policies").await.body;
+    let policies = policies.as_array().unwrap();
+    assert!(policies.iter().all(|policy| policy["name"] == "card-provider"), "{policies:?}");
+    let of = |kind: &str| policies.iter().find(|policy| policy["policy"] == kind).unwrap();
+    assert!(of("circuit_breaker")["state"].to_string().contains("open"), "{policies:?}");
+    assert_eq!((&of("bulkhead")["limit"], &of("bulkhead")["in_use"]), (&json!(10), &json!(0)));
+}

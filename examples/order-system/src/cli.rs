@@ -1,0 +1,354 @@
+//! The command line.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use order_kit::{
+    BoxError,
+    env::{self, Env},
+};
+
+use crate::{
+    audit, chaos, demo, doctor, load, messages, monolith,
+    processes::{self, Processes},
+    remote::Remote,
+    saga, seed, services,
+    system::{Options, System, broker_address},
+};
+
+/// The documented order system, protected by mainstay throughout.
+#[derive(Debug, Parser)]
+#[command(name = "order-system", version, subcommand_required = false)]
+pub struct Cli {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// Where a system is.
+#[derive(Debug, Clone, Args)]
+struct Place {
+    /// The gateway's port; the others follow. 0: free ports.
+    #[arg(long, global = true, default_value_t = 3000)]
+    port_base: u16,
+    /// The folder with everybody's data.
+    #[arg(long, global = true, default_value = "order-data")]
+    data: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Every service, in this process or in one each. This is what happens without a command.
+    Up {
+        /// A process for each service, supervised: any can be killed.
+        #[arg(long)]
+        processes: bool,
+    },
+    /// One service.
+    Serve {
+        /// Which: gateway, users, orders, orders-read, products, payments, inventory, notifications, analytics, loyalty.
+        service: String,
+        /// End when standard input does: what a supervisor's death looks like.
+        #[arg(long)]
+        with_parent: bool,
+    },
+    /// Everything behind one address, without a gateway.
+    Monolith,
+    /// Plays a journey and checks it; without a name, lists them.
+    Demo {
+        /// Which.
+        name: Option<String>,
+    },
+    /// Requests at a rate against a system of its own, and what they took.
+    Load {
+        /// Requests a second.
+        #[arg(long, default_value_t = 500)]
+        rps: u32,
+        /// For so many seconds.
+        #[arg(long = "for", default_value = "20", value_parser = seconds)]
+        time: Duration,
+        /// So many of a hundred are orders; the rest reads.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u8).range(0..=100))]
+        mix: u8,
+        /// Payments hang all the time.
+        #[arg(long)]
+        freeze_payment: bool,
+        /// Runs it twice, the second time with `NAME=VALUE` set, and shows both: `--compare breakers=off`.
+        #[arg(long)]
+        compare: Option<String>,
+    },
+    /// Faults and kills at random against processes of its own; fails if the audit does.
+    Chaos {
+        /// The same seed has the same schedule.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// For so many seconds.
+        #[arg(long = "for", default_value = "60", value_parser = seconds)]
+        time: Duration,
+    },
+    /// Whether money, goods and orders of a running system agree.
+    Audit,
+    /// The sagas of orders: `list`, `show ID`, `retry ID`.
+    Saga {
+        #[command(subcommand)]
+        what: saga::What,
+    },
+    /// Dead letters.
+    Dlq {
+        #[command(subcommand)]
+        what: Dlq,
+    },
+    /// Makes the read side anew, from the events of orders.
+    Rebuild,
+    /// The broker's exchange, queues and bindings, and what is in them.
+    Topology,
+    /// Every variable, what it does and where its value is from; and whether what is named answers.
+    Doctor,
+    /// Whether an address answers 200: for a container's health check.
+    Check {
+        /// `http://127.0.0.1:3001/health/ready`.
+        url: String,
+    },
+    /// What a call costs by gRPC and by HTTP.
+    Bench {
+        /// So many calls each.
+        #[arg(long, default_value_t = 2_000)]
+        calls: u32,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Dlq {
+    /// Shows them.
+    List {
+        /// Of this queue alone.
+        queue: Option<String>,
+    },
+    /// Puts them back into their queue: these, or all.
+    Replay {
+        /// Their queue.
+        queue: String,
+        /// Which.
+        ids: Vec<String>,
+    },
+    /// Throws them away: these, or all.
+    Discard {
+        /// Their queue.
+        queue: String,
+        /// Which.
+        ids: Vec<String>,
+    },
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number = text.strip_suffix('s').unwrap_or(text);
+    number.parse().map(Duration::from_secs).map_err(|_| format!("`{text}` is no number of seconds"))
+}
+
+/// Does what the command says.
+pub fn run(cli: Cli) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("order-system: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(command(cli)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("order-system: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether all is as it should be.
+async fn command(cli: Cli) -> Result<bool, BoxError> {
+    let Cli { place, command } = cli;
+    let env = Env::process();
+    match command.unwrap_or(Command::Up { processes: false }) {
+        Command::Up { processes: false } => up(place).await?,
+        Command::Up { processes: true } => up_processes(place).await?,
+        Command::Serve { service, with_parent } => serve(place, &service, with_parent).await?,
+        Command::Monolith => monolith::run(place.port_base, &place.data).await?,
+        Command::Demo { name: None } => {
+            for (name, what) in demo::NAMES {
+                println!("{name:<18} {what}");
+            }
+        }
+        Command::Demo { name: Some(name) } => {
+            let play = demo::Play { variables: passed_on(&env), program: std::env::current_exe()? };
+            // What services log would hide the story.
+            order_kit::telemetry::init(&env.clone().with(env::LOG, env.get(env::LOG).unwrap_or_else(|| "off".to_owned())))?;
+            return Ok(demo::play(&name, &play).await? == 0);
+        }
+        Command::Load { rps, time, mix, freeze_payment, compare } => {
+            let mut options =
+                load::Options { rps, time, orders_percent: mix, freeze_payment, variables: passed_on(&env) };
+            let first = load::run(&options).await?;
+            let Some(compare) = compare else {
+                load::Report::print(&[("", &first)]);
+                return Ok(first.green);
+            };
+            let (name, value) = compare.split_once('=').ok_or("--compare NAME=VALUE")?;
+            // `breaker=off` is what people say.
+            let name = if name == "breaker" { "breakers" } else { name };
+            options.variables.push((name.to_uppercase(), value.to_owned()));
+            let second = load::run(&options).await?;
+            load::Report::print(&[("as it is", &first), (&compare, &second)]);
+            return Ok(first.green && second.green);
+        }
+        Command::Chaos { seed, time } => {
+            let play = demo::Play { variables: passed_on(&env), program: std::env::current_exe()? };
+            return chaos::run(seed.unwrap_or_else(chaos::any_seed), time, &play).await;
+        }
+        Command::Audit => return Ok(audit::audit(&Remote::at(place.port_base, &env)).await?.print()),
+        Command::Saga { what } => saga::run(&what, &Remote::at(place.port_base, &env)).await?,
+        Command::Rebuild => services::rebuild(&env, &place.data).await?,
+        Command::Bench { calls } => services::compare_transports(calls).await?,
+        Command::Check { url } => {
+            let (base, path) = url.split_at(url.match_indices('/').nth(2).map_or(url.len(), |(at, _)| at));
+            let remote = Remote::of([("it".to_owned(), base.to_owned())].into(), &env);
+            return Ok(remote.get("it", path).await?.status == 200);
+        }
+        Command::Doctor => return Ok(doctor::doctor(&env, &place.data).await? == 0),
+        Command::Topology => messages::topology(&*broker(&env, &place).await?).await?,
+        Command::Dlq { what } => {
+            let broker = broker(&env, &place).await?;
+            match what {
+                Dlq::List { queue } => messages::list(&*broker, queue.as_deref(), 1_000).await?,
+                Dlq::Replay { queue, ids } => {
+                    println!("{} are back in {queue}", messages::settle(&*broker, &queue, ids, true).await?);
+                }
+                Dlq::Discard { queue, ids } => {
+                    println!("{} are gone", messages::settle(&*broker, &queue, ids, false).await?);
+                }
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// What journeys and loads hand on to the systems that they start.
+fn passed_on(env: &Env) -> Vec<(String, String)> {
+    let names = [env::DATABASE_URL, env::RABBITMQ_URL, env::REDIS_URL, env::SAGA_STYLE, env::USER_TRANSPORT, env::LOG];
+    names.iter().filter_map(|name| env.get(name).map(|value| ((*name).to_owned(), value))).collect()
+}
+
+async fn broker(env: &Env, place: &Place) -> Result<std::sync::Arc<dyn order_broker::Broker>, BoxError> {
+    let broker = order_broker::open(&broker_address(env, &place.data)).await?;
+    // It connects by itself, and somebody else may be the first to declare.
+    for _ in 0..20 {
+        if broker.check().await.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(broker)
+}
+
+async fn up(place: Place) -> Result<(), BoxError> {
+    let began = std::time::Instant::now();
+    let system = System::start(Options {
+        port_base: place.port_base,
+        data: place.data,
+        env: Env::process().with(env::LOG, Env::process().get(env::LOG).unwrap_or_else(|| "warn".to_owned())),
+        parts: services::ALL.to_vec(),
+    })
+    .await?;
+    let remote = Remote::to(&system);
+    let seed = seed::seed(&remote).await?;
+    for (part, address) in system.parts() {
+        println!("{part:<14} http://{address}");
+    }
+    println!("gRPC           {}", services::grpc_address(&Env::process(), place.port_base));
+    println!("\nready after {} ms\n", began.elapsed().as_millis());
+    introduce(&remote, &seed);
+    end_of_program().await;
+    println!("ending: what is in flight is finished");
+    system.stop().await;
+    Ok(())
+}
+
+async fn up_processes(place: Place) -> Result<(), BoxError> {
+    let began = std::time::Instant::now();
+    let log = place.data.join("processes.log");
+    std::fs::create_dir_all(&place.data)?;
+    let processes = Processes::start(processes::Options {
+        program: std::env::current_exe()?,
+        port_base: place.port_base,
+        data: place.data,
+        variables: Vec::new(),
+        log: Some(log.clone()),
+    })
+    .await?;
+    let remote = processes.remote();
+    let seed = seed::seed(&remote).await?;
+    for (part, pid) in processes.pids() {
+        println!("{part:<14} {:<26} process {}", remote.url(part), pid.unwrap_or(0));
+    }
+    println!("\nready after {} ms; what they say is in {}\n", began.elapsed().as_millis(), log.display());
+    introduce(&remote, &seed);
+    end_of_program().await;
+    println!("ending: what is in flight is finished");
+    processes.stop().await;
+    Ok(())
+}
+
+/// Five lines to try.
+fn introduce(remote: &Remote, seed: &seed::Seed) {
+    let gateway = remote.url("gateway");
+    let name = |list: &[(String, String)]| list.first().map(|(_, id)| id.clone()).unwrap_or_default();
+    let (user, product) = (name(&seed.users), name(&seed.products));
+    println!("TOKEN=$(curl -s {gateway}/auth/token -H 'content-type: application/json' -d '{{\"userId\":\"{user}\"}}' | sed 's/.*\"token\":\"\\([^\"]*\\)\".*/\\1/')");
+    println!("curl -s {gateway}/api/products/{product}");
+    println!("curl -s {gateway}/api/users/{user} -H \"authorization: Bearer $TOKEN\"");
+    println!("curl -si {gateway}/api/orders -H \"authorization: Bearer $TOKEN\" -H 'content-type: application/json' -d '{{\"userId\":\"{user}\",\"items\":[{{\"productId\":\"{product}\",\"quantity\":2}}]}}'");
+    println!("curl -s {gateway}/api/orders/user/{user} -H \"authorization: Bearer $TOKEN\"");
+    println!("\nCtrl-C ends it.");
+}
+
+async fn serve(place: Place, service: &str, with_parent: bool) -> Result<(), BoxError> {
+    let part = services::PARTS.iter().find(|known| **known == service).ok_or_else(|| format!("there is no service `{service}`"))?;
+    let system = System::start(Options {
+        port_base: place.port_base,
+        data: place.data,
+        env: Env::process(),
+        parts: vec![part],
+    })
+    .await?;
+    for (part, address) in system.parts() {
+        println!("{part} http://{address}");
+    }
+    tokio::select! {
+        () = end_of_program() => {}
+        () = end_of_input(), if with_parent => {}
+    }
+    system.stop().await;
+    Ok(())
+}
+
+/// SIGTERM or Ctrl-C.
+pub async fn end_of_program() {
+    let mut term = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        Ok(term) => term,
+        Err(error) => {
+            eprintln!("order-system: {error}");
+            return;
+        }
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+async fn end_of_input() {
+    use tokio::io::AsyncReadExt;
+    let mut input = tokio::io::stdin();
+    let mut some = [0; 64];
+    while input.read(&mut some).await.is_ok_and(|length| length > 0) {}
+}

@@ -1,0 +1,59 @@
+//! A service that hangs takes those with it that wait for it, unless somebody stops waiting.
+
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use order_kit::{BoxError, env};
+use serde_json::json;
+
+use super::{Play, Story};
+
+/// What a caller saw.
+#[derive(Debug)]
+struct Seen {
+    p50: Duration,
+    p99: Duration,
+    /// Calls that were in the hands of the service that hangs, at most.
+    held: u64,
+}
+
+pub(super) async fn cascade(story: &mut Story, play: &Play) -> Result<(), BoxError> {
+    story.say("users hang; details of orders, which need a user, are asked for 50 times a second for 8 s");
+    let without = run(play, "off").await?;
+    let with = run(play, "on").await?;
+    println!("\n{:>28} {:>12} {:>12}", "", "no breakers", "breakers");
+    println!("{:>28} {:>9} ms {:>9} ms", "half are answered within", without.p50.as_millis(), with.p50.as_millis());
+    println!("{:>28} {:>9} ms {:>9} ms", "99 of 100 within", without.p99.as_millis(), with.p99.as_millis());
+    println!("{:>28} {:>12} {:>12}\n", "calls held up at most", without.held, with.held);
+    story.check(with.p50 < Duration::from_millis(50), "with breakers most are answered at once, without the user");
+    story.check(without.p50 > with.p50 * 10, "without, everybody waits");
+    story.check(with.held <= without.held, "and holds on to more connections");
+    Ok(())
+}
+
+async fn run(play: &Play, breakers: &str) -> Result<Seen, BoxError> {
+    let data = tempfile::tempdir()?;
+    let stage = play.stage(data.path(), &[(env::BREAKERS, breakers)]).await?;
+    let order = super::order_id(&stage.order(0, 1, 1).await?.expect(202)?)?;
+    stage.over(&order, Duration::from_secs(5)).await?;
+    stage.remote.put("users", "/_faults", json!({ "hang": true })).await?.expect(200)?;
+    let began = tokio::time::Instant::now();
+    let path = format!("/orders/{order}/details");
+    let mut calls = Vec::new();
+    let mut held = 0;
+    for number in 0..400_u32 {
+        tokio::time::sleep_until(began + Duration::from_millis(20) * number).await;
+        let (remote, path) = (stage.remote.clone(), path.clone());
+        calls.push(tokio::spawn(async move {
+            let began = Instant::now();
+            let answer = remote.get("orders", &path).await;
+            (began.elapsed(), answer.is_ok_and(|answer| answer.status == 200))
+        }));
+        held = held.max(calls.iter().filter(|call| !call.is_finished()).count() as u64);
+    }
+    let answers = join_all(calls).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let mut times: Vec<Duration> = answers.iter().map(|(time, _)| *time).collect();
+    times.sort();
+    stage.end().await;
+    Ok(Seen { p50: times[times.len() / 2], p99: times[times.len() * 99 / 100], held })
+}

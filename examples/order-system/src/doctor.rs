@@ -1,0 +1,130 @@
+//! `doctor`: what every variable does, where its value is from, and whether what it names answers.
+
+use std::{path::Path, time::Duration};
+
+use order_kit::{
+    BoxError,
+    db::{Db, Place},
+    env::{self, Env, VARIABLES, Variable},
+};
+
+use crate::system::broker_address;
+
+/// Prints it all; how many of the things that are needed do not answer.
+///
+/// # Errors
+///
+/// That the data's folder cannot be used.
+pub async fn doctor(env: &Env, data: &Path) -> Result<usize, BoxError> {
+    println!("{:<30} {:<10} value", "variable", "source");
+    for variable in VARIABLES {
+        let (source, value) = match env.get(variable.name) {
+            Some(value) => ("set", shown(variable, &value)),
+            None if variable.default.is_empty() => ("-", String::new()),
+            None => ("default", variable.default.to_owned()),
+        };
+        println!("{:<30} {source:<10} {value}", variable.name);
+        println!("{:<30}            {}", "", variable.what);
+    }
+    println!();
+    let mut broken = 0;
+    let mut say = |name: &str, answer: Result<String, String>| match answer {
+        Ok(what) => println!("ok    {name}: {what}"),
+        Err(why) => {
+            broken += 1;
+            println!("FAIL  {name}: {why}");
+        }
+    };
+    say(env::DATABASE_URL, database(env, data).await);
+    say(env::RABBITMQ_URL, broker(env, data).await);
+    if let Some(url) = env.get(env::REDIS_URL) {
+        say(env::REDIS_URL, redis(&url).await);
+    }
+    if let Some(endpoint) = env.get(env::OTEL_EXPORTER_OTLP_ENDPOINT) {
+        say(env::OTEL_EXPORTER_OTLP_ENDPOINT, reachable(&endpoint, 4_318).await);
+    }
+    for name in [env::GATEWAY_TLS_CERT, env::GATEWAY_TLS_KEY] {
+        if let Some(path) = env.get(name) {
+            say(name, std::fs::read(&path).map(|_| format!("{path} can be read")).map_err(|error| format!("{path}: {error}")));
+        }
+    }
+    for secret in [env::INTERNAL_TOKEN, env::JWT_SECRET] {
+        if env.get(secret).is_none() {
+            println!("note  {secret}: the default is for development only");
+        }
+    }
+    Ok(broken)
+}
+
+/// A secret without what is secret in it.
+fn shown(variable: &Variable, value: &str) -> String {
+    if !variable.secret {
+        return value.to_owned();
+    }
+    match value.split_once("://").and_then(|(scheme, rest)| rest.rsplit_once('@').map(|(_, host)| (scheme, host))) {
+        Some((scheme, host)) => format!("{scheme}://…@{host}"),
+        None if value.contains(':') => value.to_owned(),
+        None => "…".to_owned(),
+    }
+}
+
+async fn database(env: &Env, data: &Path) -> Result<String, String> {
+    let url = env.get_or_default(env::DATABASE_URL);
+    if !url.starts_with("postgres") {
+        let probe = data.join(".doctor");
+        std::fs::create_dir_all(data).and_then(|()| std::fs::write(&probe, b"")).map_err(|error| format!("{}: {error}", data.display()))?;
+        let _ = std::fs::remove_file(probe);
+        return Ok(format!("files in {}", data.display()));
+    }
+    let place = Place::Postgres { url, schema: "pg_temp".to_owned() };
+    // A schema of one's own session, of which nothing is left.
+    Db::reachable(&place).await.map(|()| "PostgreSQL answers".to_owned()).map_err(|error| error.to_string())
+}
+
+async fn broker(env: &Env, data: &Path) -> Result<String, String> {
+    let address = broker_address(env, data);
+    let broker = order_broker::open(&address).await.map_err(|error| error.to_string())?;
+    // It connects by itself.
+    for _ in 0..20 {
+        if broker.check().await.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    broker.check().await.map(|()| format!("{} answers", broker.address())).map_err(|error| error.to_string())
+}
+
+/// A `PING`, spoken by hand: two lines need no library.
+async fn redis(url: &str) -> Result<String, String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = connect(url, 6_379).await?;
+    let asked = async {
+        stream.write_all(b"PING\r\n").await?;
+        let mut answer = [0; 64];
+        let length = stream.read(&mut answer).await?;
+        Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer[..length]).trim().to_owned())
+    };
+    match tokio::time::timeout(Duration::from_secs(2), asked).await {
+        // One that wants a password first is there, too.
+        Ok(Ok(answer)) if answer == "+PONG" || answer.starts_with("-NOAUTH") => Ok("Redis answers".to_owned()),
+        Ok(Ok(answer)) => Err(format!("what answers is no Redis: {answer}")),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("no answer in 2 s".to_owned()),
+    }
+}
+
+async fn reachable(url: &str, port: u16) -> Result<String, String> {
+    connect(url, port).await.map(|_| "it accepts connections".to_owned())
+}
+
+async fn connect(url: &str, port: u16) -> Result<tokio::net::TcpStream, String> {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    let host = rest.split('/').next().unwrap_or(rest);
+    let address = if host.contains(':') { host.to_owned() } else { format!("{host}:{port}") };
+    match tokio::time::timeout(Duration::from_secs(2), tokio::net::TcpStream::connect(&address)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(format!("{address}: {error}")),
+        Err(_) => Err(format!("{address}: no answer in 2 s")),
+    }
+}

@@ -1,0 +1,67 @@
+//! `topology` and `dlq`: what the broker has, for whoever operates it.
+
+use order_broker::{Broker, Which};
+use order_kit::BoxError;
+
+/// Prints the exchange, each queue with its bindings, and what is in it.
+///
+/// # Errors
+///
+/// The broker's.
+pub async fn topology(broker: &dyn Broker) -> Result<(), BoxError> {
+    broker.check().await?;
+    let topology = broker.topology().await?;
+    println!("broker    {}", broker.address());
+    println!("exchange  {} (topic, durable)", topology.exchange);
+    println!("\n{:<24} {:>7} {:>7} {:>7} {:>7} {:>9}  bindings", "queue", "ready", "delayed", "unacked", "dead", "consumers");
+    for queue in &topology.queues {
+        let stats = broker.stats(&queue.name).await?;
+        println!(
+            "{:<24} {:>7} {:>7} {:>7} {:>7} {:>9}  {}",
+            queue.name,
+            stats.ready,
+            stats.delayed,
+            stats.unacked,
+            stats.dead,
+            stats.consumers,
+            queue.bindings.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// Prints the dead letters of a queue, or of all.
+///
+/// # Errors
+///
+/// The broker's.
+pub async fn list(broker: &dyn Broker, queue: Option<&str>, limit: usize) -> Result<(), BoxError> {
+    let mut found = 0;
+    for name in queues(broker, queue).await? {
+        for letter in broker.dead_letters(&name, limit).await? {
+            found += 1;
+            println!("{name}  {}  {}  key {}", letter.message.id, letter.message.topic, letter.message.key);
+            let since = order_kit::iso(i64::try_from(letter.since_ms).unwrap_or(i64::MAX));
+            println!("    {} times, since {since}: {}", letter.count, letter.reason);
+        }
+    }
+    println!("{found} dead letters");
+    Ok(())
+}
+
+/// Puts dead letters back into their queue, or throws them away; how many it were.
+///
+/// # Errors
+///
+/// The broker's.
+pub async fn settle(broker: &dyn Broker, queue: &str, ids: Vec<String>, replay: bool) -> Result<u64, BoxError> {
+    let which = if ids.is_empty() { Which::All } else { Which::Ids(ids) };
+    Ok(if replay { broker.replay(queue, which).await? } else { broker.discard(queue, which).await? })
+}
+
+async fn queues(broker: &dyn Broker, queue: Option<&str>) -> Result<Vec<String>, BoxError> {
+    Ok(match queue {
+        Some(queue) => vec![queue.to_owned()],
+        None => broker.topology().await?.queues.into_iter().map(|queue| queue.name).collect(),
+    })
+}

@@ -1,0 +1,211 @@
+//! What whoever calls the system may rely on, in all its shapes: one process, a monolith, a process for each service; with SQLite files, and
+//! with PostgreSQL, RabbitMQ and Redis.
+
+use std::time::Duration;
+
+use http::{HeaderMap, Method};
+use order_kit::BoxError;
+use order_system::{
+    audit::audit,
+    remote::{Answer, Remote},
+};
+use serde_json::{Value, json};
+
+use crate::shapes::{Front, Servers, servers};
+
+const SOON: Duration = Duration::from_secs(20);
+
+macro_rules! contract {
+    ($($name:ident: $shape:ident, $servers:expr;)*) => {$(
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $name() {
+            let Some(servers) = $servers(stringify!($name)) else { return };
+            let front = Front::$shape(&servers).await.expect("it starts");
+            let kept = suite(&front).await;
+            front.end().await;
+            servers.clean().await.expect("nothing is left");
+            kept.expect("the contract is kept");
+        }
+    )*};
+}
+
+fn embedded(_: &str) -> Option<Servers> {
+    Some(Servers::embedded())
+}
+
+contract! {
+    one_process_with_files: one_process, embedded;
+    a_monolith_with_files: monolith, embedded;
+    processes_with_files: processes, embedded;
+    one_process_with_servers: one_process, servers;
+    a_monolith_with_servers: monolith, servers;
+    processes_with_servers: processes, servers;
+}
+
+/// Somebody who talks to the system through its one door.
+struct Caller {
+    remote: Remote,
+    prefix: &'static str,
+}
+
+impl Caller {
+    async fn get(&self, path: &str) -> Result<Answer, BoxError> {
+        self.remote.get("gateway", &format!("{}{path}", self.prefix)).await
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Result<Answer, BoxError> {
+        self.remote.post("gateway", &format!("{}{path}", self.prefix), body).await
+    }
+
+    async fn put(&self, path: &str, body: Value) -> Result<Answer, BoxError> {
+        self.remote.put("gateway", &format!("{}{path}", self.prefix), body).await
+    }
+
+    async fn text(&self, path: &str, body: &str) -> Result<Answer, BoxError> {
+        let mut headers = HeaderMap::new();
+        headers.insert("content-type", "application/json".parse()?);
+        let path = format!("{}{path}", self.prefix);
+        self.remote.send(Method::POST, "gateway", &path, headers, body.to_owned()).await
+    }
+
+    async fn over(&self, order: &str) -> Result<Value, BoxError> {
+        let path = format!("{}/orders/{order}", self.prefix);
+        let over = |answer: &Answer| ["confirmed", "cancelled"].contains(&answer.json()["status"].as_str().unwrap_or(""));
+        Ok(self.remote.until(SOON, "gateway", &path, over).await?.json())
+    }
+}
+
+fn id(answer: &Answer) -> Result<String, BoxError> {
+    answer.json()["id"].as_str().map(str::to_owned).ok_or_else(|| format!("no id in {answer:?}").into())
+}
+
+async fn suite(front: &Front) -> Result<(), BoxError> {
+    let mut caller = Caller { remote: front.remote.clone(), prefix: front.prefix };
+    // Whoever signs up needs no token; everybody else does, where there is a gateway.
+    let new = json!({ "name": "Alice", "email": "alice@example.com" });
+    let alice = caller.post("/users", new.clone()).await?.expect(201)?;
+    let user = id(&alice)?;
+    if front.prefix == "/api" {
+        assert_eq!(caller.get(&format!("/users/{user}")).await?.status, 401);
+        caller.remote.log_in(&user).await?;
+    }
+    users(&caller, &alice, &user, new).await?;
+    let product = products(&caller).await?;
+    let stock = format!("/inventory/{product}");
+    caller.remote.put("inventory", &stock, json!({ "quantity": 100 })).await?.expect(200)?;
+    orders(&caller, &user, &product).await?;
+    bad_orders(&caller, &user, &product).await?;
+    let audited = audit(&caller.remote).await?;
+    assert!(audited.print(), "the audit is green");
+    Ok(())
+}
+
+async fn users(caller: &Caller, alice: &Answer, user: &str, new: Value) -> Result<(), BoxError> {
+    let fields = alice.json();
+    let mut names: Vec<&String> = fields.as_object().ok_or("no object")?.keys().collect();
+    names.sort();
+    assert_eq!(names, ["createdAt", "email", "id", "name"]);
+    let found = caller.get(&format!("/users/{user}")).await?.expect(200)?;
+    assert_eq!(found.json(), fields);
+    let again = caller.post("/users", new).await?.expect(409)?;
+    assert!(again.json()["error"].is_string());
+    let unknown = caller.get("/users/nobody").await?.expect(404)?;
+    assert_eq!(unknown.json(), json!({ "error": "User not found" }));
+    for (body, error) in [
+        (json!({ "name": "A", "email": "x" }), "Invalid email"),
+        (json!({ "name": "A", "email": "x@y" }), "Invalid name"),
+    ] {
+        let refused = caller.post("/users", body).await?.expect(400)?;
+        assert_eq!(refused.json(), json!({ "error": error }));
+    }
+    Ok(())
+}
+
+async fn products(caller: &Caller) -> Result<String, BoxError> {
+    let made = caller.post("/products", json!({ "name": "Cup", "price": "0.10" })).await?.expect(201)?;
+    let product = id(&made)?;
+    let found = caller.get(&format!("/products/{product}")).await?.expect(200)?;
+    assert_eq!((&found.json()["name"], &found.json()["price"]), (&json!("Cup"), &json!("0.10")));
+    assert_eq!(caller.get("/products/nothing").await?.expect(404)?.json(), json!({ "error": "Product not found" }));
+    caller.post("/products", json!({ "name": "Cup", "price": "-1" })).await?.expect(400)?;
+    Ok(product)
+}
+
+async fn orders(caller: &Caller, user: &str, product: &str) -> Result<(), BoxError> {
+    let body = json!({ "userId": user, "items": [{ "productId": product, "quantity": 3 }] });
+    let taken = caller.post("/orders", body.clone()).await?.expect(202)?;
+    let order = id(&taken)?;
+    assert!(taken.header("location").is_some_and(|at| at.ends_with(&format!("/orders/{order}"))));
+    let over = caller.over(&order).await?;
+    assert_eq!((&over["status"], &over["total"]), (&json!("confirmed"), &json!("0.30")), "{over}");
+    let details = caller.get(&format!("/orders/{order}/details")).await?.expect(200)?;
+    assert_eq!(details.json()["user"]["name"], "Alice");
+    // From the read side, which hears of it a moment later.
+    let path = format!("{}/orders/user/{user}", caller.prefix);
+    let there = |answer: &Answer| answer.json().as_array().is_some_and(|rows| rows.len() == 1);
+    let rows = caller.remote.until(SOON, "gateway", &path, there).await?.json();
+    assert_eq!((&rows[0]["orderId"], &rows[0]["itemCount"]), (&json!(order), &json!(1)));
+    assert_eq!(rows[0]["summary"], format!("Order #{order} - 0.30"));
+    let waited = caller.post("/orders/checkout", body).await?;
+    assert_eq!((waited.status.as_u16(), &waited.json()["success"]), (200, &json!(true)), "{waited:?}");
+    // Too much of it.
+    let much = json!({ "userId": user, "items": [{ "productId": product, "quantity": 500 }] });
+    let order = id(&caller.post("/orders", much).await?.expect(202)?)?;
+    let over = caller.over(&order).await?;
+    assert_eq!((&over["status"], &over["reason"]), (&json!("cancelled"), &json!("out_of_stock")), "{over}");
+    // A card that is declined.
+    let bob = id(&caller.post("/users", json!({ "name": "Bob", "email": "bob@example.com" })).await?.expect(201)?)?;
+    let card = format!("/payments/cards/{bob}");
+    caller.remote.put("payments", &card, json!({ "behaviour": "decline" })).await?.expect(200)?;
+    let body = json!({ "userId": bob, "items": [{ "productId": product, "quantity": 1 }] });
+    let order = id(&caller.post("/orders", body).await?.expect(202)?)?;
+    let over = caller.over(&order).await?;
+    assert_eq!((&over["status"], &over["reason"]), (&json!("cancelled"), &json!("card_declined")), "{over}");
+    let left = caller.remote.get("inventory", &format!("/inventory/{product}")).await?.expect(200)?.json();
+    assert_eq!(left["onHand"].as_i64().unwrap_or(0) - left["reserved"].as_i64().unwrap_or(0), 94);
+    caller.get("/orders/unknown").await?.expect(404)?;
+    // A new name arrives in what others keep of it.
+    caller.put(&format!("/users/{bob}"), json!({ "name": "Robert" })).await?.expect(200)?;
+    Ok(())
+}
+
+async fn bad_orders(caller: &Caller, user: &str, product: &str) -> Result<(), BoxError> {
+    let item = |quantity: Value| json!({ "userId": user, "items": [{ "productId": product, "quantity": quantity }] });
+    let refused = [
+        (item(json!(0)), 400),
+        (item(json!(-1)), 400),
+        (item(json!(1_000_000_000)), 400),
+        (item(json!("2")), 400),
+        (item(json!(1.5)), 400),
+        (json!({ "userId": user, "items": [] }), 400),
+        (json!({ "userId": user }), 400),
+        (json!({}), 400),
+        (json!([]), 400),
+        (json!({ "userId": 7, "items": 7 }), 400),
+        (json!({ "userId": "nobody", "items": [{ "productId": product, "quantity": 1 }] }), 422),
+        (json!({ "userId": user, "items": [{ "productId": "nothing", "quantity": 1 }] }), 422),
+    ];
+    for (body, status) in refused {
+        let answer = caller.post("/orders", body.clone()).await?;
+        assert_eq!(answer.status.as_u16(), status, "{body}: {}", answer.text);
+        clean(&answer);
+    }
+    for text in ["", "{", "null", "{\"userId\":}", "\u{0}"] {
+        let answer = caller.text("/orders", text).await?;
+        assert_eq!(answer.status.as_u16(), 400, "{text:?}: {}", answer.text);
+        clean(&answer);
+    }
+    let huge = format!("{{\"userId\":\"{}\"}}", "x".repeat(2 * 1024 * 1024));
+    let answer = caller.text("/orders", &huge).await?;
+    assert_eq!(answer.status.as_u16(), 413);
+    Ok(())
+}
+
+/// An error is for whoever asked: `{"error": …}`, and nothing of how it is made.
+fn clean(answer: &Answer) {
+    assert!(answer.json()["error"].is_string(), "{answer:?}");
+    let text = answer.text.to_lowercase();
+    for word in ["select ", "insert ", "sqlite", "postgres", "127.0.0.1", "panicked", ".rs:", "/tmp/"] {
+        assert!(!text.contains(word), "{word} in {}", answer.text);
+    }
+}

@@ -1,0 +1,124 @@
+//! The files with which the system is deployed say what the program understands.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use order_kit::{context::SERVICES, env};
+use serde_json::Value;
+use serde_norway as yaml;
+
+fn file(name: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn documents(name: &str) -> Vec<Value> {
+    use serde::Deserialize;
+    yaml::Deserializer::from_str(&file(name)).map(|document| Value::deserialize(document).expect(name)).collect()
+}
+
+fn known_variables() -> BTreeSet<&'static str> {
+    env::VARIABLES.iter().map(|it| it.name).collect()
+}
+
+#[test]
+fn the_image_builds_what_seldom_changes_first_and_runs_as_nobody_in_particular() {
+    let text = file("Dockerfile");
+    let at = |needle: &str| text.find(needle).unwrap_or_else(|| panic!("no `{needle}`"));
+    assert!(at("COPY Cargo.toml Cargo.lock") < at("cargo build"), "manifests come first");
+    assert!(at("cargo build") < at("COPY . ."), "and what they name is built before the sources are there");
+    let builds = text.matches("cargo build").count();
+    assert_eq!(text.matches("cargo build --release --locked").count(), builds);
+    let user = text.lines().filter_map(|line| line.strip_prefix("USER ")).next_back().expect("a user");
+    assert!(!["root", "0", "0:0"].contains(&user), "{user}");
+    for image in text.lines().filter_map(|line| line.strip_prefix("FROM ")) {
+        let tag = image.split_whitespace().next().and_then(|image| image.split_once(':')).map(|(_, tag)| tag);
+        assert!(tag.is_some_and(|tag| tag != "latest" && tag.contains('.')), "{image} is not pinned");
+    }
+    assert!(text.contains("EXPOSE"));
+    // A crate whose manifest is not copied would be built without its dependencies.
+    let crates = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("crates");
+    for entry in std::fs::read_dir(crates).expect("crates") {
+        let name = entry.expect("an entry").file_name().into_string().expect("text");
+        assert!(text.contains(&format!("COPY examples/order-system/crates/{name}/Cargo.toml ")), "{name}");
+    }
+}
+
+#[test]
+fn compose_names_only_variables_that_are_read_and_gives_each_service_its_own_database() {
+    let compose = documents("compose.yaml").remove(0);
+    let services = compose["services"].as_object().expect("services");
+    let mut databases = BTreeSet::new();
+    for (name, service) in services {
+        let ours = service["command"][0] == "serve" || service.get("<<").is_some();
+        assert!(service.get("healthcheck").is_some() || name == "jaeger", "{name} has no health check");
+        if !ours {
+            let image = service["image"].as_str().unwrap_or_default();
+            assert!(image.contains(':') && !image.ends_with(":latest"), "{name}: {image} is not pinned");
+            continue;
+        }
+        for variable in service["environment"].as_object().expect("an environment").keys().filter(|name| *name != "<<") {
+            assert!(known_variables().contains(variable.as_str()), "{name}: nobody reads {variable}");
+        }
+        if let Some(url) = service["environment"]["DATABASE_URL"].as_str() {
+            assert!(databases.insert(url.to_owned()), "{name} shares a database");
+            let init = file("postgres/init.sql");
+            let (role, database) = (url.split(['/', ':']).nth(3).unwrap_or_default(), url.rsplit('/').next().unwrap_or_default());
+            assert!(init.contains(&format!("create role {role} ")), "{role}");
+            assert!(init.contains(&format!("create database {database} owner {role};")), "{database}");
+        }
+        for (needed, how) in service["depends_on"].as_object().expect("what it needs") {
+            assert!(services.contains_key(needed), "{name} needs {needed}");
+            assert_eq!(how["condition"], "service_healthy", "{name} needs {needed}");
+        }
+    }
+    for variable in compose["x-common"].as_object().expect("x-common").keys() {
+        assert!(known_variables().contains(variable.as_str()), "nobody reads {variable}");
+    }
+    for service in SERVICES {
+        assert!(services.contains_key(service.name), "{}", service.name);
+    }
+    assert!(databases.len() >= 6);
+}
+
+#[test]
+fn kubernetes_asks_for_life_and_readiness_apart_and_waits_long_enough() {
+    let documents = documents("kubernetes/services.yaml");
+    let of_kind = |kind: &str| documents.iter().filter(move |it| it["kind"] == kind).collect::<Vec<_>>();
+    let deployments = of_kind("Deployment");
+    assert!(deployments.len() >= SERVICES.len());
+    for deployment in deployments {
+        let name = &deployment["metadata"]["name"];
+        let spec = &deployment["spec"]["template"]["spec"];
+        let container = &spec["containers"][0];
+        assert_eq!(deployment["spec"]["replicas"], 3, "{name}");
+        assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/health", "{name}");
+        assert_eq!(container["readinessProbe"]["httpGet"]["path"], "/health/ready", "{name}");
+        assert_eq!(spec["securityContext"]["runAsNonRoot"], true, "{name}");
+        let variables = container["env"].as_array().expect("variables");
+        for variable in variables {
+            let variable = variable["name"].as_str().unwrap_or_default();
+            assert!(known_variables().contains(variable), "{name}: nobody reads {variable}");
+        }
+        let ms = |name: &str| -> u64 {
+            let found = variables.iter().find(|it| it["name"] == name).and_then(|it| it["value"].as_str());
+            found.unwrap_or("0").parse().expect(name)
+        };
+        let grace = spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(30) * 1_000;
+        assert!(grace > ms(env::SHUTDOWN_GRACE_MS) + ms("SHUTDOWN_DELAY_MS"), "{name}");
+        let port = container["ports"][0]["containerPort"].as_u64();
+        if let Some(known) = SERVICES.iter().find(|it| *name == it.name) {
+            assert_eq!(port, Some(3_000 + u64::from(known.offset)), "{name}");
+        }
+    }
+    let scaler = of_kind("HorizontalPodAutoscaler")[0];
+    assert!(scaler["spec"]["metrics"][0].to_string().contains("queue"), "by the length of a queue");
+}
+
+#[test]
+fn the_pipeline_has_a_line_for_each_service() {
+    let pipeline = documents("ci.yaml").remove(0);
+    let services = pipeline["jobs"]["service"]["strategy"]["matrix"]["service"].as_array().expect("services");
+    for known in SERVICES {
+        assert!(services.iter().any(|it| *it == known.name), "{}", known.name);
+    }
+}

@@ -1,0 +1,55 @@
+//! Every journey, and chaos with three seeds.
+
+use std::time::Duration;
+
+use order_system::{chaos, demo};
+
+use crate::shapes::{Servers, play, servers};
+
+macro_rules! journeys {
+    ($($test:ident: $name:literal;)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                assert_eq!(demo::play($name, &play(&Servers::embedded())).await.expect("it can be played"), 0);
+            }
+        )*
+
+        #[test]
+        fn every_journey_is_played() {
+            let names: Vec<&str> = demo::NAMES.iter().map(|(name, _)| *name).collect();
+            assert_eq!(names, [$($name),*]);
+        }
+    };
+}
+
+journeys! {
+    happy: "happy";
+    declined: "declined";
+    out_of_stock: "out-of-stock";
+    payment_down: "payment-down";
+    payment_killed: "payment-killed";
+    crash: "crash";
+    broker_down: "broker-down";
+    cascade: "cascade";
+    chain: "chain";
+    chain_of_retries: "chain-of-retries";
+    strangler: "strangler";
+    canary: "canary";
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn crash_with_servers() {
+    let Some(servers) = servers("crash_with_servers") else { return };
+    let missed = demo::play("crash", &play(&servers)).await;
+    servers.clean().await.expect("nothing is left");
+    assert_eq!(missed.expect("it can be played"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chaos_with_three_seeds() {
+    for seed in [1, 2, 3] {
+        let green = chaos::run(seed, Duration::from_secs(8), &play(&Servers::embedded())).await;
+        assert!(green.expect("it can be played"), "seed {seed}");
+    }
+}
