@@ -124,6 +124,7 @@ struct Inner {
     faults: Switch,
     stop: CancellationToken,
     tasks: TaskTracker,
+    serving: TaskTracker,
     started: Instant,
     shared: tokio::sync::Mutex<HashMap<TypeId, Box<dyn Any + Send + Sync>>>,
     audit: OnceLock<Audit>,
@@ -155,6 +156,7 @@ impl Context {
             faults: Switch::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            serving: TaskTracker::new(),
             started: Instant::now(),
             shared: tokio::sync::Mutex::default(),
             audit: OnceLock::new(),
@@ -254,6 +256,17 @@ impl Context {
     /// Runs beside the routes. The service ends when all these have; each has to end soon after [`stop`](Context::stop).
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.0.tasks.spawn(work);
+    }
+
+    /// As long as this is held, requests may still come in or be in hand.
+    pub(crate) fn serving(&self) -> impl Drop + Send + use<> {
+        self.0.serving.token()
+    }
+
+    /// Waits until nobody serves the service's routes; at once, if nobody ever has.
+    pub(crate) async fn served(&self) {
+        self.0.serving.close();
+        self.0.serving.wait().await;
     }
 
     /// Waits for what was spawned.

@@ -9,6 +9,7 @@ use mainstay::saga::outbox::{Message as Outgoing, Unsent};
 use order_broker::{Broker, Delivery, Message, PublishError, Queue, Topology};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Context, Db, Tx,
@@ -108,15 +109,23 @@ pub async fn emit<T: Serialize + ?Sized>(
     Ok(envelope)
 }
 
-/// Takes what is in the outbox of this database to the broker, until the service ends and the outbox is empty or the broker away.
+/// Takes what is in the outbox of this database to the broker, until the service ends and the outbox is empty or the broker away. What
+/// the last requests write is taken as well: it goes on until they have been answered.
 pub fn start_relay(context: &Context, db: &Db) {
-    let (broker, db, stop) = (context.broker().clone(), db.clone(), context.stop().clone());
+    let (broker, db) = (context.broker().clone(), db.clone());
     let publish: db::Publish = Arc::new(move |messages| {
         let broker = broker.clone();
         Box::pin(async move { publish(&*broker, messages).await })
     });
+    let (service, quiet) = (context.clone(), CancellationToken::new());
     context.spawn(async move {
-        if let Err(error) = db::run_relay(&db, publish, stop).await {
+        let answered = async {
+            service.stop().cancelled().await;
+            service.served().await;
+            quiet.cancel();
+        };
+        let (relayed, ()) = futures::join!(db::run_relay(&db, publish, quiet.clone()), answered);
+        if let Err(error) = relayed {
             tracing::error!(%error, "the relay has ended");
         }
     });

@@ -57,6 +57,7 @@ async fn connections<S, F>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = std::io::Result<S>> + Send + 'static,
 {
+    let _serving = context.serving();
     let graceful = GracefulShutdown::new();
     // With this they end as well, if whoever serves is dropped.
     let mut connections = JoinSet::new();

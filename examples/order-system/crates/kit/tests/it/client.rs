@@ -40,7 +40,8 @@ impl Upstream {
 
 async fn answer(State(it): State<Upstream>, Path(code): Path<u16>, headers: HeaderMap) -> impl IntoResponse {
     it.calls.fetch_add(1, Ordering::SeqCst);
-    let told = headers.get(&DEADLINE).and_then(|ms| ms.to_str().ok()).and_then(|ms| ms.parse().ok());
+    let told: Option<u64> =
+        headers.get(&DEADLINE).and_then(|ms| ms.to_str().ok()).and_then(|ms| ms.parse().ok());
     it.deadlines.lock().unwrap().extend(told);
     (StatusCode::from_u16(code).unwrap(), axum::Json(json!({ "error": "said" })))
 }

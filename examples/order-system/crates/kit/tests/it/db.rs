@@ -192,7 +192,8 @@ async fn a_migration_runs_once_and_an_older_program_does_not_touch_newer_data() 
     ];
     for somewhere in Somewhere::all("a_migration_runs_once") {
         let opened = join_all((0..4).map(|_| Db::open(somewhere.place.clone(), TABLES))).await;
-        assert!(opened.iter().all(Result::is_ok), "four processes start at once: {opened:?}");
+        let refused: Vec<_> = opened.iter().filter_map(|it| it.as_ref().err()).collect();
+        assert!(refused.is_empty(), "four processes start at once: {refused:?}");
         for _ in 0..2 {
             let db = Db::open(somewhere.place.clone(), LATER).await.unwrap();
             assert_eq!(names(&db).await, ["by migration"]);
@@ -229,8 +230,8 @@ async fn what_ends_the_transaction_itself_takes_no_false_word_with_it() {
                 (n, answer)
             }
         }));
-        let (held, answers) = futures::join!(hold, works);
-        held.unwrap();
+        // It may be in the same transaction, and be told so.
+        let (_held, answers) = futures::join!(hold, works);
         let there = names(&db).await;
         for (n, answer) in answers {
             let kept = there.contains(&format!("{round}-{n}"));

@@ -17,11 +17,12 @@ use order_kit::{
     db::DbError,
     env::Env,
     events::{self, Envelope, Trouble, consume, emit, start_relay},
+    server::Access,
     trace,
 };
 use serde_json::json;
 
-use crate::support::{Somewhere, context, memory, until};
+use crate::support::{Served, Somewhere, context, get, memory, service, until};
 
 type Heard = Arc<Mutex<Vec<Envelope>>>;
 
@@ -111,6 +112,36 @@ async fn what_was_written_before_the_end_is_published_before_it() {
     context.finished().await;
     assert_eq!(broker.stats("all").await.unwrap().ready, 6);
     drop(db);
+    somewhere.end().await;
+}
+
+#[tokio::test]
+async fn what_the_last_request_writes_is_published_before_the_end() {
+    let somewhere = Somewhere::sqlite();
+    let broker = memory().await;
+    broker.declare(&Topology::new(events::EXCHANGE).queue(Queue::new("all").bind("#"))).await.unwrap();
+    let context = context("test", Env::empty(), broker.clone());
+    let db = Db::open(somewhere.place.clone(), &[]).await.unwrap();
+    start_relay(&context, &db);
+    let (begun, writer) = (Arc::new(tokio::sync::Notify::new()), db.clone());
+    let told = begun.clone();
+    let late = async move || {
+        told.notify_one();
+        // The relay would have ended by now, if it did not wait.
+        tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+        emit_one(&writer).await;
+    };
+    let routes = axum::Router::new().route("/late", axum::routing::get(late));
+    let served = Served::start(context.clone(), service(routes, Vec::new()), Access::Everybody).await;
+    let url = format!("{}/late", served.url);
+    let request = tokio::spawn(async move { get(&url).await.0 });
+    begun.notified().await;
+    context.stop().cancel();
+    assert_eq!(request.await.unwrap(), 200);
+    served.serving.await.unwrap();
+    context.finished().await;
+    assert_eq!(broker.stats("all").await.unwrap().ready, 1);
+    drop((db, context, served.context));
     somewhere.end().await;
 }
 

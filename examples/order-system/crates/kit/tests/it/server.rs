@@ -15,7 +15,7 @@ use order_kit::{
     client::DEADLINE,
     env::{self, Env},
     health::Check,
-    server::{Access, BODY_LIMIT, router, serve_with},
+    server::{Access, BODY_LIMIT, router, serve_within},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -230,7 +230,7 @@ async fn a_client_that_does_not_say_what_it_wants_is_cut() {
     let (context, app) = app(Access::Everybody, Env::empty(), Vec::new()).await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let serving = tokio::spawn(serve_with(context.clone(), app, listener, Duration::from_millis(60)));
+    let serving = tokio::spawn(serve_within(context.clone(), app, listener, Duration::from_millis(60)));
     let mut silent = TcpStream::connect(address).await.unwrap();
     let mut slow = TcpStream::connect(address).await.unwrap();
     slow.write_all(b"GET /numbered/1 HTTP/1.1\r\nHost: h").await.unwrap();
