@@ -15,6 +15,7 @@ pub mod extract;
 pub mod fault;
 pub mod health;
 pub mod money;
+mod object;
 pub mod server;
 pub mod step;
 pub mod telemetry;
