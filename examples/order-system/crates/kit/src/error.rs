@@ -9,7 +9,7 @@ use axum::{
 use http::{HeaderValue, StatusCode, header};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{client::CallError, db::DbError};
+use crate::{client::CallError, db::DbError, object::Object};
 
 /// An answer that is no success.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -133,8 +133,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        match axum::Json::<T>::from_request(request, state).await {
-            Ok(axum::Json(value)) => Ok(Json(value)),
+        match axum::Json::<Object<T>>::from_request(request, state).await {
+            Ok(axum::Json(Object(value))) => Ok(Json(value)),
             Err(rejection) => Err(match rejection {
                 JsonRejection::JsonDataError(error) => ApiError::bad_request(reason(&error.body_text())),
                 JsonRejection::JsonSyntaxError(_) => ApiError::bad_request("Malformed JSON"),

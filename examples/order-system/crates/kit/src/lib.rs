@@ -16,6 +16,7 @@ pub mod fault;
 pub mod health;
 pub mod metric;
 pub mod money;
+mod object;
 mod serve;
 pub mod server;
 pub mod step;

@@ -9,7 +9,8 @@ use axum::{
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use mainstay::saga::view::Timeline;
 use order_kit::{
-    ApiError, Cents, Context, Json, client::IDEMPOTENCY_KEY, error::ErrorBody, iso, new_id, now_ms, trace,
+    ApiError, Cents, Context, Json, client::IDEMPOTENCY_KEY, context::Page, error::ErrorBody, iso, new_id, now_ms,
+    trace,
 };
 use serde::{Deserialize, Serialize};
 use tracing::Instrument;
@@ -54,6 +55,11 @@ pub(crate) struct App {
 type Shared = State<Arc<App>>;
 
 pub(crate) fn routes(app: App) -> OpenApiRouter {
+    let (context, books) = (app.context.clone(), app.clone());
+    context.audited(move |page| {
+        let books = books.clone();
+        async move { books.audit(page).await }
+    });
     OpenApiRouter::new()
         .routes(routes!(place))
         .routes(routes!(checkout))
@@ -63,7 +69,6 @@ pub(crate) fn routes(app: App) -> OpenApiRouter {
         .routes(routes!(timeline))
         .routes(routes!(cancel))
         .routes(routes!(retry))
-        .routes(routes!(audit))
         .with_state(Arc::new(app))
 }
 
@@ -398,16 +403,8 @@ async fn retry(
     Ok(StatusCode::ACCEPTED)
 }
 
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
-struct Page {
-    /// Only ids behind this one: the last of the page before.
-    after: Option<String>,
-    /// How many at most: 100 if nothing is said, and never more than 1000.
-    limit: Option<u32>,
-}
-
 /// An order, as it is audited.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Audited {
     id: String,
@@ -417,49 +414,49 @@ struct Audited {
     total: Cents,
     items: Vec<Item>,
     /// Whether nothing happens for it any more.
-    saga_over: bool,
+    over: bool,
 }
 
-/// All orders, a page at a time in the order of their ids, for whoever compares them with money and stock.
-#[utoipa::path(get, path = "/_audit", params(Page), responses(
-    (status = 200, description = "A page", body = Vec<Audited>),
-    (status = 400, description = "A limit that is none", body = ErrorBody),
-    (status = 401, description = "A service token is needed", body = ErrorBody),
-))]
-async fn audit(
-    State(app): Shared,
-    headers: HeaderMap,
-    page: Query<Page>,
-) -> Result<Json<Vec<Audited>>, ApiError> {
-    app.operators_only(&headers)?;
-    let limit = page.limit.unwrap_or(100).clamp(1, 1_000);
-    let after = page.after.clone().unwrap_or_default();
-    // Sagas first: an order whose saga is over now stands where it will stand for ever. Each saga has an order with its id, so that a page
-    // of sagas reaches as far as one of orders.
-    let over: Option<std::collections::HashMap<String, bool>> = match &app.moved_by {
-        MovedBy::Saga(engine, _) => {
-            let heads = engine.page(&after, limit as usize).await.map_err(not_now)?;
-            Some(heads.iter().map(|head| (head.id.to_string(), head.phase.is_terminal())).collect())
-        }
-        MovedBy::Events => None,
-    };
-    let orders = app.store.page(&after, i64::from(limit)).await?;
-    let audited = |order: Order| Audited {
-        saga_over: match &over {
-            Some(over) => over.get(&order.id).copied().unwrap_or(false),
-            None => order.status.is_final(),
-        },
-        id: order.id,
-        user_id: order.user_id,
-        status: order.status,
-        reason: order.reason,
-        total: order.total,
-        items: order.items,
-    };
-    Ok(Json(orders.into_iter().map(audited).collect()))
+/// A page of orders, for whoever compares them with money and stock.
+#[derive(Debug, Serialize)]
+struct Books {
+    orders: Vec<Audited>,
+    /// What to ask for the next page with; nothing after the last.
+    next: Option<String>,
 }
 
 impl App {
+    /// All orders, a page at a time in the order of their ids.
+    async fn audit(&self, page: Page) -> Result<serde_json::Value, ApiError> {
+        let (limit, after) = (page.limit(), page.after.unwrap_or_default());
+        // Sagas first: an order whose saga is over now stands where it will stand for ever. Each saga has an order with its id, so that a
+        // page of sagas reaches as far as one of orders.
+        let over: Option<std::collections::HashMap<String, bool>> = match &self.moved_by {
+            MovedBy::Saga(engine, _) => {
+                let heads = engine.page(&after, usize::try_from(limit).unwrap_or(500)).await.map_err(not_now)?;
+                Some(heads.iter().map(|head| (head.id.to_string(), head.phase.is_terminal())).collect())
+            }
+            MovedBy::Events => None,
+        };
+        let orders = self.store.page(&after, limit).await?;
+        let full = i64::try_from(orders.len()).is_ok_and(|count| count == limit);
+        let next = orders.last().filter(|_| full).map(|order| order.id.clone());
+        let audited = |order: Order| Audited {
+            over: match &over {
+                Some(over) => over.get(&order.id).copied().unwrap_or(false),
+                None => order.status.is_final(),
+            },
+            id: order.id,
+            user_id: order.user_id,
+            status: order.status,
+            reason: order.reason,
+            total: order.total,
+            items: order.items,
+        };
+        let books = Books { orders: orders.into_iter().map(audited).collect(), next };
+        serde_json::to_value(books).map_err(ApiError::internal)
+    }
+
     fn operators_only(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         if self.context.tokens().accepts(headers) {
             Ok(())

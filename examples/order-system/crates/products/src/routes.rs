@@ -59,6 +59,7 @@ async fn show(State(catalog): State<Catalog>, Path(id): Path<String>) -> Result<
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct Listing {
     /// How many at most: 50 if nothing is said, and never more than 500.
     limit: Option<u32>,

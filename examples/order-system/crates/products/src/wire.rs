@@ -21,6 +21,7 @@ pub struct Product {
 
 /// What is to be offered.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(expecting = "an object with `name` and `price`")]
 pub struct NewProduct {
     /// 1 to 200 characters, none of them a control character, and not blank.
     #[schema(min_length = 1, max_length = 200, example = "Teapot")]
@@ -31,6 +32,7 @@ pub struct NewProduct {
 
 /// What is to change; what is not named stays.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(expecting = "an object with `name`, `price` or both")]
 pub struct ProductChange {
     /// As when a product is made.
     #[schema(min_length = 1, max_length = 200)]

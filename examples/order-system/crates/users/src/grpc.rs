@@ -140,6 +140,10 @@ impl Grpc {
                 let _ = work.await;
                 Err(broken())
             }
+            Verdict::EffectThenHang => {
+                let _ = work.await;
+                std::future::pending().await
+            }
             Verdict::Reject => Err(Status::resource_exhausted("Too many requests")),
             Verdict::Hang => std::future::pending().await,
             Verdict::EffectThenHang => {
@@ -265,6 +269,8 @@ fn status(error: impl Into<ApiError>) -> Status {
 
 #[cfg(test)]
 mod tests {
+    use order_kit::fault::Faults;
+
     use super::*;
 
     #[test]
@@ -280,5 +286,26 @@ mod tests {
         for none in ["", "1", "m", "-1m", "+1m", "1.5S", "100000000n", "1s", "1 m"] {
             assert_eq!(read(none), None, "{none}");
         }
+    }
+
+    /// tonic itself would say `CANCELLED`, at the time and not before it.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_takes_too_long_is_answered_before_its_deadline() {
+        let data = tempfile::tempdir().unwrap();
+        let broker = order_broker::open("memory:").await.unwrap();
+        let locate = std::sync::Arc::new(order_kit::context::Ports(3000));
+        let context = Context::new(crate::NAME, env::Env::empty(), data.path(), broker, locate);
+        let users = Users::of(&context).await.unwrap();
+        let grpc = Grpc { context: context.clone(), users };
+        context.faults().set(Faults { hang: true, ..Faults::default() });
+        let mut request = Request::new(UserRequest { id: "alice".to_owned() });
+        request.metadata_mut().insert("grpc-timeout", "100m".parse().unwrap());
+        let began = Instant::now();
+        let status = grpc.get_user(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        let took = began.elapsed();
+        assert!((90..100).contains(&took.as_millis()), "{took:?}");
+        context.stop().cancel();
+        context.finished().await;
     }
 }

@@ -26,6 +26,7 @@ pub struct User {
 
 /// Who is to be made.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(expecting = "an object with `name` and `email`")]
 pub struct NewUser {
     /// 2 to 100 characters, none of them a control character.
     #[schema(min_length = 2, max_length = 100, example = "Alice")]
@@ -37,6 +38,7 @@ pub struct NewUser {
 
 /// What is to change; what is not named stays.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(expecting = "an object with `name`, `email` or both")]
 pub struct UserChange {
     /// As when a user is made.
     #[schema(min_length = 2, max_length = 100)]

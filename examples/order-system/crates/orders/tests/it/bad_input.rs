@@ -46,6 +46,6 @@ async fn what_is_no_order_is_refused_and_not_kept() {
     ] {
         assert_eq!(world.post("/orders", body.clone()).await.status, StatusCode::BAD_REQUEST, "{body}");
     }
-    assert_eq!(world.get("/_audit").await.body, json!([]));
+    assert_eq!(world.get("/_audit").await.body["orders"], json!([]));
     world.end().await;
 }

@@ -10,7 +10,7 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use mainstay::{BoxedStack, CircuitBreaker, Error};
-use order_kit::{BoxError, Context};
+use order_kit::{BoxError, Context, env};
 use redis::{
     Client, Cmd, FromRedisValue, RedisError,
     aio::{ConnectionManager, ConnectionManagerConfig},
@@ -71,6 +71,9 @@ impl Shared {
             .observe(mainstay::observe::Tracing)
             .observe(mainstay::observe::Metrics)
             .build()?;
+        if context.env().get_or_default(env::BREAKERS) == "off" {
+            breaker.disable();
+        }
         context.policies().add(&breaker);
         let stack = mainstay::stack("redis").circuit_breaker(breaker).timeout(PATIENCE).build()?.boxed();
         let prefix = context.env().get("REDIS_KEY_PREFIX").unwrap_or_default();

@@ -1,0 +1,159 @@
+use std::time::Duration;
+
+use http::StatusCode;
+use order_kit::{
+    Context,
+    env::{self, Env},
+    fault::Faults,
+};
+use order_users::{NAME, serve_grpc};
+use order_users_grpc::{
+    Changes, GrpcUsers, Options, User, UsersError,
+    proto::{UserRequest, user_service_client::UserServiceClient},
+};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tonic::{Code, Request, transport::Channel};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::{BUILD, everywhere, person, service::Running, start};
+
+/// Serves it over gRPC as well; where.
+async fn also_over_grpc(users: &Running) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let context = users.context.clone();
+    users.context.spawn(async move { serve_grpc(context, listener).await.unwrap() });
+    url
+}
+
+/// The client of another service.
+fn client(of: &Context, url: &str) -> GrpcUsers {
+    let env = Env::empty().with(env::USER_GRPC_URL, url);
+    let broker = of.broker().clone();
+    let locate = std::sync::Arc::new(order_kit::context::Ports(3000));
+    let context = Context::new("orders", env, of.data(), broker, locate);
+    GrpcUsers::new(&context, Options::default()).unwrap()
+}
+
+async fn next(changes: &mut Changes) -> (i64, User) {
+    tokio::time::timeout(Duration::from_secs(30), changes.next()).await.unwrap().unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn what_rest_has_made_grpc_finds() {
+    everywhere("what_rest_has_made_grpc_finds", async |users| {
+        let grpc = client(&users.context, &also_over_grpc(users).await);
+        let alice = users.post("/users", &person("Alice", "alice@example.com")).await.json();
+        let found = grpc.get(alice["id"].as_str().unwrap()).await.unwrap().unwrap();
+        assert_eq!(found.name, "Alice");
+        assert_eq!(serde_json::to_value(found).unwrap(), alice, "as JSON it is what REST answers");
+        for unknown in ["nobody", "", "a\0b", &"x".repeat(10_000)] {
+            assert_eq!(grpc.get(unknown).await.unwrap(), None);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn unknown_is_not_found_and_without_a_token_there_is_no_answer() {
+    let users = start().await;
+    let url = also_over_grpc(&users).await;
+    let channel = Channel::from_shared(url).unwrap().connect().await.unwrap();
+    let mut raw = UserServiceClient::new(channel.clone());
+    let asked = || Request::new(UserRequest { id: "nobody".to_owned() });
+    assert_eq!(raw.get_user(asked()).await.unwrap_err().code(), Code::Unauthenticated);
+    let mut wrong = asked();
+    wrong.metadata_mut().insert("x-service-token", "guessed".parse().unwrap());
+    assert_eq!(raw.get_user(wrong).await.unwrap_err().code(), Code::Unauthenticated);
+    let mut right = asked();
+    right.metadata_mut().insert("x-service-token", users.context.tokens().send().parse().unwrap());
+    let refused = raw.get_user(right).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::NotFound, "User not found"));
+
+    // Whoever watches over processes has no token.
+    let mut health = HealthClient::new(channel);
+    for service in ["", "order.users.v1.UserService"] {
+        let asked = HealthCheckRequest { service: service.to_owned() };
+        let answer = health.check(asked).await.unwrap().into_inner();
+        assert_eq!(answer.status(), ServingStatus::Serving, "{service}");
+    }
+    users.end().await;
+}
+
+#[tokio::test]
+async fn a_broken_database_is_an_error_that_tells_nothing() {
+    let users = start().await;
+    let grpc = client(&users.context, &also_over_grpc(&users).await);
+    assert_eq!(grpc.get("nobody").await.unwrap(), None);
+    let file = users.data.path().join("users.db");
+    rusqlite::Connection::open(file).unwrap().execute_batch("drop table users").unwrap();
+    let Err(UsersError::Status(status)) = grpc.get("nobody").await else { panic!("no status") };
+    assert_eq!((status.code(), status.message()), (Code::Internal, "Internal server error"));
+    users.end().await;
+}
+
+#[tokio::test]
+async fn faults_that_are_switched_on_concern_grpc_as_well() {
+    let users = start().await;
+    let grpc = client(&users.context, &also_over_grpc(&users).await);
+    users.context.faults().set(Faults { reject: true, ..Faults::default() });
+    assert_eq!(grpc.get("nobody").await.unwrap_err().code(), Some(Code::ResourceExhausted));
+    users.context.faults().set(Faults { fail_percent: 100, ..Faults::default() });
+    assert_eq!(grpc.get("nobody").await.unwrap_err().code(), Some(Code::Internal));
+    users.context.faults().set(Faults::default());
+    assert_eq!(grpc.get("nobody").await.unwrap(), None);
+    users.end().await;
+}
+
+#[tokio::test]
+async fn changes_are_seen_as_they_happen_and_again_from_where_one_was() {
+    everywhere("changes_are_seen_as_they_happen_and_again_from_where_one_was", async |users| {
+        let grpc = client(&users.context, &also_over_grpc(users).await);
+        users.post("/users", &person("Old", "old@example.com")).await;
+        let mut from_now = grpc.watch(None).await.unwrap();
+        let mut all = grpc.watch(Some(0)).await.unwrap();
+        assert_eq!(next(&mut all).await.1.name, "Old");
+
+        let alice = users.post("/users", &person("Alice", "alice@example.com")).await.json();
+        let (first, seen) = next(&mut from_now).await;
+        assert_eq!(serde_json::to_value(seen).unwrap(), alice, "and not the old one");
+        let path = format!("/users/{}", alice["id"].as_str().unwrap());
+        users.put(&path, &json!({ "name": "Alice Smith" })).await;
+        let (second, seen) = next(&mut from_now).await;
+        assert_eq!(seen.name, "Alice Smith");
+        assert!(second > first);
+
+        let mut again = grpc.watch(Some(first)).await.unwrap();
+        assert_eq!(next(&mut again).await, (second, seen));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_another_instance_changes_is_seen_too() {
+    let users = start().await;
+    let grpc = client(&users.context, &also_over_grpc(&users).await);
+    let mut changes = grpc.watch(None).await.unwrap();
+    let other = Running::start_in(NAME, BUILD, Env::empty(), users.data.clone()).await;
+    let made = other.post("/users", &person("Alice", "alice@example.com")).await;
+    assert_eq!(made.status, StatusCode::CREATED);
+    assert_eq!(next(&mut changes).await.1.name, "Alice");
+    other.end().await;
+    users.end().await;
+}
+
+/// A watcher that held up the end would hold it for the whole grace.
+#[tokio::test]
+async fn a_service_that_ends_ends_its_watchers() {
+    let users = start().await;
+    let grpc = client(&users.context, &also_over_grpc(&users).await);
+    let mut changes = grpc.watch(None).await.unwrap();
+    let ended = tokio::spawn(async move { changes.next().await });
+    tokio::time::timeout(Duration::from_secs(5), users.end())
+        .await
+        .expect("it ends before its grace is over");
+    assert_eq!(ended.await.unwrap().unwrap_err().code(), Some(Code::Unavailable));
+}
