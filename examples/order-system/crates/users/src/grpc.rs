@@ -146,10 +146,6 @@ impl Grpc {
             }
             Verdict::Reject => Err(Status::resource_exhausted("Too many requests")),
             Verdict::Hang => std::future::pending().await,
-            Verdict::EffectThenHang => {
-                let _ = work.await;
-                std::future::pending().await
-            }
         }
     }
 }

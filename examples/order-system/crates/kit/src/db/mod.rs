@@ -171,7 +171,7 @@ where
     F: for<'t> AsyncFnOnce(&'t Tx<'t>) -> Result<T, E> + Send + 'static,
 {
     let (tell, answer) = oneshot::channel();
-    let around = trace::carried();
+    let around = crate::trace::carried();
     let job: Job = Box::new(move |tx| {
         Box::pin(async move {
             let result = match tx {
