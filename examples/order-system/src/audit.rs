@@ -1,6 +1,6 @@
 //! `audit`: whether money, goods and orders agree, asked of each service.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use order_kit::{BoxError, Cents};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -119,6 +119,23 @@ pub async fn audit(remote: &Remote) -> Result<Audited, BoxError> {
         audited.wrong.push("the books of the inventory are wrong in themselves".to_owned());
     }
     Ok(audited)
+}
+
+/// The same, when nothing is open any more, or the time is over.
+///
+/// # Errors
+///
+/// As of [`audit`], at the end of the time.
+pub async fn settled(remote: &Remote, time: Duration) -> Result<Audited, BoxError> {
+    let end = tokio::time::Instant::now() + time;
+    loop {
+        let audited = audit(remote).await;
+        match &audited {
+            Ok(done) if done.open == 0 => return audited,
+            _ if tokio::time::Instant::now() >= end => return audited,
+            _ => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
 }
 
 /// All pages, and whether the service finds its own books right.

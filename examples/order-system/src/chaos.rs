@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::{
-    audit::audit,
+    audit::settled,
     demo::{Play, processes::start},
     seed::seed,
 };
@@ -101,14 +101,7 @@ pub async fn run(number: u64, time: Duration, play: &Play) -> Result<bool, BoxEr
     }
     let (accepted, other) = orders.await?;
     println!("{accepted} orders were taken, {other} were not");
-    let calm = Instant::now();
-    let audited = loop {
-        match audit(&remote).await {
-            Ok(audited) if audited.open == 0 || calm.elapsed() > CALM => break audited,
-            Err(error) if calm.elapsed() > CALM => return Err(error),
-            _ => tokio::time::sleep(Duration::from_millis(200)).await,
-        }
-    };
+    let audited = settled(&remote, CALM).await?;
     // An order whose answer was lost is an order all the same.
     let lost = audited.orders < accepted;
     if lost {

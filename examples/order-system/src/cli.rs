@@ -180,7 +180,7 @@ async fn command(cli: Cli) -> Result<bool, BoxError> {
             }
         }
         Command::Demo { name: Some(name) } => {
-            let play = demo::Play { variables: passed_on(&env), program: std::env::current_exe()? };
+            let play = demo::Play { variables: passed_on(&env), program: std::env::current_exe()?, timed: true };
             // What services log would hide the story.
             order_kit::telemetry::init(&env.clone().with(env::LOG, env.get(env::LOG).unwrap_or_else(|| "off".to_owned())))?;
             return Ok(demo::play(&name, &play).await? == 0);
@@ -202,7 +202,7 @@ async fn command(cli: Cli) -> Result<bool, BoxError> {
             return Ok(first.green && second.green);
         }
         Command::Chaos { seed, time } => {
-            let play = demo::Play { variables: passed_on(&env), program: std::env::current_exe()? };
+            let play = demo::Play { variables: passed_on(&env), program: std::env::current_exe()?, timed: true };
             return chaos::run(seed.unwrap_or_else(chaos::any_seed), time, &play).await;
         }
         Command::Audit => return Ok(audit::audit(&Remote::at(place.port_base, &env)).await?.print()),

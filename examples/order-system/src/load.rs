@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
-    audit::audit,
+    audit::settled,
     remote::Remote,
     seed::{Seed, seed},
     system::{Options as SystemOptions, System},
@@ -158,13 +158,7 @@ async fn send(options: &Options, remote: &Remote, seed: &Seed) -> Result<Report,
         remote.call(http::Method::DELETE, "payments", "/_faults", None).await?.expect(200)?;
     }
     let drain = Instant::now();
-    let audited = loop {
-        let audited = audit(remote).await?;
-        if audited.open == 0 || drain.elapsed() > Duration::from_secs(300) {
-            break audited;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    };
+    let audited = settled(remote, Duration::from_secs(300)).await?;
     let green = audited.print();
     let take = |times: &Mutex<Histogram<u64>>| times.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Ok(Report {

@@ -15,7 +15,8 @@ use serde_json::Value;
 
 use super::{Play, Stage, Story, order_id};
 use crate::{
-    audit::audit,
+    audit::settled,
+    demo::CALM,
     remote::Remote,
     system::{Options, System, broker_address},
 };
@@ -183,7 +184,7 @@ pub(super) async fn down(story: &mut Story, play: &Play) -> Result<(), BoxError>
     story.check(stage.mails(&next, 1).await.is_ok(), "and blocks nobody behind it");
     let gone = broker.discard("notifications", Which::Ids(vec![id])).await?;
     story.check(gone == 1, "it is thrown away by hand");
-    story.check(stage.over(&next, Duration::from_secs(5)).await.is_ok() && audit(&stage.remote).await?.print(), "the audit is green");
+    story.check(stage.over(&next, Duration::from_secs(5)).await.is_ok() && settled(&stage.remote, CALM).await?.print(), "the audit is green");
     stage.end().await;
     Ok(())
 }

@@ -6,11 +6,15 @@ use order_system::{chaos, demo};
 
 use crate::shapes::{Servers, play, servers};
 
+/// One at a time: a system is as much as a small machine can do.
+pub static STAGE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 macro_rules! journeys {
     ($($test:ident: $name:literal;)*) => {
         $(
             #[tokio::test(flavor = "multi_thread")]
             async fn $test() {
+                let _stage = STAGE.lock().await;
                 assert_eq!(demo::play($name, &play(&Servers::embedded())).await.expect("it can be played"), 0);
             }
         )*
@@ -41,6 +45,7 @@ journeys! {
 #[tokio::test(flavor = "multi_thread")]
 async fn crash_with_servers() {
     let Some(servers) = servers("crash_with_servers") else { return };
+    let _stage = STAGE.lock().await;
     let missed = demo::play("crash", &play(&servers)).await;
     servers.clean().await.expect("nothing is left");
     assert_eq!(missed.expect("it can be played"), 0);
@@ -48,6 +53,7 @@ async fn crash_with_servers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn chaos_with_three_seeds() {
+    let _stage = STAGE.lock().await;
     for seed in [1, 2, 3] {
         let green = chaos::run(seed, Duration::from_secs(8), &play(&Servers::embedded())).await;
         assert!(green.expect("it can be played"), "seed {seed}");

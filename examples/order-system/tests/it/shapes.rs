@@ -18,8 +18,9 @@ use tempfile::TempDir;
 /// Real servers, in places of their own, of which nothing is left.
 pub struct Servers {
     pub variables: Vec<(String, String)>,
+    /// The database, and what the schemas' names begin with.
     postgres: Option<(String, String)>,
-    amqp: bool,
+    vhost: Option<String>,
 }
 
 /// Those that the environment names; `None`, and said so, if one is missing.
@@ -32,33 +33,42 @@ pub fn servers(test: &str) -> Option<Servers> {
         return None;
     };
     let own = format!("it_{}_", order_kit::new_id().replace('-', ""));
+    let user = amqp.split_once("://").and_then(|(_, rest)| rest.split([':', '@']).next()).unwrap_or("guest").to_owned();
+    let (host, _) = amqp.rsplit_once('/').unwrap_or((&amqp, ""));
+    let made = rabbitmqctl(&["add_vhost", &own])
+        && rabbitmqctl(&["set_permissions", "-p", &own, &user, ".*", ".*", ".*"]);
+    assert!(made, "a virtual host of RabbitMQ can be made with rabbitmqctl");
     let variables = vec![
         (env::DATABASE_URL.to_owned(), postgres.clone()),
         ("DATABASE_SCHEMA_PREFIX".to_owned(), own.clone()),
-        (env::RABBITMQ_URL.to_owned(), format!("{amqp}?prefix={own}")),
+        (env::RABBITMQ_URL.to_owned(), format!("{host}/{own}")),
         (env::REDIS_URL.to_owned(), redis),
-        ("REDIS_PREFIX".to_owned(), own.clone()),
+        ("REDIS_KEY_PREFIX".to_owned(), own.clone()),
     ];
-    Some(Servers { variables, postgres: Some((postgres, own)), amqp: true })
+    Some(Servers { variables, postgres: Some((postgres, own.clone())), vhost: Some(own) })
+}
+
+fn rabbitmqctl(arguments: &[&str]) -> bool {
+    let output = std::process::Command::new("rabbitmqctl").arg("-q").args(arguments).output();
+    output.is_ok_and(|output| output.status.success())
 }
 
 impl Servers {
     /// SQLite files, and nothing else.
     pub fn embedded() -> Self {
-        Servers { variables: Vec::new(), postgres: None, amqp: false }
+        Servers { variables: Vec::new(), postgres: None, vhost: None }
     }
 
-    /// Leaves nothing behind.
+    /// Leaves nothing behind, but what Redis itself forgets within the hour.
     pub async fn clean(self) -> Result<(), BoxError> {
-        if self.amqp {
-            let (_, address) = self.variables.iter().find(|(name, _)| name == env::RABBITMQ_URL).ok_or("no broker")?;
-            order_broker::amqp::delete_all(address).await?;
+        if let Some(vhost) = self.vhost {
+            assert!(rabbitmqctl(&["delete_vhost", &vhost]), "the virtual host goes");
         }
         if let Some((url, prefix)) = self.postgres {
             let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await?;
             tokio::spawn(connection);
             let schemas = client
-                .query("select nspname from pg_namespace where starts_with(nspname, $1)", &[&prefix])
+                .query("select nspname::text from pg_namespace where starts_with(nspname::text, $1)", &[&prefix])
                 .await?;
             for schema in schemas {
                 let schema: String = schema.get(0);
@@ -129,5 +139,5 @@ fn options(data: &Path, servers: &Servers) -> Options {
 
 /// How journeys are played by a test.
 pub fn play(servers: &Servers) -> Play {
-    Play { variables: servers.variables.clone(), program: env!("CARGO_BIN_EXE_order-system").into() }
+    Play { variables: servers.variables.clone(), program: env!("CARGO_BIN_EXE_order-system").into(), timed: false }
 }
