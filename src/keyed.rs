@@ -22,10 +22,10 @@
 //! | question | answer |
 //! |---|---|
 //! | How many keys are kept? | At most the capacity. A new key beyond it takes the place of the one that was asked for longest ago, among those with which least is lost. |
-//! | What is lost? | Nothing with a closed breaker without failures in its window, or a bulkhead without calls. A little evidence with a closed breaker that has seen failures. An open breaker is kept in preference to both, so a flood of keys, even of failing ones, does not reset it. |
+//! | What is lost? | Nothing with a closed breaker without failures in its window, or a bulkhead without calls. A little evidence with a closed breaker that has seen failures. An open breaker is kept in preference to both, so a flood of keys, even of failing ones, does not reset it. Of rate limiters those with the fewest places taken go first, so nobody gets a new quota by making other keys known. |
 //! | What happens to calls of a key that was evicted? | They finish with the policy they began with. The key's next call finds a new one. |
 //! | What does the name say? | `name[key]`; metrics use the part before the bracket, so their labels stay few. |
-//! | Reconfiguration | [`Keyed::reconfigure`] changes every key's policy and keeps its evidence, and applies to keys to come. Of a bulkhead that exists it changes the limit alone. |
+//! | Reconfiguration | [`Keyed::reconfigure`] changes every key's policy and keeps its evidence, and applies to keys to come. Of a bulkhead that exists it changes the limit alone; a rate limiter keeps what is taken. |
 //! | In a stack | `.policy(keyed.by(key))` picks the policy by the request, see [`Keyed::by`]. It keeps the name and the listeners of its settings, and does not take over the stack's. |
 //!
 //! # Sharing

@@ -120,6 +120,13 @@ mod tests {
     fn the_recommended_order_is_accepted() {
         let roles = [Role::Fallback, Role::Deadline, Role::CircuitBreaker, BUDGETED, QUEUE, Role::Timeout];
         assert_eq!(check(&"s".into(), &roles), Ok(()));
+        // A rate limiter counts calls in one place and attempts in another.
+        for place in [2, 4, 5] {
+            let mut roles = roles.to_vec();
+            roles.insert(place, Role::RateLimiter);
+            assert_eq!(check(&"s".into(), &roles), Ok(()));
+        }
+        assert!(check(&"s".into(), &[REPEATING, Role::RateLimiter]).is_err());
     }
 
     #[test]

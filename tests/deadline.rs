@@ -355,3 +355,57 @@ async fn nothing_begins_after_a_deadline_that_somebody_around_has_set() {
     let in_time = mainstay::deadline::within(now + Duration::from_secs(1), stack.call(operation)).await;
     assert_eq!(in_time, Ok("late"));
 }
+
+// --- to the next service
+
+/// What each service of a chain was given, and when it gave its answer.
+type Seen = std::rc::Rc<std::cell::RefCell<Vec<(Duration, Instant)>>>;
+
+/// A service that works for 7.3 ms and asks the next of the chain, by one header or the other; the last one hangs.
+async fn hop(left: u32, header: String, allowance: Duration, seen: Seen) -> Result<(), Refused> {
+    use deadline::header::{for_next_hop, from_grpc, from_millis, to_grpc, to_millis};
+    let given = if left % 2 == 0 { from_grpc(&header) } else { from_millis(&header) }.unwrap();
+    let begin = now();
+    seen.borrow_mut().push((given, begin));
+    let work = async {
+        let stack = mainstay::stack("hop").deadline(Duration::MAX).build().unwrap();
+        let call = stack.call(|| async {
+            sleep(Duration::from_micros(7_300)).await;
+            let rest = for_next_hop(allowance).expect("there is a deadline");
+            let (next, seen) = (left - 1, seen.clone());
+            match next {
+                0 => pending().await,
+                _ if next % 2 == 0 => Box::pin(hop(next, to_grpc(rest), allowance, seen)).await,
+                _ => Box::pin(hop(next, to_millis(rest), allowance, seen)).await,
+            }
+        });
+        call.await.map_err(Error::absorb)
+    };
+    let answer = deadline::within(deadline::after(given), work).await;
+    // tokio's timer is up to a millisecond late.
+    assert!(now() <= begin + given + MS, "it went on for longer than it was given");
+    answer
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chain_of_services_only_has_less_time_and_ends_with_its_first() {
+    for allowance in [Duration::ZERO, 3 * MS] {
+        let seen = Seen::default();
+        let begin = now();
+        let error = hop(6, "100m".to_owned(), allowance, seen.clone()).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::DeadlineExceeded);
+        assert!(now() <= begin + 101 * MS, "{:?}", now() - begin);
+        let seen = seen.borrow();
+        assert_eq!(seen.len(), 6);
+        for pair in seen.windows(2) {
+            let ((before, began), (after, at)) = (pair[0], pair[1]);
+            assert!(after + allowance <= before - (at - began), "{before:?} became {after:?}");
+            assert!(at + after <= began + before, "the next hop may work after this one has given up");
+        }
+    }
+}
+
+#[test]
+fn without_a_deadline_there_is_nothing_to_hand_on() {
+    assert_eq!(deadline::header::for_next_hop(MS), None);
+}

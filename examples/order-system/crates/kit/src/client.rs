@@ -193,6 +193,9 @@ impl Client {
             .observe(mainstay::observe::Metrics)
             .classify_err(classify as fn(&CallError) -> Class)
             .build()?;
+        if context.env().get_or_default(env::BREAKERS) == "off" {
+            breaker.disable();
+        }
         let bulkhead = Bulkhead::config(options.concurrency)
             .queue(options.queue, Duration::from_secs(1))
             .name(service)

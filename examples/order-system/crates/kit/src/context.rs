@@ -1,14 +1,18 @@
 //! What a service is given when it is built, and what it gives back.
 
 use std::{
+    any::{Any, TypeId},
+    collections::HashMap,
     fmt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Instant,
 };
 
+use futures::future::BoxFuture;
 use mainstay::Registry;
 use order_broker::Broker;
+use serde::Deserialize;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use utoipa_axum::router::OpenApiRouter;
 
@@ -17,6 +21,7 @@ use crate::{
     auth::ServiceTokens,
     db::{Db, DbError, Place},
     env::{self, Env},
+    error::ApiError,
     fault::Switch,
     health::Check,
 };
@@ -77,6 +82,25 @@ impl Locate for Ports {
     fn lost(&self, _: &str, _: &str) {}
 }
 
+/// Which part of the books is asked for: so many entries behind a name, in the order of names.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Page {
+    /// The last name of the page before.
+    pub after: Option<String>,
+    /// How many at most.
+    pub limit: Option<u32>,
+}
+
+impl Page {
+    /// How many at most: 500 unless something else is said, and never more than 10,000.
+    pub fn limit(&self) -> i64 {
+        i64::from(self.limit.unwrap_or(500).clamp(1, 10_000))
+    }
+}
+
+/// What says whether a service's books are right.
+type Audit = Box<dyn Fn(Page) -> BoxFuture<'static, Result<serde_json::Value, ApiError>> + Send + Sync>;
+
 /// What a service is given. Clones are the same.
 #[derive(Clone)]
 pub struct Context(Arc<Inner>);
@@ -93,6 +117,8 @@ struct Inner {
     stop: CancellationToken,
     tasks: TaskTracker,
     started: Instant,
+    shared: tokio::sync::Mutex<HashMap<TypeId, Box<dyn Any + Send + Sync>>>,
+    audit: OnceLock<Audit>,
 }
 
 impl fmt::Debug for Context {
@@ -122,6 +148,8 @@ impl Context {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             started: Instant::now(),
+            shared: tokio::sync::Mutex::default(),
+            audit: OnceLock::new(),
         }))
     }
 
@@ -158,6 +186,25 @@ impl Context {
         } else {
             Place::Sqlite(self.data().join(format!("{name}.db")))
         }
+    }
+
+    /// What the parts of a service have in common that are served apart, by two protocols say: made by whoever asks first. There is
+    /// one of each type.
+    ///
+    /// # Errors
+    ///
+    /// Why it could not be made; the next to ask tries again.
+    pub async fn shared<T, E>(&self, make: impl Future<Output = Result<T, E>> + Send) -> Result<T, E>
+    where
+        T: Clone + Send + Sync + 'static,
+    {
+        let mut shared = self.0.shared.lock().await;
+        if let Some(known) = shared.get(&TypeId::of::<T>()).and_then(|it| it.downcast_ref::<T>()) {
+            return Ok(known.clone());
+        }
+        let made = make.await?;
+        shared.insert(TypeId::of::<T>(), Box::new(made.clone()));
+        Ok(made)
     }
 
     /// The broker that all services share.
@@ -205,6 +252,22 @@ impl Context {
     pub async fn finished(&self) {
         self.0.tasks.close();
         self.0.tasks.wait().await;
+    }
+
+    /// Says how the service's books are audited, for `/_audit`. The first says it; whoever is later is not heard.
+    pub fn audited<F>(&self, audit: impl Fn(Page) -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = Result<serde_json::Value, ApiError>> + Send + 'static,
+    {
+        let _ = self.0.audit.set(Box::new(move |page| Box::pin(audit(page))));
+    }
+
+    /// What the audit says; `None` if the service keeps no books.
+    pub async fn audit(&self, page: Page) -> Option<Result<serde_json::Value, ApiError>> {
+        match self.0.audit.get() {
+            Some(audit) => Some(audit(page).await),
+            None => None,
+        }
     }
 
     /// Since the start.

@@ -62,6 +62,7 @@ variables! {
     READY_DEGRADED_STATUS = "200": "What `/health/ready` answers when only an optional check fails: 200 or 503";
     SHUTDOWN_GRACE_MS = "8000": "How long a process that was told to end waits for what is in flight";
     LOG = "info": "What is logged, as `tracing` directives";
+    BREAKERS = "on": "`off`: breakers let everything through, to see what they are for";
     POLICY_FAST = "": "`1`: breakers wait 3 s rather than 30 s, so that a person need not";
 }
 

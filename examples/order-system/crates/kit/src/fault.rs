@@ -23,8 +23,10 @@ pub struct Faults {
     pub effect_then_fail_percent: u8,
     /// Every request waits that long before it is begun.
     pub latency_ms: u64,
-    /// Requests are never answered.
+    /// Requests are never answered, and have no effect.
     pub hang: bool,
+    /// Requests have their effect, and are never answered.
+    pub effect_then_hang: bool,
     /// Requests are answered with 429.
     pub reject: bool,
     /// When all this ends, in seconds from now; ten minutes if it is not given.
@@ -45,6 +47,8 @@ pub enum Verdict {
     Reject,
     /// Never answer.
     Hang,
+    /// Do it, and never answer.
+    EffectThenHang,
 }
 
 /// The switch, shared by whoever sets and whoever obeys it.
@@ -94,6 +98,7 @@ impl Switch {
         let verdict = match faults {
             Faults { hang: true, .. } => Verdict::Hang,
             Faults { reject: true, .. } => Verdict::Reject,
+            Faults { effect_then_hang: true, .. } => Verdict::EffectThenHang,
             _ if hits(faults.fail_percent) => Verdict::Fail,
             _ if hits(faults.effect_then_fail_percent) => Verdict::EffectThenFail,
             _ => Verdict::Pass,

@@ -11,10 +11,12 @@ pub mod db;
 pub mod env;
 pub mod error;
 pub mod events;
+pub mod extract;
 pub mod fault;
 pub mod health;
 pub mod money;
 pub mod server;
+pub mod step;
 pub mod telemetry;
 pub mod trace;
 

@@ -10,7 +10,7 @@ use std::{
 use axum::{
     Router,
     body::Body,
-    extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request, State},
+    extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Query, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
@@ -32,6 +32,7 @@ use tracing::Instrument;
 use crate::{
     Context, Service,
     client::DEADLINE,
+    context::Page,
     env,
     error::{ApiError, Json},
     fault::{Faults, Verdict},
@@ -95,6 +96,7 @@ pub fn operators(context: &Context) -> Router {
     let around = Around::of(context);
     Router::new()
         .route("/_policies", get(policies))
+        .route("/_audit", get(audit))
         .route("/_faults", get(show_faults).put(set_faults).delete(clear_faults))
         .layer(middleware::from_fn_with_state(around.clone(), token_needed))
         .with_state(around)
@@ -230,6 +232,12 @@ async fn policies(State(around): State<Around>) -> Response {
     Json(around.context.policies().snapshots()).into_response()
 }
 
+async fn audit(State(around): State<Around>, Query(page): Query<Page>) -> Result<Response, ApiError> {
+    let nothing = || ApiError::not_found("Nothing to audit");
+    let answer = around.context.audit(page).await.ok_or_else(nothing)??;
+    Ok(Json(answer).into_response())
+}
+
 async fn show_faults(State(around): State<Around>) -> Response {
     let (faults, since) = around.context.faults().get();
     Json(serde_json::json!({ "faults": faults, "since": since.map(crate::iso) })).into_response()
@@ -280,6 +288,11 @@ async fn faulty(State(around): State<Around>, request: Request, next: Next) -> R
         }
         Verdict::Reject => ApiError::new(StatusCode::TOO_MANY_REQUESTS, "Too many requests").into_response(),
         Verdict::Hang => std::future::pending().await,
+        Verdict::EffectThenHang => {
+            // In a task of its own, so that a caller who goes away does not stop it.
+            let _ = tokio::spawn(next.run(request)).await;
+            std::future::pending().await
+        }
     }
 }
 

@@ -92,6 +92,18 @@ impl Db {
         Ok(Db { place, workers })
     }
 
+    /// Whether the place can be reached; nothing is made there.
+    ///
+    /// # Errors
+    ///
+    /// That it cannot.
+    pub async fn reachable(place: &Place) -> Result<(), DbError> {
+        match place {
+            Place::Sqlite(path) => sqlite::connect(path).map(drop),
+            Place::Postgres { url, schema } => postgres::connect(url, schema).await.map(drop),
+        }
+    }
+
     /// Where it is.
     pub fn place(&self) -> &Place {
         &self.place

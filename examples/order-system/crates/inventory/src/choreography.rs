@@ -1,0 +1,85 @@
+//! The inventory's part when nobody conducts: it hears of orders and payments, and tells what it did.
+//!
+//! Each event is handled in one transaction with its entry in the inbox, the step's key and what is told. An event that comes again does
+//! nothing, and so does one that comes too late: whoever cancelled first has taken the key.
+
+use std::time::Duration;
+
+use mainstay::saga::{Direction, barrier::Action};
+use order_broker::Queue;
+use order_kit::{
+    ApiError, BoxError, Context, Db, Tx,
+    events::{self, Envelope, Trouble},
+};
+
+use crate::{
+    stock::{self, COMMIT, Demand, RESERVE},
+    wire::{ALREADY_COMPENSATED, Wanted, WhichOrder, heard},
+};
+
+/// The one queue, so that the events of an order keep their order.
+const QUEUE: &str = "inventory.saga";
+/// How many orders are handled at once.
+const PARALLEL: u16 = 8;
+
+pub(crate) async fn start(context: &Context, db: &Db) -> Result<(), BoxError> {
+    let topics =
+        [heard::ORDER_CREATED, heard::ORDER_CONFIRMED, heard::ORDER_CANCELLED, heard::PAYMENT_FAILED];
+    // A database may be away for minutes before an event is given up.
+    let queue =
+        Queue::new(QUEUE).max_attempts(30).backoff(Duration::from_millis(100), Duration::from_secs(10));
+    let queue = topics.into_iter().fold(queue, Queue::bind);
+    let db = db.clone();
+    events::consume(context, queue, PARALLEL, move |event| {
+        let db = db.clone();
+        async move { handle(&db, event).await }
+    })
+    .await?;
+    Ok(())
+}
+
+async fn handle(db: &Db, event: Envelope) -> Result<(), Trouble> {
+    match event.kind.as_str() {
+        heard::ORDER_CREATED => {
+            let demand = Demand::new(event.data::<Wanted>()?).map_err(trouble)?;
+            let key = stock::key(demand.order_id(), RESERVE, Direction::Do).map_err(trouble)?;
+            once(db, &event, async move |tx| stock::reserve(tx, &key, &demand).await.map(drop)).await
+        }
+        heard::ORDER_CANCELLED | heard::PAYMENT_FAILED => {
+            let WhichOrder { order_id } = event.data()?;
+            let key = stock::key(&order_id, RESERVE, Direction::Undo).map_err(trouble)?;
+            once(db, &event, async move |tx| stock::release(tx, &key, &order_id).await.map(drop)).await
+        }
+        heard::ORDER_CONFIRMED => {
+            let WhichOrder { order_id } = event.data()?;
+            let key = stock::key(&order_id, COMMIT, Direction::Do).map_err(trouble)?;
+            once(db, &event, async move |tx| match stock::commit(tx, &key, &order_id).await? {
+                Action::Done(Ok(_)) | Action::Repeated(Ok(_)) => Ok(()),
+                // An error, so that nothing of it is kept and a person can hand the event in again.
+                _ => Err(ApiError::conflict(ALREADY_COMPENSATED)),
+            })
+            .await
+        }
+        other => Err(Trouble::Poison(format!("{other} is none of the inventory's events"))),
+    }
+}
+
+async fn once(
+    db: &Db,
+    event: &Envelope,
+    work: impl for<'t> AsyncFnOnce(&'t Tx<'t>) -> Result<(), ApiError> + Send + 'static,
+) -> Result<(), Trouble> {
+    let id = event.id.clone();
+    db.write(async move |tx| if tx.inbox(QUEUE, &id).await? { work(tx).await } else { Ok(()) })
+        .await
+        .map_err(trouble)
+}
+
+/// What no time heals becomes a dead letter. An order that is confirmed before it is reserved here is only early.
+fn trouble(error: ApiError) -> Trouble {
+    if error.status.is_server_error() || error.message == stock::NOT_RESERVED {
+        Trouble::Later(error.to_string())
+    } else {
+        Trouble::Poison(error.to_string())
+    }
+}

@@ -1,0 +1,58 @@
+//! The inventory: what there is of each product, and what is held for which order.
+//!
+//! Stock moves in one place, [`stock`]: a reservation *holds*, a commit turns what is held into a *decrement*, a release *frees* it. An
+//! order goes through this once, whoever asks: the saga by HTTP, or, with `SAGA_STYLE=choreography`, the events of the other
+//! services. Both use the same keys, so that an order that meets both is still counted once. In the orchestrated system nothing
+//! is consumed: an event alone decrements nothing.
+//!
+//! | arrives | answer |
+//! |---|---|
+//! | `POST /inventory/reserve` for the first time, or again | 200, the same each time |
+//! | … what is not there | 409 `out_of_stock`, the same each time, also when there is more by then |
+//! | … after its release | if it was done before: the answer of that time; if not: 409 `already_compensated`, and nothing is held |
+//! | `POST /inventory/release`, for what was reserved, refused, or never heard of | 200, as often as it comes |
+//! | … for what was committed | 409 `already_committed` |
+//! | `POST /inventory/commit` | 200 as often as it comes |
+//! | … for what was released | 409 `already_compensated` |
+//! | … for what was not reserved (yet) | 409 `not_reserved`, which is not kept |
+
+use order_kit::{BoxError, Context, Service, env::SAGA_STYLE, events, health::Check};
+
+pub mod audit;
+mod choreography;
+mod http;
+pub mod stock;
+pub mod wire;
+
+/// The service's name.
+pub const NAME: &str = "inventory";
+
+/// Opens the service's database and starts what runs beside its routes.
+///
+/// # Errors
+///
+/// A database that cannot be opened.
+pub async fn build(context: Context) -> Result<Service, BoxError> {
+    let db = context.open_db(stock::MIGRATIONS).await?;
+    events::start_relay(&context, &db);
+    if context.env().get_or_default(SAGA_STYLE) == "choreography" {
+        choreography::start(&context, &db).await?;
+    }
+    let books = db.clone();
+    context.audited(move |page| {
+        let books = books.clone();
+        async move { audit::audit(&books, page).await.map(|audit| audit.to_json()) }
+    });
+    let (database, broker) = (db.clone(), context.broker().clone());
+    let checks = vec![
+        Check::required("database", move || {
+            let database = database.clone();
+            async move { database.ping().await }
+        }),
+        Check::required("messageQueue", move || {
+            let broker = broker.clone();
+            async move { broker.check().await.map_err(|_| "the broker does not answer".to_owned()) }
+        }),
+    ];
+    Ok(Service { routes: http::routes(db), checks })
+}

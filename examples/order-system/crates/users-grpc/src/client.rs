@@ -1,0 +1,231 @@
+//! The client.
+
+use std::{fmt, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use mainstay::{Bulkhead, CircuitBreaker, Refused, Retry};
+use order_kit::{ApiError, BoxError, Context, env};
+use serde::{Deserialize, Serialize};
+use tonic::{Code, Status, body::Body, transport::Endpoint};
+use tower::{Layer, ServiceExt, util::BoxCloneSyncService};
+
+use crate::{
+    judge::{Answer, Judge},
+    proto::{self, user_service_client::UserServiceClient},
+};
+
+/// Where users are by gRPC if nothing says otherwise.
+const DEFAULT_URL: &str = "http://127.0.0.1:50051";
+/// As policies and spans call the service; beside `user`, which is the same by HTTP.
+const NAME: &str = "user.grpc";
+
+/// A user as the contract shows one. As JSON it is what `GET /users/{id}` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct User {
+    /// The id.
+    pub id: String,
+    /// The e-mail address.
+    pub email: String,
+    /// The name.
+    pub name: String,
+    /// When the user was made, as RFC 3339.
+    pub created_at: String,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum UsersError {
+    /// A policy ended the call.
+    #[error("{0}")]
+    Refused(#[from] Refused),
+    /// The server could not do its work, or could not be reached, or did not accept the request.
+    #[error("{0}")]
+    Status(Status),
+}
+
+impl UsersError {
+    /// What the generated client makes of an error of ours is a status with the error behind it.
+    fn of(status: Status) -> Self {
+        let mut cause = std::error::Error::source(&status);
+        while let Some(error) = cause {
+            match error.downcast_ref::<UsersError>() {
+                Some(UsersError::Refused(refused)) => return UsersError::Refused(refused.clone()),
+                Some(UsersError::Status(inner)) => {
+                    return UsersError::Status(Status::new(inner.code(), inner.message()));
+                }
+                None => cause = error.source(),
+            }
+        }
+        UsersError::Status(status)
+    }
+
+    /// The code of the answer, if there was one.
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            UsersError::Refused(_) => None,
+            UsersError::Status(status) => Some(status.code()),
+        }
+    }
+
+    /// When to ask again, if that is known.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            UsersError::Refused(refused) => refused.retry_after(),
+            UsersError::Status(_) => None,
+        }
+    }
+}
+
+/// As for a call by HTTP whose failure has no meaning of its own to whoever asked.
+impl From<UsersError> for ApiError {
+    fn from(error: UsersError) -> Self {
+        tracing::warn!(error = %error, "a call failed");
+        ApiError { retry_after: error.retry_after(), ..ApiError::unavailable("Service unavailable") }
+    }
+}
+
+type Guarded = BoxCloneSyncService<Request<Body>, Response<Body>, BoxError>;
+
+/// How the service is called: as by HTTP.
+pub use order_kit::client::Options;
+
+/// Users by gRPC; clones share the connection and all policies.
+#[derive(Clone)]
+pub struct GrpcUsers {
+    client: UserServiceClient<Guarded>,
+    breaker: CircuitBreaker,
+}
+
+impl fmt::Debug for GrpcUsers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GrpcUsers").field("open", &self.is_open()).finish_non_exhaustive()
+    }
+}
+
+/// Users as they change.
+#[derive(Debug)]
+pub struct Changes(tonic::Streaming<proto::UserChange>);
+
+impl Changes {
+    /// The next one: its revision, from where to go on after a lost connection, and the user. `None` when the server has ended it.
+    ///
+    /// # Errors
+    ///
+    /// [`UsersError::Status`]; the stream has ended then.
+    pub async fn next(&mut self) -> Result<Option<(i64, User)>, UsersError> {
+        let Some(change) = self.0.message().await.map_err(UsersError::of)? else { return Ok(None) };
+        let user = change.user.ok_or_else(|| UsersError::Status(Status::internal("a change of nobody")))?;
+        Ok(Some((change.revision, user.into())))
+    }
+}
+
+impl From<proto::UserResponse> for User {
+    fn from(user: proto::UserResponse) -> Self {
+        User { id: user.id, email: user.email, name: user.name, created_at: user.created_at }
+    }
+}
+
+impl GrpcUsers {
+    /// A client for the service of the context, whose policies show in its `/_policies`. It connects when it is first asked.
+    ///
+    /// # Errors
+    ///
+    /// An option that cannot be, or a `USER_GRPC_URL` that is none.
+    pub fn new(context: &Context, options: Options) -> Result<Self, BoxError> {
+        let url = context.env().get(env::USER_GRPC_URL).unwrap_or_else(|| DEFAULT_URL.to_owned());
+        let url = if url.contains("://") { url } else { format!("http://{url}") };
+        let channel = Endpoint::from_shared(url)?
+            .connect_timeout(Duration::from_secs(1))
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .connect_lazy();
+        let wait = Duration::from_secs(if context.env().get(env::POLICY_FAST).is_some() { 3 } else { 30 });
+        let breaker = CircuitBreaker::config()
+            .name(NAME)
+            .time_window(Duration::from_secs(60), 60)
+            .consecutive_failures(5)
+            .failure_rate(0.5)
+            .open_wait(wait, 1.0, wait)
+            .observe(mainstay::observe::Tracing)
+            .observe(mainstay::observe::Metrics)
+            .build()?;
+        let bulkhead = Bulkhead::config(options.concurrency)
+            .queue(options.queue, Duration::from_secs(1))
+            .name(NAME)
+            .observe(mainstay::observe::Metrics)
+            .build()?;
+        // The contract only reads: everything may be asked again.
+        let retry = Retry::exponential(Duration::from_millis(50))
+            .cap(Duration::from_millis(500))
+            .max_attempts(options.attempts)
+            .idempotent()
+            .clone_request(|request: &Request<Bytes>| Some(request.clone()))
+            .when(|attempt: &mainstay::retry::Failure<'_, Response<Body>, UsersError>| {
+                attempt.error().and_then(UsersError::code).is_some_and(|code| code != Code::DeadlineExceeded)
+            })
+            .name(NAME)
+            .observe(mainstay::observe::Metrics)
+            .build()?;
+        context.policies().add(&breaker);
+        context.policies().add(&bulkhead);
+        context.policies().add(&retry);
+        let stack = mainstay::stack(NAME)
+            .deadline(options.deadline)
+            .circuit_breaker(breaker.clone())
+            .retry(retry)
+            .bulkhead(bulkhead)
+            .timeout(options.attempt)
+            .build()?;
+        let guarded = stack.layer(Judge::new(channel, context.clone()));
+        // The body of a request is read first, so that it can be sent again.
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let guarded = guarded.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = body.collect().await?.to_bytes();
+                guarded.oneshot(Request::from_parts(parts, body)).await.map_err(BoxError::from)
+            }
+        });
+        Ok(GrpcUsers { client: UserServiceClient::new(BoxCloneSyncService::new(service)), breaker })
+    }
+
+    /// Whether the breaker lets nothing through.
+    pub fn is_open(&self) -> bool {
+        self.breaker.retry_at().is_some()
+    }
+
+    /// The user with that id, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`UsersError`]: nobody knows.
+    pub async fn get(&self, id: &str) -> Result<Option<User>, UsersError> {
+        let request = asking(proto::UserRequest { id: id.to_owned() }, Answer::One);
+        match self.client.clone().get_user(request).await {
+            Ok(response) => Ok(Some(response.into_inner().into())),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(UsersError::of(status)),
+        }
+    }
+
+    /// Users as they change: those after a revision, or from now on. The policies hold until it has begun.
+    ///
+    /// # Errors
+    ///
+    /// [`UsersError`].
+    pub async fn watch(&self, after: Option<i64>) -> Result<Changes, UsersError> {
+        let request = proto::WatchRequest { after: after.unwrap_or(0), from_now: after.is_none() };
+        let response = self.client.clone().watch_users(asking(request, Answer::Stream)).await;
+        response.map(|stream| Changes(stream.into_inner())).map_err(UsersError::of)
+    }
+}
+
+fn asking<T>(message: T, answer: Answer) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.extensions_mut().insert(answer);
+    request
+}

@@ -1,0 +1,87 @@
+//! Users over REST.
+
+use axum::extract::State;
+use http::StatusCode;
+use order_kit::{
+    ApiError, Json,
+    error::ErrorBody,
+    extract::{Path, Query},
+};
+use serde::Deserialize;
+use utoipa::IntoParams;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    repository::Users,
+    wire::{NewUser, User, UserChange},
+};
+
+const LIMIT: u32 = 50;
+const MOST: u32 = 500;
+
+pub(crate) fn routes(users: Users) -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(show, update)).with_state(users)
+}
+
+/// Makes a user.
+#[utoipa::path(post, path = "/users", request_body = NewUser, responses(
+    (status = 201, description = "Made", body = User),
+    (status = 400, description = "`Invalid email`, `Invalid name`, or a body that cannot be read", body = ErrorBody),
+    (status = 409, description = "`Email already exists`", body = ErrorBody),
+    (status = 413, description = "The body is too large", body = ErrorBody),
+))]
+async fn create(
+    State(users): State<Users>,
+    Json(new): Json<NewUser>,
+) -> Result<(StatusCode, Json<User>), ApiError> {
+    Ok((StatusCode::CREATED, Json(users.create(new).await?)))
+}
+
+/// The user with that id.
+#[utoipa::path(get, path = "/users/{id}", params(("id" = String, Path, description = "The id")), responses(
+    (status = 200, description = "The user", body = User),
+    (status = 400, description = "An id that cannot be read", body = ErrorBody),
+    (status = 404, description = "`User not found`", body = ErrorBody),
+))]
+async fn show(State(users): State<Users>, Path(id): Path<String>) -> Result<Json<User>, ApiError> {
+    users.find(id).await?.map(Json).ok_or_else(unknown)
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+struct Listing {
+    /// How many at most: 50 if nothing is said, and never more than 500.
+    limit: Option<u32>,
+}
+
+/// The newest users.
+#[utoipa::path(get, path = "/users", params(Listing), responses(
+    (status = 200, description = "The newest first", body = Vec<User>),
+    (status = 400, description = "A limit that is none", body = ErrorBody),
+))]
+async fn list(
+    State(users): State<Users>,
+    Query(listing): Query<Listing>,
+) -> Result<Json<Vec<User>>, ApiError> {
+    let limit = listing.limit.unwrap_or(LIMIT).min(MOST);
+    Ok(Json(users.list(limit.into()).await?))
+}
+
+/// Changes a user's name, e-mail address, or both.
+#[utoipa::path(put, path = "/users/{id}", params(("id" = String, Path, description = "The id")), request_body = UserChange, responses(
+    (status = 200, description = "The user as it is now", body = User),
+    (status = 400, description = "`Invalid email`, `Invalid name`, or a body or an id that cannot be read", body = ErrorBody),
+    (status = 404, description = "`User not found`", body = ErrorBody),
+    (status = 409, description = "`Email already exists`", body = ErrorBody),
+    (status = 413, description = "The body is too large", body = ErrorBody),
+))]
+async fn update(
+    State(users): State<Users>,
+    Path(id): Path<String>,
+    Json(change): Json<UserChange>,
+) -> Result<Json<User>, ApiError> {
+    users.update(id, change).await?.map(Json).ok_or_else(unknown)
+}
+
+fn unknown() -> ApiError {
+    ApiError::not_found("User not found")
+}
