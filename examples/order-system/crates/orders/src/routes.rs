@@ -239,8 +239,8 @@ struct TimelineView {
 #[serde(rename_all = "camelCase")]
 struct StepView {
     seq: u64,
-    /// Milliseconds since the first record.
-    at_ms: u64,
+    /// Milliseconds since the first record; nothing where events move the order on.
+    at_ms: Option<u64>,
     step: Option<String>,
     /// `do` or `undo`.
     direction: Option<&'static str>,
@@ -277,7 +277,7 @@ async fn timeline(State(app): Shared, Path(id): Path<String>) -> Result<Json<Tim
             let kept = app.store.events_of(&id).await?;
             let step = |kept: crate::store::Kept| StepView {
                 seq: kept.seq.unsigned_abs(),
-                at_ms: 0,
+                at_ms: None,
                 step: None,
                 direction: None,
                 kind: kept.envelope.kind,
@@ -297,7 +297,7 @@ async fn timeline(State(app): Shared, Path(id): Path<String>) -> Result<Json<Tim
 fn of_saga(order: &str, timeline: Timeline) -> TimelineView {
     let step = |row: mainstay::saga::view::Row| StepView {
         seq: row.seq,
-        at_ms: row.at_ms,
+        at_ms: Some(row.at_ms),
         step: row.step,
         direction: row.direction,
         kind: row.kind,

@@ -74,13 +74,19 @@ const UNTIL_THE_DEADLINE: u32 = 1_000;
 const UNTIL_STUCK: u32 = 20;
 
 /// A compensation is tried for about ten seconds until a person is told; and then again and again.
-fn undo() -> Result<mainstay::Stack![Retry, mainstay::Timeout], ConfigError> {
-    let again = Retry::exponential(Duration::from_millis(100)).cap(Duration::from_secs(3));
+fn undo(fast: bool) -> Result<mainstay::Stack![Retry, mainstay::Timeout], ConfigError> {
+    let (first, longest) = if fast { (20, 200) } else { (100, 3_000) };
+    let again = Retry::exponential(Duration::from_millis(first)).cap(Duration::from_millis(longest));
     let again = again.max_attempts(8).no_budget().idempotent();
     mainstay::stack("undo").retry(again).timeout(Duration::from_secs(10)).build()
 }
 
-fn define(steps: &Arc<Steps>, whereabouts: &Whereabouts, validated: bool) -> Result<OrderSaga, BoxError> {
+fn define(
+    steps: &Arc<Steps>,
+    whereabouts: &Whereabouts,
+    validated: bool,
+    fast: bool,
+) -> Result<OrderSaga, BoxError> {
     let name = if validated { "order" } else { "order-of-unvalidated-user" };
     let mut saga = Saga::define::<Purchase>(name, 1);
     let [create, cancel, validate, reserve, release, charge, refund, confirm, commit] =
@@ -91,7 +97,7 @@ fn define(steps: &Arc<Steps>, whereabouts: &Whereabouts, validated: bool) -> Res
             let steps = create.clone();
             async move { steps.create(step).await }
         })
-        .undo_through(undo()?)
+        .undo_through(undo(fast)?)
         .compensate(move |step, (), _| {
             let (steps, whereabouts) = (cancel.clone(), whereabouts.subscribe());
             async move {
@@ -115,7 +121,7 @@ fn define(steps: &Arc<Steps>, whereabouts: &Whereabouts, validated: bool) -> Res
             async move { steps.reserve(step).await }
         })
         .through(patient!("reserve-stock", UNTIL_THE_DEADLINE))
-        .undo_through(undo()?)
+        .undo_through(undo(fast)?)
         .compensate(move |step, (), _| {
             let steps = release.clone();
             async move { steps.release(step).await }
@@ -126,7 +132,7 @@ fn define(steps: &Arc<Steps>, whereabouts: &Whereabouts, validated: bool) -> Res
             async move { steps.charge(step).await }
         })
         .through(patient!("charge-card", UNTIL_THE_DEADLINE))
-        .undo_through(undo()?)
+        .undo_through(undo(fast)?)
         .compensate(move |step, (), _| {
             let steps = refund.clone();
             async move { steps.refund(step).await }
@@ -188,9 +194,9 @@ impl Engine {
         turned: mpsc::UnboundedSender<String>,
     ) -> Result<Self, BoxError> {
         let whereabouts = Whereabouts::new(None);
-        let plain = define(steps, &whereabouts, true)?;
-        let unvalidated = define(steps, &whereabouts, false)?;
         let fast = context.env().get(env::POLICY_FAST).is_some();
+        let plain = define(steps, &whereabouts, true, fast)?;
+        let unvalidated = define(steps, &whereabouts, false, fast)?;
         let journeys = steps.journeys.clone();
         let orchestrator = open(context)
             .await?

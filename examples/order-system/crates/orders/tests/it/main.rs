@@ -1,5 +1,11 @@
 //! The orders' side: against neighbours that are played.
 
 mod bad_input;
+mod broker;
 mod journeys;
+mod operators;
+mod postgres;
+mod queries;
+mod spans;
+mod styles;
 mod world;

@@ -17,11 +17,12 @@ use axum::{
 };
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt;
-use order_broker::Broker;
+use order_broker::{Broker, Message};
 use order_kit::{
     Context,
     context::Ports,
     env::{self, Env},
+    events::{self, Envelope, Metadata},
     server::{Access, router},
 };
 use serde_json::{Value, json};
@@ -66,7 +67,7 @@ impl Neighbours {
         lock(&self.moods).insert(path, mood);
     }
 
-    fn mood(&self, path: &str) -> Mood {
+    pub fn mood(&self, path: &str) -> Mood {
         lock(&self.moods).get(path).copied().unwrap_or(Mood::Well)
     }
 
@@ -96,7 +97,7 @@ impl Neighbours {
         }
     }
 
-    fn once(&self, what: &str, key: &str, body: &Value) -> (StatusCode, Value) {
+    pub fn once(&self, what: &str, key: &str, body: &Value) -> (StatusCode, Value) {
         let mut answers = lock(&self.answers);
         if let Some(answer) = answers.get(key) {
             return answer.clone();
@@ -227,6 +228,10 @@ impl World {
     }
 
     pub async fn with(set: impl FnOnce(Env) -> Env) -> Self {
+        Self::on(order_broker::open("memory:").await.unwrap(), set).await
+    }
+
+    pub async fn on(broker: Arc<dyn Broker>, set: impl FnOnce(Env) -> Env) -> Self {
         let (neighbours, base) = play().await;
         let env = [
             env::USER_SERVICE_URL,
@@ -237,7 +242,6 @@ impl World {
         .into_iter()
         .fold(Env::empty(), |env, variable| env.with(variable, &base));
         let env = set(env.with(env::POLICY_FAST, "1"));
-        let broker = order_broker::open("memory:").await.unwrap();
         let data = Arc::new(tempfile::tempdir().unwrap());
         let (context, router) = built(&env, &data, &broker).await;
         World { neighbours, broker, context, router, env, data }
@@ -252,6 +256,17 @@ impl World {
     pub async fn end(&self) {
         self.context.stop().cancel();
         self.context.finished().await;
+    }
+
+    /// The same with another setting.
+    pub async fn restart_with(&mut self, name: &str, value: &str) {
+        self.env = self.env.clone().with(name, value);
+        self.restart().await;
+    }
+
+    /// Publishes an event of some service.
+    pub async fn publish(&self, kind: &str, key: &str, data: Value) {
+        publish(&*self.broker, event(kind, key, data)).await;
     }
 
     /// Another service's context on the same data and broker.
@@ -367,5 +382,29 @@ pub async fn eventually(what: &str, mut so: impl AsyncFnMut() -> bool) {
     while !so().await {
         assert!(tokio::time::Instant::now() < until, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// An event with a fresh id.
+pub fn event(kind: &str, key: &str, data: Value) -> Message {
+    let envelope = Envelope {
+        id: order_kit::new_id(),
+        kind: kind.to_owned(),
+        data,
+        metadata: Metadata {
+            timestamp: order_kit::iso(order_kit::now_ms()),
+            version: events::VERSION.to_owned(),
+            source: "somebody".to_owned(),
+            correlation_id: key.to_owned(),
+            traceparent: None,
+        },
+    };
+    let body = serde_json::to_string(&envelope).unwrap();
+    Message { id: envelope.id, ..Message::new(kind, key, body) }
+}
+
+pub async fn publish(broker: &dyn Broker, message: Message) {
+    for answer in broker.publish(vec![message]).await {
+        answer.unwrap();
     }
 }

@@ -1,0 +1,94 @@
+//! What operators see and do.
+
+use http::{Method, StatusCode};
+use order_kit::server::{Access, router};
+use serde_json::json;
+use tower::ServiceExt;
+
+use crate::world::{Mood, World, eventually};
+
+#[tokio::test]
+async fn a_compensation_that_fails_is_shown_tried_again_and_never_forgotten() {
+    let world = World::new().await;
+    world.neighbours.declined.lock().unwrap().insert("eve".to_owned());
+    world.neighbours.set("release", Mood::Failing);
+    let id = world.order("eve", 3).await;
+    eventually("it is shown", async || {
+        let list = world.get("/orders/attention").await.body;
+        list.as_array().unwrap().iter().any(|saga| saga["orderId"] == *id && saga["phase"] == "stuck")
+    })
+    .await;
+    assert_ne!(world.get(&format!("/orders/{id}")).await.body["status"], "confirmed");
+
+    world.neighbours.set("release", Mood::Well);
+    let retry = world
+        .send(Method::POST, &format!("/orders/{id}/retry"), &[("x-operator", "grace")], Some(json!(null)))
+        .await;
+    assert_eq!(retry.status, StatusCode::ACCEPTED);
+    assert_eq!(world.over(&id).await, "compensated");
+    let order = world.decided(&id).await;
+    assert_eq!(order["reason"], "card_declined", "why it was turned round, not what went wrong then");
+    assert_eq!(*world.neighbours.stock.lock().unwrap(), 1_000_000);
+    assert_eq!(world.neighbours.effects("release", &id), 1);
+    let timeline = world.get(&format!("/orders/{id}/timeline")).await.body;
+    let said = |kind: &str, what: &str| {
+        let steps = timeline["steps"].as_array().unwrap().iter();
+        steps.filter(|step| step["kind"] == kind).any(|step| step["outcome"].as_str().unwrap().contains(what))
+    };
+    assert!(said("aborted", "card_declined") && said("stuck", "500"), "{timeline}");
+    assert_eq!(world.get("/orders/attention").await.body, json!([]));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn operators_show_a_token_even_where_everybody_may_order() {
+    let world = World::new().await;
+    let id = world.order("ada", 1).await;
+    world.decided(&id).await;
+    world.over(&id).await;
+    let context = world.context_of("orders-read");
+    let read = order_orders::build_read(context.clone()).await.unwrap();
+    drop(router(&context, read, Access::Everybody));
+    let service = world.router.clone();
+    for (method, path) in [
+        (Method::GET, "/_audit".to_owned()),
+        (Method::GET, "/orders/attention".to_owned()),
+        (Method::POST, format!("/orders/{id}/retry")),
+    ] {
+        let request =
+            http::Request::builder().method(method).uri(&path).body(axum::body::Body::empty()).unwrap();
+        let answer = service.clone().oneshot(request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{path}");
+    }
+    context.stop().cancel();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn the_audit_shows_all_orders_a_page_at_a_time() {
+    let world = World::new().await;
+    world.neighbours.declined.lock().unwrap().insert("eve".to_owned());
+    let mut ids = Vec::new();
+    for user in ["ada", "eve", "ada", "eve", "ada"] {
+        let id = world.order(user, 2).await;
+        world.over(&id).await;
+        ids.push(id);
+    }
+    world.neighbours.set("charge", Mood::Failing);
+    ids.push(world.order("ada", 2).await);
+    let (mut after, mut seen) = (String::new(), Vec::new());
+    loop {
+        let page = world.get(&format!("/_audit?limit=4&after={after}")).await.body;
+        let page = page.as_array().unwrap().clone();
+        let Some(last) = page.last() else { break };
+        after = last["id"].as_str().unwrap().to_owned();
+        seen.extend(page);
+    }
+    let shown: Vec<&str> = seen.iter().map(|order| order["id"].as_str().unwrap()).collect();
+    assert_eq!(shown, ids);
+    let over: Vec<bool> = seen.iter().map(|order| order["sagaOver"].as_bool().unwrap()).collect();
+    assert_eq!(over, [true, true, true, true, true, false]);
+    assert_eq!((&seen[1]["status"], &seen[1]["total"]), (&json!("cancelled"), &json!("0.20")));
+    assert_eq!(world.get("/_audit?limit=x").await.status, StatusCode::BAD_REQUEST);
+    world.end().await;
+}
