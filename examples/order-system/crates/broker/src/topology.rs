@@ -20,7 +20,7 @@ pub struct Topology {
 pub struct Queue {
     /// Its name.
     pub name: String,
-    /// The topics it wants, see [`matches`]. A message that several bindings want comes once.
+    /// The topics it wants, see [`matches`](crate::matches()). A message that several bindings want comes once.
     pub bindings: Vec<String>,
     /// How often a message may be handled before [`retry`](crate::Delivery::retry) makes it a dead letter. At least 1.
     pub max_attempts: u32,

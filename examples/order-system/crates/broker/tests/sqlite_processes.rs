@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use order_broker::conformance::within;
 use order_broker::{Broker, BrokerError, Consumer, Delivery, PublishError, Sqlite, Stats};
-use support::process::{Process, numbered, topology};
+use support::process::{Process, VISIBILITY, numbered, topology};
 use support::{Folder, runtime};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -124,7 +124,7 @@ fn a_handler_may_take_longer_than_the_visibility_timeout() {
             conn.busy_timeout(PATIENCE).unwrap();
             conn.query_row("SELECT min(expires) FROM holders", [], |row| row.get::<_, u64>(0)).unwrap()
         };
-        let beyond = expires() + 2 * 400;
+        let beyond = expires() + 2 * u64::try_from(VISIBILITY.as_millis()).unwrap();
         within(PATIENCE, "twice the timeout passes", async {
             while expires() < beyond {
                 assert!(futures::poll!(waiting.next()).is_pending(), "nobody else gets it");

@@ -23,7 +23,9 @@ pub fn a_dropped_delivery_returns(place: &dyn Place) -> BoxFuture<'_, ()> {
         drop(delivery);
         let mut second = consume(&*broker, "orders", 1).await;
         let delivery = next(place, &mut *second).await;
-        assert_eq!((delivery.message().body.as_str(), delivery.attempt()), ("0", 3));
+        assert_eq!(delivery.message().body, "0");
+        // Once more where it went to the first again on the way, whose end was not known there yet.
+        assert!((3..=4).contains(&delivery.attempt()), "{}", delivery.attempt());
         delivery.ack().await.unwrap();
         until(place, &*broker, "orders", "nothing is left", |stats| stats.backlog() == 0).await;
     })
@@ -39,7 +41,10 @@ pub fn a_closed_consumer_gives_back_what_nobody_saw(place: &dyn Place) -> BoxFut
         let held = next(place, &mut *first).await;
         drop(first);
         let mut second = consume(&*broker, "orders", 1).await;
-        assert_eq!(drain(place, &mut *second, 4).await, ["1", "2", "3", "4"]);
+        let mut returned = drain(place, &mut *second, 4).await;
+        // They have different keys: no order is promised among them.
+        returned.sort_unstable();
+        assert_eq!(returned, ["1", "2", "3", "4"]);
         held.ack().await.expect("it was handed out before the end");
         until(place, &*broker, "orders", "nothing is left", |stats| stats.backlog() == 0).await;
     })

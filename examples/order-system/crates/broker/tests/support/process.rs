@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use order_broker::{Broker, Message, Queue, Topology};
 
+pub const VISIBILITY: Duration = Duration::from_secs(3);
+
 const ROLE: &str = "ORDER_BROKER_TEST_ROLE";
 const ADDRESS: &str = "ORDER_BROKER_TEST_ADDRESS";
 
-/// One queue that wants everything, and takes silence for death soon.
+/// One queue that wants everything, and takes silence for death soon, though not as soon as a busy machine is silent.
 pub fn topology() -> Topology {
     Topology::new("events").queue(
         Queue::new("orders")
             .bind("#")
             .backoff(Duration::from_millis(10), Duration::from_millis(10))
-            .visibility(Duration::from_millis(400)),
+            .visibility(VISIBILITY),
     )
 }
 
