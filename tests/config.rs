@@ -255,6 +255,20 @@ fn impossible() -> Vec<Impossible> {
             json!({"open_wait": "0s"}),
         ),
         breaker(
+            "circuit_breaker.open_wait_jitter",
+            "1.5",
+            "a number from 0.0 to 1.0",
+            cb().open_wait_jitter(1.5),
+            json!({"open_wait_jitter": 1.5}),
+        ),
+        breaker(
+            "circuit_breaker.open_wait_jitter",
+            "NaN",
+            "a number from 0.0 to 1.0",
+            cb().open_wait_jitter(f64::NAN),
+            None,
+        ),
+        breaker(
             "circuit_breaker.open_wait_growth",
             "0.9",
             "a number from 1.0",

@@ -89,6 +89,34 @@ async fn a_minimum_below_the_window_is_honoured_alone() {
     assert_eq!(breaker.state(), State::Open);
 }
 
+/// The documented breaker: five failures open it, it refuses until exactly 30 s later, and then lets one call through.
+#[tokio::test(start_paused = true)]
+async fn a_wait_without_jitter_is_as_long_as_it_was_said() {
+    const WAIT: Duration = Duration::from_secs(30);
+    let config =
+        || CircuitBreaker::config().consecutive_failures(5).failure_rate(None).open_wait(WAIT, 1.0, WAIT);
+    for seed in 0..20 {
+        let breaker = config().seed(seed).open_wait_jitter(0.0).build().unwrap();
+        for _ in 0..5 {
+            assert_eq!(breaker.state(), State::Closed);
+            fail(&breaker).await;
+        }
+        tokio::time::advance(WAIT - Duration::from_millis(1)).await;
+        assert_eq!(breaker.state(), State::Open);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(breaker.state(), State::HalfOpen);
+    }
+    // With the jitter that is usual, none of twenty is that long.
+    for seed in 0..20 {
+        let breaker = config().seed(seed).build().unwrap();
+        for _ in 0..5 {
+            fail(&breaker).await;
+        }
+        tokio::time::advance(WAIT - Duration::from_millis(1)).await;
+        assert_eq!(breaker.state(), State::HalfOpen);
+    }
+}
+
 #[test]
 fn a_minimum_above_the_window_is_refused_when_built() {
     let error = CircuitBreaker::config().count_window(10).minimum_calls(11).build().unwrap_err();
@@ -551,6 +579,7 @@ fn settings_that_would_wedge_are_refused_when_built() {
         (config().open_wait(Duration::ZERO, 2.0, SEC), "open_wait"),
         (config().open_wait(SEC, 0.9, SEC), "open_wait_growth"),
         (config().open_wait(SEC, f64::INFINITY, SEC), "open_wait_growth"),
+        (config().open_wait_jitter(-0.1), "open_wait_jitter"),
         (config().open_wait(SEC, 2.0, SEC - MS), "open_wait_max"),
         (config().open_for_max(Duration::ZERO), "open_for_max"),
         (config().ramp(0), "ramp"),

@@ -81,6 +81,7 @@ struct Settings {
     #[cfg_attr(feature = "serde", serde(with = "crate::human"))]
     open_wait: Duration,
     open_wait_growth: f64,
+    open_wait_jitter: f64,
     #[cfg_attr(feature = "serde", serde(with = "crate::human"))]
     open_wait_max: Duration,
     #[cfg_attr(feature = "serde", serde(with = "crate::human"))]
@@ -108,6 +109,7 @@ impl Default for Settings {
             probe_timeout: Duration::from_secs(10),
             open_wait: Duration::from_millis(250),
             open_wait_growth: 2.0,
+            open_wait_jitter: 0.5,
             open_wait_max: Duration::from_secs(1),
             open_for_max: Duration::from_secs(60),
             ramp: Some(3),
@@ -128,6 +130,7 @@ impl Default for Settings {
 /// | [`consecutive_failures`](Self::consecutive_failures) | none |
 /// | [`failures_of_last`](Self::failures_of_last) | none |
 /// | [`open_wait`](Self::open_wait) | 250 ms, doubling to 1 s |
+/// | [`open_wait_jitter`](Self::open_wait_jitter) | 0.5 |
 /// | [`open_for_max`](Self::open_for_max) | 60 s |
 /// | [`probes`](Self::probes) | 1 |
 /// | [`probe_verdict`](Self::probe_verdict) | first failure |
@@ -224,7 +227,8 @@ impl<C> Config<C> {
     }
 
     /// How long the breaker stays open: `first`, then `growth` times as long with each time that it opens again before it
-    /// was closed, up to `max`. Each wait is drawn between a half and the whole of that.
+    /// was closed, up to `max`. Each wait is drawn between a half and the whole of that, unless
+    /// [`open_wait_jitter`](Self::open_wait_jitter) says otherwise.
     ///
     /// Short waits are safe because of what follows them: a probe now and then. The wait *is* the outage once the
     /// dependency has recovered.
@@ -232,6 +236,13 @@ impl<C> Config<C> {
         self.settings.open_wait = first;
         self.settings.open_wait_growth = growth;
         self.settings.open_wait_max = max;
+        self
+    }
+
+    /// The share of each wait that is left to chance: it is drawn between `1 - share` of the wait and the whole. 0 waits exactly as long as
+    /// was said, as the breakers of many clients should not: those that opened together then probe together.
+    pub fn open_wait_jitter(mut self, share: f64) -> Self {
+        self.settings.open_wait_jitter = share;
         self
     }
 
@@ -436,6 +447,12 @@ impl Settings {
             self.open_wait_growth,
             "a number from 1.0",
         )?;
+        ConfigError::unless(
+            (0.0..=1.0).contains(&self.open_wait_jitter),
+            "circuit_breaker.open_wait_jitter",
+            self.open_wait_jitter,
+            "a number from 0.0 to 1.0",
+        )?;
         if self.open_wait_max < self.open_wait {
             return Err(ConfigError::setting(
                 "circuit_breaker.open_wait_max",
@@ -460,6 +477,7 @@ impl Settings {
             probe_timeout: self.probe_timeout,
             wait: self.open_wait,
             wait_growth: self.open_wait_growth,
+            wait_jitter: self.open_wait_jitter,
             wait_max: self.open_wait_max,
             hint_max: self.open_for_max,
             ramp: self.ramp,

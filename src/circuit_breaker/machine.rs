@@ -45,6 +45,8 @@ pub(crate) struct Rules {
     pub(crate) probe_timeout: Duration,
     pub(crate) wait: Duration,
     pub(crate) wait_growth: f64,
+    /// The share of a wait that is left to chance.
+    pub(crate) wait_jitter: f64,
     pub(crate) wait_max: Duration,
     pub(crate) hint_max: Duration,
     /// Results per step of the ramp.
@@ -689,7 +691,8 @@ impl Machine {
         let max = self.rules.wait_max.as_secs_f64();
         let longest = (self.rules.wait.as_secs_f64() * growth).min(max);
         // Breakers of many clients that opened together shall not probe together.
-        let wait = longest * (0.5 + 0.5 * chance::fraction(random));
+        let jitter = self.rules.wait_jitter;
+        let wait = longest * (1.0 - jitter + jitter * chance::fraction(random));
         let wait = Duration::try_from_secs_f64(wait).unwrap_or(Duration::MAX).min(self.rules.wait_max);
         self.openings = self.openings.saturating_add(1);
         self.open_for(wait, now)

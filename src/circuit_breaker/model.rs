@@ -581,7 +581,7 @@ impl Model {
             _ => self.rules.wait_growth.powi(self.openings),
         };
         let longest = self.rules.wait.mul_f64(growth).min(self.rules.wait_max);
-        self.drawn = Some((longest / 2, longest));
+        self.drawn = Some((longest.mul_f64(1.0 - self.rules.wait_jitter), longest));
         self.openings += 1;
         // Until the breaker says what it has drawn.
         self.go(Phase::Open(self.now + longest));

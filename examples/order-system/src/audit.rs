@@ -86,14 +86,17 @@ pub async fn audit(remote: &Remote) -> Result<Audited, BoxError> {
     let (payments_ok, paid) = books::<Paid>(remote, "payments").await?;
     let (inventory_ok, reserved) = books::<Reserved>(remote, "inventory").await?;
     let mut paid: BTreeMap<String, Paid> = paid.into_iter().map(|it| (it.order_id.clone(), it)).collect();
-    let mut reserved: BTreeMap<String, Reserved> = reserved.into_iter().map(|it| (it.order_id.clone(), it)).collect();
+    let mut reserved: BTreeMap<String, Reserved> =
+        reserved.into_iter().map(|it| (it.order_id.clone(), it)).collect();
     let mut audited = Audited::default();
     let quiet = orders.iter().all(|order| order.over);
     for order in orders {
         audited.orders += 1;
         let (paid, reserved) = (paid.remove(&order.id), reserved.remove(&order.id));
-        audited.charged = audited.charged.plus(paid.as_ref().map_or(Cents(0), |it| it.charged)).unwrap_or_default();
-        audited.refunded = audited.refunded.plus(paid.as_ref().map_or(Cents(0), |it| it.refunded)).unwrap_or_default();
+        audited.charged =
+            audited.charged.plus(paid.as_ref().map_or(Cents(0), |it| it.charged)).unwrap_or_default();
+        audited.refunded =
+            audited.refunded.plus(paid.as_ref().map_or(Cents(0), |it| it.refunded)).unwrap_or_default();
         if paid.as_ref().is_some_and(|it| it.charges > 1) {
             audited.wrong.push(format!("order {} was charged twice", order.id));
         }
@@ -109,8 +112,14 @@ pub async fn audit(remote: &Remote) -> Result<Audited, BoxError> {
     }
     // Only when nothing is on its way can there be none that orders does not know.
     if quiet {
-        audited.wrong.extend(paid.into_keys().map(|order| format!("money was moved for order {order}, which nobody placed")));
-        audited.wrong.extend(reserved.into_keys().map(|order| format!("goods were held for order {order}, which nobody placed")));
+        audited.wrong.extend(
+            paid.into_keys().map(|order| format!("money was moved for order {order}, which nobody placed")),
+        );
+        audited.wrong.extend(
+            reserved
+                .into_keys()
+                .map(|order| format!("goods were held for order {order}, which nobody placed")),
+        );
         if !payments_ok {
             audited.wrong.push("the books of payments are wrong in themselves".to_owned());
         }
@@ -159,7 +168,10 @@ impl Audited {
         self.sold = self.sold.plus(order.total).unwrap_or_default();
         let (charged, refunded) = paid.map_or((Cents(0), Cents(0)), |it| (it.charged, it.refunded));
         if (charged, refunded) != (order.total, Cents(0)) {
-            self.wrong.push(format!("order {} is confirmed at {}, was charged {charged} and refunded {refunded}", order.id, order.total));
+            self.wrong.push(format!(
+                "order {} is confirmed at {}, was charged {charged} and refunded {refunded}",
+                order.id, order.total
+            ));
         }
         let taken = reserved.map(|it| (it.state.as_str(), sorted(&it.items)));
         if taken != Some(("committed", sorted(&order.items))) {
@@ -170,7 +182,10 @@ impl Audited {
     fn cancelled(&mut self, order: &Order, paid: Option<&Paid>, reserved: Option<&Reserved>) {
         self.cancelled += 1;
         if let Some(paid) = paid.filter(|it| it.charged != it.refunded) {
-            self.wrong.push(format!("order {} is cancelled, was charged {} and refunded {}", order.id, paid.charged, paid.refunded));
+            self.wrong.push(format!(
+                "order {} is cancelled, was charged {} and refunded {}",
+                order.id, paid.charged, paid.refunded
+            ));
         }
         if let Some(reserved) = reserved.filter(|it| !["released", "refused"].contains(&it.state.as_str())) {
             self.wrong.push(format!("order {} is cancelled, and its goods are {}", order.id, reserved.state));

@@ -38,14 +38,16 @@ fn schedule(seed: u64, time: Duration) -> Vec<(Duration, Act)> {
     let mut acts = Vec::new();
     let mut at = Duration::from_millis(1_000);
     while at < time {
-        let service = ["payments", "inventory", "orders", "users", "products", "notifications"][chance.below(6) as usize];
+        let service = ["payments", "inventory", "orders", "users", "products", "notifications"]
+            [chance.below(6) as usize];
         let act = match chance.below(5) {
             0 | 1 => Act::Kill(service),
             2 => Act::Fault(service, json!({ "failPercent": chance.below(100), "forSeconds": 3 })),
             3 => Act::Fault(service, json!({ "effectThenFailPercent": chance.below(100), "forSeconds": 3 })),
             _ => Act::Fault(service, json!({ "hang": true, "forSeconds": 2 })),
         };
-        let ends = matches!(act, Act::Fault(..)).then(|| (at + Duration::from_millis(3_000), Act::Well(service)));
+        let ends =
+            matches!(act, Act::Fault(..)).then(|| (at + Duration::from_millis(3_000), Act::Well(service)));
         acts.push((at, act));
         acts.extend(ends);
         at += Duration::from_millis(400 + chance.below(1_600));
@@ -77,7 +79,8 @@ pub async fn run(number: u64, time: Duration, play: &Play) -> Result<bool, BoxEr
             let mut chance = Chance(number ^ 0x5eed);
             let (mut accepted, mut other) = (0_u64, 0_u64);
             for order in 0..time.as_secs() * ORDERS_A_SECOND {
-                tokio::time::sleep_until(began + Duration::from_millis(order * 1_000 / ORDERS_A_SECOND)).await;
+                tokio::time::sleep_until(began + Duration::from_millis(order * 1_000 / ORDERS_A_SECOND))
+                    .await;
                 let user = &seed.users[chance.below(3) as usize].1;
                 let product = &seed.products[chance.below(3) as usize].1;
                 let body = json!({ "userId": user, "items": [{ "productId": product, "quantity": 1 + chance.below(3) }] });
@@ -95,9 +98,15 @@ pub async fn run(number: u64, time: Duration, play: &Play) -> Result<bool, BoxEr
         let done = match &act {
             Act::Kill(service) => processes.kill(service).await.map(drop),
             Act::Fault(service, faults) => remote.put(service, "/_faults", faults.clone()).await.map(drop),
-            Act::Well(service) => remote.call(http::Method::DELETE, service, "/_faults", None).await.map(drop),
+            Act::Well(service) => {
+                remote.call(http::Method::DELETE, service, "/_faults", None).await.map(drop)
+            }
         };
-        println!("{:>7.2} s  {act:?}{}", began.elapsed().as_secs_f64(), if done.is_ok() { "" } else { " (not reached)" });
+        println!(
+            "{:>7.2} s  {act:?}{}",
+            began.elapsed().as_secs_f64(),
+            if done.is_ok() { "" } else { " (not reached)" }
+        );
     }
     let (accepted, other) = orders.await?;
     println!("{accepted} orders were taken, {other} were not");

@@ -180,9 +180,12 @@ async fn command(cli: Cli) -> Result<bool, BoxError> {
             }
         }
         Command::Demo { name: Some(name) } => {
-            let play = demo::Play { variables: passed_on(&env), program: std::env::current_exe()?, timed: true };
+            let play =
+                demo::Play { variables: passed_on(&env), program: std::env::current_exe()?, timed: true };
             // What services log would hide the story.
-            order_kit::telemetry::init(&env.clone().with(env::LOG, env.get(env::LOG).unwrap_or_else(|| "off".to_owned())))?;
+            order_kit::telemetry::init(
+                &env.clone().with(env::LOG, env.get(env::LOG).unwrap_or_else(|| "off".to_owned())),
+            )?;
             return Ok(demo::play(&name, &play).await? == 0);
         }
         Command::Load { rps, time, mix, freeze_payment, compare } => {
@@ -202,7 +205,8 @@ async fn command(cli: Cli) -> Result<bool, BoxError> {
             return Ok(first.green && second.green);
         }
         Command::Chaos { seed, time } => {
-            let play = demo::Play { variables: passed_on(&env), program: std::env::current_exe()?, timed: true };
+            let play =
+                demo::Play { variables: passed_on(&env), program: std::env::current_exe()?, timed: true };
             return chaos::run(seed.unwrap_or_else(chaos::any_seed), time, &play).await;
         }
         Command::Audit => return Ok(audit::audit(&Remote::at(place.port_base, &env)).await?.print()),
@@ -234,7 +238,14 @@ async fn command(cli: Cli) -> Result<bool, BoxError> {
 
 /// What journeys and loads hand on to the systems that they start.
 fn passed_on(env: &Env) -> Vec<(String, String)> {
-    let names = [env::DATABASE_URL, env::RABBITMQ_URL, env::REDIS_URL, env::SAGA_STYLE, env::USER_TRANSPORT, env::LOG];
+    let names = [
+        env::DATABASE_URL,
+        env::RABBITMQ_URL,
+        env::REDIS_URL,
+        env::SAGA_STYLE,
+        env::USER_TRANSPORT,
+        env::LOG,
+    ];
     names.iter().filter_map(|name| env.get(name).map(|value| ((*name).to_owned(), value))).collect()
 }
 
@@ -303,16 +314,23 @@ fn introduce(remote: &Remote, seed: &seed::Seed) {
     let gateway = remote.url("gateway");
     let name = |list: &[(String, String)]| list.first().map(|(_, id)| id.clone()).unwrap_or_default();
     let (user, product) = (name(&seed.users), name(&seed.products));
-    println!("TOKEN=$(curl -s {gateway}/auth/token -H 'content-type: application/json' -d '{{\"userId\":\"{user}\"}}' | sed 's/.*\"token\":\"\\([^\"]*\\)\".*/\\1/')");
+    println!(
+        "TOKEN=$(curl -s {gateway}/auth/token -H 'content-type: application/json' -d '{{\"userId\":\"{user}\"}}' | sed 's/.*\"token\":\"\\([^\"]*\\)\".*/\\1/')"
+    );
     println!("curl -s {gateway}/api/products/{product}");
     println!("curl -s {gateway}/api/users/{user} -H \"authorization: Bearer $TOKEN\"");
-    println!("curl -si {gateway}/api/orders -H \"authorization: Bearer $TOKEN\" -H 'content-type: application/json' -d '{{\"userId\":\"{user}\",\"items\":[{{\"productId\":\"{product}\",\"quantity\":2}}]}}'");
+    println!(
+        "curl -si {gateway}/api/orders -H \"authorization: Bearer $TOKEN\" -H 'content-type: application/json' -d '{{\"userId\":\"{user}\",\"items\":[{{\"productId\":\"{product}\",\"quantity\":2}}]}}'"
+    );
     println!("curl -s {gateway}/api/orders/user/{user} -H \"authorization: Bearer $TOKEN\"");
     println!("\nCtrl-C ends it.");
 }
 
 async fn serve(place: Place, service: &str, with_parent: bool) -> Result<(), BoxError> {
-    let part = services::PARTS.iter().find(|known| **known == service).ok_or_else(|| format!("there is no service `{service}`"))?;
+    let part = services::PARTS
+        .iter()
+        .find(|known| **known == service)
+        .ok_or_else(|| format!("there is no service `{service}`"))?;
     let system = System::start(Options {
         port_base: place.port_base,
         data: place.data,

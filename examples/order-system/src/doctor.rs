@@ -45,7 +45,12 @@ pub async fn doctor(env: &Env, data: &Path) -> Result<usize, BoxError> {
     }
     for name in [env::GATEWAY_TLS_CERT, env::GATEWAY_TLS_KEY] {
         if let Some(path) = env.get(name) {
-            say(name, std::fs::read(&path).map(|_| format!("{path} can be read")).map_err(|error| format!("{path}: {error}")));
+            say(
+                name,
+                std::fs::read(&path)
+                    .map(|_| format!("{path} can be read"))
+                    .map_err(|error| format!("{path}: {error}")),
+            );
         }
     }
     for secret in [env::INTERNAL_TOKEN, env::JWT_SECRET] {
@@ -61,7 +66,10 @@ fn shown(variable: &Variable, value: &str) -> String {
     if !variable.secret {
         return value.to_owned();
     }
-    match value.split_once("://").and_then(|(scheme, rest)| rest.rsplit_once('@').map(|(_, host)| (scheme, host))) {
+    match value
+        .split_once("://")
+        .and_then(|(scheme, rest)| rest.rsplit_once('@').map(|(_, host)| (scheme, host)))
+    {
         Some((scheme, host)) => format!("{scheme}://…@{host}"),
         None if value.contains(':') => value.to_owned(),
         None => "…".to_owned(),
@@ -72,7 +80,9 @@ async fn database(env: &Env, data: &Path) -> Result<String, String> {
     let url = env.get_or_default(env::DATABASE_URL);
     if !url.starts_with("postgres") {
         let probe = data.join(".doctor");
-        std::fs::create_dir_all(data).and_then(|()| std::fs::write(&probe, b"")).map_err(|error| format!("{}: {error}", data.display()))?;
+        std::fs::create_dir_all(data)
+            .and_then(|()| std::fs::write(&probe, b""))
+            .map_err(|error| format!("{}: {error}", data.display()))?;
         let _ = std::fs::remove_file(probe);
         return Ok(format!("files in {}", data.display()));
     }
@@ -106,7 +116,9 @@ async fn redis(url: &str) -> Result<String, String> {
     };
     match tokio::time::timeout(Duration::from_secs(2), asked).await {
         // One that wants a password first is there, too.
-        Ok(Ok(answer)) if answer == "+PONG" || answer.starts_with("-NOAUTH") => Ok("Redis answers".to_owned()),
+        Ok(Ok(answer)) if answer == "+PONG" || answer.starts_with("-NOAUTH") => {
+            Ok("Redis answers".to_owned())
+        }
         Ok(Ok(answer)) => Err(format!("what answers is no Redis: {answer}")),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("no answer in 2 s".to_owned()),

@@ -86,7 +86,10 @@ pub async fn run(options: &Options) -> Result<Report, BoxError> {
 
 async fn stock_up(remote: &Remote, seed: &Seed) -> Result<(), BoxError> {
     for (_, product) in &seed.products {
-        remote.put("inventory", &format!("/inventory/{product}"), json!({ "quantity": 100_000_000 })).await?.expect(200)?;
+        remote
+            .put("inventory", &format!("/inventory/{product}"), json!({ "quantity": 100_000_000 }))
+            .await?
+            .expect(200)?;
     }
     Ok(())
 }
@@ -199,9 +202,13 @@ impl Report {
         println!();
         row("orders accepted", &|it| it.accepted.to_string());
         row("accepted a second", &|it| format!("{:.0}", it.accepted as f64 / it.time.as_secs_f64()));
-        row("orders finished a second", &|it| format!("{:.0}", it.accepted as f64 / (it.time + it.drained).as_secs_f64()));
+        row("orders finished a second", &|it| {
+            format!("{:.0}", it.accepted as f64 / (it.time + it.drained).as_secs_f64())
+        });
         for quantile in [0.5, 0.9, 0.99, 0.999, 1.0] {
-            row(&format!("POST, {:.1} % within", quantile * 100.0), &|it| ms(it.post.value_at_quantile(quantile)));
+            row(&format!("POST, {:.1} % within", quantile * 100.0), &|it| {
+                ms(it.post.value_at_quantile(quantile))
+            });
         }
         for quantile in [0.5, 0.99, 1.0] {
             row(&format!("GET, {:.1} % within", quantile * 100.0), &|it| {
@@ -213,7 +220,8 @@ impl Report {
         row("most memory, load included", &|it| format!("{} MiB", it.memory_mib));
         row("audit", &|it| if it.green { "green".to_owned() } else { "RED".to_owned() });
         for (name, report) in reports {
-            let statuses: Vec<String> = report.statuses.iter().map(|(status, count)| format!("{status}: {count}")).collect();
+            let statuses: Vec<String> =
+                report.statuses.iter().map(|(status, count)| format!("{status}: {count}")).collect();
             println!("{:<34} {}", format!("answers, {name}"), statuses.join(", "));
         }
     }

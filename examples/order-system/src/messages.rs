@@ -13,7 +13,10 @@ pub async fn topology(broker: &dyn Broker) -> Result<(), BoxError> {
     let topology = broker.topology().await?;
     println!("broker    {}", broker.address());
     println!("exchange  {} (topic, durable)", topology.exchange);
-    println!("\n{:<24} {:>7} {:>7} {:>7} {:>7} {:>9}  bindings", "queue", "ready", "delayed", "unacked", "dead", "consumers");
+    println!(
+        "\n{:<24} {:>7} {:>7} {:>7} {:>7} {:>9}  bindings",
+        "queue", "ready", "delayed", "unacked", "dead", "consumers"
+    );
     for queue in &topology.queues {
         let stats = broker.stats(&queue.name).await?;
         println!(
@@ -54,7 +57,12 @@ pub async fn list(broker: &dyn Broker, queue: Option<&str>, limit: usize) -> Res
 /// # Errors
 ///
 /// The broker's.
-pub async fn settle(broker: &dyn Broker, queue: &str, ids: Vec<String>, replay: bool) -> Result<u64, BoxError> {
+pub async fn settle(
+    broker: &dyn Broker,
+    queue: &str,
+    ids: Vec<String>,
+    replay: bool,
+) -> Result<u64, BoxError> {
     let which = if ids.is_empty() { Which::All } else { Which::Ids(ids) };
     Ok(if replay { broker.replay(queue, which).await? } else { broker.discard(queue, which).await? })
 }

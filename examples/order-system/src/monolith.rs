@@ -1,11 +1,6 @@
 //! Everything behind one address, without a gateway: what the services were before they were services. Each keeps its own data all the same.
 
-use std::{
-    net::SocketAddr,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use order_kit::{
     ApiError, BoxError, Context, Service,
@@ -19,7 +14,8 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::{services, system::broker_address};
 
 /// What is in it.
-const PARTS: [&str; 7] = ["users", "orders", "products", "payments", "inventory", "notifications", "analytics"];
+const PARTS: [&str; 7] =
+    ["users", "orders", "products", "payments", "inventory", "notifications", "analytics"];
 
 /// One that runs.
 pub struct Monolith {
@@ -64,7 +60,8 @@ impl Monolith {
         let mut books = Vec::new();
         for part in PARTS {
             let context = Context::new(part, env.clone(), data, broker.clone(), here.clone());
-            let service = services::build_service(&context).await.map_err(|error| format!("{part}: {error}"))?;
+            let service =
+                services::build_service(&context).await.map_err(|error| format!("{part}: {error}"))?;
             all.routes = all.routes.merge(service.routes);
             // Of checks with one name, that of a part says what all need.
             for check in service.checks {

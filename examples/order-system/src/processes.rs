@@ -163,7 +163,11 @@ async fn supervise(
             }
             Err(error) => tracing::error!(service = part, %error, "a process could not be started"),
         }
-        wait = if began.elapsed() > Duration::from_secs(5) { AGAIN } else { (wait * 2).min(Duration::from_secs(5)) };
+        wait = if began.elapsed() > Duration::from_secs(5) {
+            AGAIN
+        } else {
+            (wait * 2).min(Duration::from_secs(5))
+        };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = stopped(&mut stop) => return,

@@ -55,7 +55,8 @@ impl Answer {
     ///
     /// That it is not.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, BoxError> {
-        serde_json::from_str(&self.text).map_err(|error| format!("{error} in {}: {}", self.status, self.text).into())
+        serde_json::from_str(&self.text)
+            .map_err(|error| format!("{error} in {}: {}", self.status, self.text).into())
     }
 
     /// A header's text.
@@ -86,7 +87,8 @@ impl Remote {
 
     /// Of a system in this process.
     pub fn to(system: &System) -> Self {
-        let urls = system.parts().map(|(part, address)| (part.to_owned(), format!("http://{address}"))).collect();
+        let urls =
+            system.parts().map(|(part, address)| (part.to_owned(), format!("http://{address}"))).collect();
         Remote::of(urls, &system.options().env)
     }
 
@@ -118,7 +120,10 @@ impl Remote {
     ///
     /// That there is none.
     pub async fn log_in(&mut self, user: &str) -> Result<(), BoxError> {
-        let answer = self.call(Method::POST, "gateway", "/auth/token", Some(json!({ "userId": user }))).await?.expect(200)?;
+        let answer = self
+            .call(Method::POST, "gateway", "/auth/token", Some(json!({ "userId": user })))
+            .await?
+            .expect(200)?;
         let token = answer.json()["token"].as_str().ok_or("no token in the answer")?.to_owned();
         self.user_token = Some(token);
         Ok(())
@@ -161,7 +166,13 @@ impl Remote {
     /// # Errors
     ///
     /// That there is no answer.
-    pub async fn call(&self, method: Method, service: &str, path: &str, body: Option<Value>) -> Result<Answer, BoxError> {
+    pub async fn call(
+        &self,
+        method: Method,
+        service: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<Answer, BoxError> {
         let mut headers = HeaderMap::new();
         if body.is_some() {
             headers.insert("content-type", HeaderValue::from_static("application/json"));
@@ -184,7 +195,11 @@ impl Remote {
         body: String,
     ) -> Result<Answer, BoxError> {
         match &self.user_token {
-            Some(token) if service == "gateway" && path.starts_with("/api") && !headers.contains_key("authorization") => {
+            Some(token)
+                if service == "gateway"
+                    && path.starts_with("/api")
+                    && !headers.contains_key("authorization") =>
+            {
                 headers.insert("authorization", format!("Bearer {token}").parse()?);
             }
             _ => {
@@ -226,8 +241,12 @@ impl Remote {
             match answer {
                 Ok(answer) if wanted(&answer) => return Ok(answer),
                 answer if tokio::time::Instant::now() >= end => {
-                    let last = answer.map_or_else(|error| error.to_string(), |it| format!("{} {}", it.status, it.text));
-                    return Err(format!("{service}{path} did not become what it should within {time:?}: {last}").into());
+                    let last = answer
+                        .map_or_else(|error| error.to_string(), |it| format!("{} {}", it.status, it.text));
+                    return Err(format!(
+                        "{service}{path} did not become what it should within {time:?}: {last}"
+                    )
+                    .into());
                 }
                 _ => tokio::time::sleep(Duration::from_millis(10)).await,
             }

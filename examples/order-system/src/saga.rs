@@ -63,5 +63,7 @@ pub async fn run(what: &What, remote: &Remote) -> Result<(), BoxError> {
 }
 
 fn text(value: &serde_json::Value) -> String {
-    value.as_str().map_or_else(|| if value.is_null() { "-".to_owned() } else { value.to_string() }, str::to_owned)
+    value
+        .as_str()
+        .map_or_else(|| if value.is_null() { "-".to_owned() } else { value.to_string() }, str::to_owned)
 }

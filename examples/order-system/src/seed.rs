@@ -16,9 +16,13 @@ pub struct Seed {
     pub products: Vec<(String, String)>,
 }
 
-const USERS: [(&str, &str); 3] =
-    [("Alice Adams", "alice@example.com"), ("Bob Brown", "bob@example.com"), ("Carol Clark", "carol@example.com")];
-const PRODUCTS: [(&str, &str, i64); 3] = [("Teapot", "24.90", 1_000), ("Cup", "0.10", 100_000), ("Tea", "6.50", 10_000)];
+const USERS: [(&str, &str); 3] = [
+    ("Alice Adams", "alice@example.com"),
+    ("Bob Brown", "bob@example.com"),
+    ("Carol Clark", "carol@example.com"),
+];
+const PRODUCTS: [(&str, &str, i64); 3] =
+    [("Teapot", "24.90", 1_000), ("Cup", "0.10", 100_000), ("Tea", "6.50", 10_000)];
 
 /// Makes what is not there yet. Each has its stock.
 ///
@@ -41,7 +45,10 @@ pub async fn seed(remote: &Remote) -> Result<Seed, BoxError> {
     for (name, price, stock) in PRODUCTS {
         let answer = remote.post("products", "/products", json!({ "name": name, "price": price })).await?;
         let product = id(&answer.expect(201)?.json())?;
-        remote.put("inventory", &format!("/inventory/{product}"), json!({ "quantity": stock })).await?.expect(200)?;
+        remote
+            .put("inventory", &format!("/inventory/{product}"), json!({ "quantity": stock }))
+            .await?
+            .expect(200)?;
         seed.products.push((name.to_owned(), product));
     }
     Ok(seed)

@@ -58,7 +58,10 @@ pub struct Table(RwLock<BTreeMap<&'static str, String>>);
 
 impl Table {
     fn set(&self, name: &'static str, address: SocketAddr) {
-        self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name, format!("http://{address}"));
+        self.0
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .insert(name, format!("http://{address}"));
     }
 }
 
@@ -172,7 +175,9 @@ impl System {
             (_, _) if known(part).is_none() => 0,
             (_, base) => base + offset,
         };
-        TcpListener::bind((host.as_str(), port)).await.map_err(|error| format!("port {port} for {part}: {error}").into())
+        TcpListener::bind((host.as_str(), port))
+            .await
+            .map_err(|error| format!("port {port} for {part}: {error}").into())
     }
 
     async fn start_on(&mut self, part: &'static str, listener: TcpListener) -> Result<(), BoxError> {
@@ -185,7 +190,16 @@ impl System {
             self.locate.clone(),
         );
         let router = services::build(&context, &self.instances).await?;
-        let server = tokio::spawn(order_kit::server::serve(context.clone(), router, listener));
+        let server = if part == order_gateway::NAME {
+            let context = context.clone();
+            tokio::spawn(async move {
+                if let Err(error) = order_gateway::serve(context, router, listener).await {
+                    tracing::error!(%error, "the gateway cannot serve");
+                }
+            })
+        } else {
+            tokio::spawn(order_kit::server::serve(context.clone(), router, listener))
+        };
         self.table.set(part, address);
         self.announce(part, address, &context);
         if part == "users" {
@@ -212,7 +226,9 @@ impl System {
         let instances = self.instances.clone();
         context.spawn(async move {
             while !stop.is_cancelled() {
-                if !instances.heartbeat(&instance.service, &instance.id) && instances.register(instance.clone()).is_err() {
+                if !instances.heartbeat(&instance.service, &instance.id)
+                    && instances.register(instance.clone()).is_err()
+                {
                     tracing::warn!(service = part, "the registry has no room");
                 }
                 tokio::select! {
@@ -256,7 +272,12 @@ impl System {
     ///
     /// If it does not run here.
     pub fn context(&self, part: &str) -> &Context {
-        &self.running.iter().find(|it| it.part == part).unwrap_or_else(|| panic!("{part} does not run here")).context
+        &self
+            .running
+            .iter()
+            .find(|it| it.part == part)
+            .unwrap_or_else(|| panic!("{part} does not run here"))
+            .context
     }
 
     /// The broker.

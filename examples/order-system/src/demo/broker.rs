@@ -9,7 +9,9 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use order_broker::{Broker, BrokerError, Consumer, DeadLetter, Delivery, Message, PublishError, Stats, Topology, Which};
+use order_broker::{
+    Broker, BrokerError, Consumer, DeadLetter, Delivery, Message, PublishError, Stats, Topology, Which,
+};
 use order_kit::{BoxError, env};
 use serde_json::Value;
 
@@ -59,12 +61,18 @@ impl Broker for Switched {
         Box::pin(async {
             match self.here() {
                 Ok(broker) => broker.publish(messages).await,
-                Err(error) => messages.iter().map(|_| Err(PublishError::Unconfirmed(error.clone()))).collect(),
+                Err(error) => {
+                    messages.iter().map(|_| Err(PublishError::Unconfirmed(error.clone()))).collect()
+                }
             }
         })
     }
 
-    fn consume<'a>(&'a self, queue: &'a str, prefetch: u16) -> BoxFuture<'a, Result<Box<dyn Consumer>, BrokerError>> {
+    fn consume<'a>(
+        &'a self,
+        queue: &'a str,
+        prefetch: u16,
+    ) -> BoxFuture<'a, Result<Box<dyn Consumer>, BrokerError>> {
         Box::pin(async move {
             let consumer = self.here()?.consume(queue, prefetch).await?;
             Ok(Box::new(SwitchedConsumer { consumer, away: self.away.clone() }) as Box<dyn Consumer>)
@@ -79,7 +87,11 @@ impl Broker for Switched {
         Box::pin(async { self.here()?.check().await })
     }
 
-    fn dead_letters<'a>(&'a self, queue: &'a str, limit: usize) -> BoxFuture<'a, Result<Vec<DeadLetter>, BrokerError>> {
+    fn dead_letters<'a>(
+        &'a self,
+        queue: &'a str,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<DeadLetter>, BrokerError>> {
         Box::pin(async move { self.here()?.dead_letters(queue, limit).await })
     }
 
@@ -146,9 +158,15 @@ pub(super) async fn down(story: &mut Story, play: &Play) -> Result<(), BoxError>
     }
     story.check(orders.len() == ORDERS, format!("{ORDERS} orders are taken all the same"));
     let ready = stage.remote.get("orders", "/health/ready").await?;
-    story.check(ready.text.contains("messageQueue"), format!("readiness names the broker: {}", ready.json()["checks"]["messageQueue"]["status"]));
+    story.check(
+        ready.text.contains("messageQueue"),
+        format!("readiness names the broker: {}", ready.json()["checks"]["messageQueue"]["status"]),
+    );
     let list = format!("/orders/{}", orders[ORDERS - 1]);
-    let last = stage.remote.until(Duration::from_secs(30), "orders", &list, |answer| answer.json()["status"] == "confirmed").await;
+    let last = stage
+        .remote
+        .until(Duration::from_secs(30), "orders", &list, |answer| answer.json()["status"] == "confirmed")
+        .await;
     story.check(last.is_ok(), "they are even confirmed, since a saga asks services and not queues");
     let mails = stage.remote.get("notifications", &format!("/sent?order={}", orders[0])).await?.json();
     story.check(mails.as_array().is_some_and(Vec::is_empty), "nobody was told yet");
@@ -161,7 +179,8 @@ pub(super) async fn down(story: &mut Story, play: &Play) -> Result<(), BoxError>
     }
     story.check(once == ORDERS, format!("each customer has one mail of each kind ({once} of {ORDERS})"));
     let sent = stage.remote.get("notifications", &format!("/sent?order={}", orders[0])).await?.json();
-    let kinds: Vec<&Value> = sent.as_array().map(|mails| mails.iter().map(|mail| &mail["kind"]).collect()).unwrap_or_default();
+    let kinds: Vec<&Value> =
+        sent.as_array().map(|mails| mails.iter().map(|mail| &mail["kind"]).collect()).unwrap_or_default();
     story.check(kinds == ["received", "confirmed"], "in the order in which it happened");
 
     story.say("an event that nobody can read");
@@ -179,12 +198,19 @@ pub(super) async fn down(story: &mut Story, play: &Play) -> Result<(), BoxError>
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let reason = dead.first().map(|letter| letter.reason.clone()).unwrap_or_default();
-    story.check(dead.len() == 1 && dead[0].message.id == id, format!("is a dead letter with a reason: {reason}"));
+    story.check(
+        dead.len() == 1 && dead[0].message.id == id,
+        format!("is a dead letter with a reason: {reason}"),
+    );
     let next = order_id(&stage.order(0, 1, 1).await?.expect(202)?)?;
     story.check(stage.mails(&next, 1).await.is_ok(), "and blocks nobody behind it");
     let gone = broker.discard("notifications", Which::Ids(vec![id])).await?;
     story.check(gone == 1, "it is thrown away by hand");
-    story.check(stage.over(&next, Duration::from_secs(5)).await.is_ok() && settled(&stage.remote, CALM).await?.print(), "the audit is green");
+    story.check(
+        stage.over(&next, Duration::from_secs(5)).await.is_ok()
+            && settled(&stage.remote, CALM).await?.print(),
+        "the audit is green",
+    );
     stage.end().await;
     Ok(())
 }

@@ -22,10 +22,18 @@ pub(super) async fn cascade(story: &mut Story, play: &Play) -> Result<(), BoxErr
     let without = run(play, "off").await?;
     let with = run(play, "on").await?;
     println!("\n{:>28} {:>12} {:>12}", "", "no breakers", "breakers");
-    println!("{:>28} {:>9} ms {:>9} ms", "half are answered within", without.p50.as_millis(), with.p50.as_millis());
+    println!(
+        "{:>28} {:>9} ms {:>9} ms",
+        "half are answered within",
+        without.p50.as_millis(),
+        with.p50.as_millis()
+    );
     println!("{:>28} {:>9} ms {:>9} ms", "99 of 100 within", without.p99.as_millis(), with.p99.as_millis());
     println!("{:>28} {:>12} {:>12}\n", "calls held up at most", without.held, with.held);
-    story.check_time(with.p50 < Duration::from_millis(50), "with breakers most are answered at once, without the user");
+    story.check_time(
+        with.p50 < Duration::from_millis(50),
+        "with breakers most are answered at once, without the user",
+    );
     story.check_time(without.p50 > with.p50 * 10, "without, everybody waits");
     story.check_time(with.held <= without.held, "and holds on to more connections");
     Ok(())

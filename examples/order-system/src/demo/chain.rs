@@ -50,7 +50,8 @@ const HOPS: [&str; 5] = ["hop-1", "hop-2", "hop-3", "hop-4", "hop-5"];
 
 async fn asked(State(hop): State<Arc<Hop>>, headers: HeaderMap) -> StatusCode {
     hop.calls.fetch_add(1, Ordering::SeqCst);
-    if let Some(left) = headers.get(&DEADLINE).and_then(|ms| ms.to_str().ok()).and_then(|ms| ms.parse().ok()) {
+    if let Some(left) = headers.get(&DEADLINE).and_then(|ms| ms.to_str().ok()).and_then(|ms| ms.parse().ok())
+    {
         hop.left.lock().unwrap_or_else(PoisonError::into_inner).push(left);
     }
     if hop.fails {
@@ -74,7 +75,11 @@ struct Chain {
     first: Client,
 }
 
-async fn start(hops: &'static [&'static str], options: client::Options, last_fails: bool) -> Result<Chain, BoxError> {
+async fn start(
+    hops: &'static [&'static str],
+    options: client::Options,
+    last_fails: bool,
+) -> Result<Chain, BoxError> {
     let broker = order_broker::open("memory:").await?;
     let context = |name: &'static str, next: &str| {
         Context::new(name, Env::empty(), Path::new("."), broker.clone(), Arc::new(To(next.to_owned())))
@@ -123,7 +128,8 @@ impl Chain {
 
 pub(super) async fn chain(story: &mut Story) -> Result<(), BoxError> {
     let budget = Duration::from_millis(600);
-    let options = client::Options { deadline: budget, attempt: budget, attempts: 1, ..client::Options::default() };
+    let options =
+        client::Options { deadline: budget, attempt: budget, attempts: 1, ..client::Options::default() };
     let chain = start(&HOPS, options, false).await?;
 
     story.say("five hops, 10 ms of work in each, 600 ms for all");
@@ -145,10 +151,16 @@ pub(super) async fn chain(story: &mut Story) -> Result<(), BoxError> {
     let answer = chain.first.get("/").await;
     let took = began.elapsed();
     story.check(answer.is_err(), "there is no answer in time");
-    story.check_time(took < budget + Duration::from_millis(100), format!("and whoever asked hears so after {} ms, not later", took.as_millis()));
+    story.check_time(
+        took < budget + Duration::from_millis(100),
+        format!("and whoever asked hears so after {} ms, not later", took.as_millis()),
+    );
     tokio::time::sleep(Duration::from_millis(300)).await;
     let after = chain.calls();
-    story.check(after[3] == before[3] + 1 && after[4] == before[4], "the fifth hop was not begun for an answer that nobody waits for");
+    story.check(
+        after[3] == before[3] + 1 && after[4] == before[4],
+        "the fifth hop was not begun for an answer that nobody waits for",
+    );
     chain.end();
     Ok(())
 }
@@ -157,7 +169,9 @@ const TIERS: [&str; 3] = ["tier-1", "tier-2", "tier-3"];
 
 pub(super) async fn retries(story: &mut Story) -> Result<(), BoxError> {
     const REQUESTS: u64 = 200;
-    story.say(format!("three tiers, each of which asks the next up to three times; the last fails; {REQUESTS} requests"));
+    story.say(format!(
+        "three tiers, each of which asks the next up to three times; the last fails; {REQUESTS} requests"
+    ));
     // What the naive form does needs no experiment: each tier multiplies.
     let naive = 3_u64.pow(3);
     let options = client::Options { attempts: 3, ..client::Options::default() };

@@ -146,7 +146,9 @@ impl Stage {
 
     /// Waits until an order is over.
     async fn over(&self, order: &str, time: Duration) -> Result<Value, BoxError> {
-        let over = |answer: &Answer| ["confirmed", "cancelled"].contains(&answer.json()["status"].as_str().unwrap_or(""));
+        let over = |answer: &Answer| {
+            ["confirmed", "cancelled"].contains(&answer.json()["status"].as_str().unwrap_or(""))
+        };
         Ok(self.remote.until(time, "orders", &format!("/orders/{order}"), over).await?.json())
     }
 
@@ -161,7 +163,8 @@ impl Stage {
         let enough = |answer: &Answer| answer.json().as_array().is_some_and(|mails| mails.len() >= at_least);
         let answer = self.remote.until(Duration::from_secs(5), "notifications", &path, enough).await?;
         let kinds = answer.json().as_array().cloned().unwrap_or_default();
-        let mut kinds: Vec<String> = kinds.iter().filter_map(|mail| mail["kind"].as_str().map(str::to_owned)).collect();
+        let mut kinds: Vec<String> =
+            kinds.iter().filter_map(|mail| mail["kind"].as_str().map(str::to_owned)).collect();
         kinds.sort();
         Ok(kinds)
     }
@@ -198,7 +201,11 @@ impl Story {
     pub fn check(&mut self, holds: bool, what: impl fmt::Display) {
         self.checked += 1;
         self.missed += usize::from(!holds);
-        println!("{:>7.2} s    {} {what}", self.began.elapsed().as_secs_f64(), if holds { "yes" } else { "NO " });
+        println!(
+            "{:>7.2} s    {} {what}",
+            self.began.elapsed().as_secs_f64(),
+            if holds { "yes" } else { "NO " }
+        );
     }
 
     /// What has to take no longer than it does.

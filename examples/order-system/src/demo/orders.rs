@@ -5,15 +5,16 @@ use std::time::{Duration, Instant};
 use order_kit::BoxError;
 use serde_json::{Value, json};
 
-use super::{Play, Stage, Story, order_id};
 use super::CALM;
+use super::{Play, Stage, Story, order_id};
 use crate::audit::settled;
 
 const SOON: Duration = Duration::from_secs(5);
 
 /// The steps of a timeline, in the order in which they were first begun, with what became of them.
 pub(super) async fn steps(stage: &Stage, order: &str) -> Result<Vec<Value>, BoxError> {
-    let timeline = stage.remote.get("orders", &format!("/orders/{order}/timeline")).await?.expect(200)?.json();
+    let timeline =
+        stage.remote.get("orders", &format!("/orders/{order}/timeline")).await?.expect(200)?.json();
     let steps = timeline["steps"].as_array().or(timeline.as_array());
     Ok(steps.cloned().unwrap_or_default())
 }
@@ -49,15 +50,33 @@ pub(super) async fn happy(story: &mut Story, play: &Play) -> Result<(), BoxError
     story.say(format!("its timeline: {}", names(&steps).join(" → ")));
     story.check(names(&steps).len() >= 4, "create, reserve, charge, confirm are in it");
     let paid = stage.remote.get("payments", &format!("/payments/order/{order}")).await?.expect(200)?.json();
-    story.check(paid["charged"] == "0.30" && paid["refunded"] == "0.00", format!("charged once, nothing refunded: {paid}"));
-    let after = stage.remote.until(SOON, "inventory", &format!("/inventory/{}", stage.product(1)), |answer| answer.json()["reserved"] == 0).await?.json();
+    story.check(
+        paid["charged"] == "0.30" && paid["refunded"] == "0.00",
+        format!("charged once, nothing refunded: {paid}"),
+    );
+    let after = stage
+        .remote
+        .until(SOON, "inventory", &format!("/inventory/{}", stage.product(1)), |answer| {
+            answer.json()["reserved"] == 0
+        })
+        .await?
+        .json();
     let fell = before["onHand"].as_i64().unwrap_or(0) - after["onHand"].as_i64().unwrap_or(0);
     story.check(fell == 3, format!("the stock fell by three, once ({fell})"));
     let mails = stage.mails(&order, 2).await?;
-    story.check(mails == ["confirmed", "received"], format!("two mails, one of each kind: {}", mails.join(", ")));
+    story.check(
+        mails == ["confirmed", "received"],
+        format!("two mails, one of each kind: {}", mails.join(", ")),
+    );
     let list = format!("/orders/user/{}", stage.user(0));
-    let row = stage.remote.until(Duration::from_secs(1), "orders", &list, |answer| answer.text.contains(&order)).await?;
-    story.check(row.json()[0]["summary"] == format!("Order #{order} - 0.30"), "the customer's list has it within a second");
+    let row = stage
+        .remote
+        .until(Duration::from_secs(1), "orders", &list, |answer| answer.text.contains(&order))
+        .await?;
+    story.check(
+        row.json()[0]["summary"] == format!("Order #{order} - 0.30"),
+        "the customer's list has it within a second",
+    );
     story.check(settled(&stage.remote, CALM).await?.print(), "the audit is green");
     stage.end().await;
     Ok(())
@@ -75,11 +94,17 @@ pub(super) async fn declined(story: &mut Story, play: &Play) -> Result<(), BoxEr
     story.check(over["status"] == "cancelled", format!("it is cancelled ({})", over["status"]));
     story.check(over["reason"] == "card_declined", format!("and says why: {}", over["reason"]));
     let paid = stage.remote.get("payments", &format!("/payments/order/{order}")).await?.expect(200)?.json();
-    story.check(paid["charged"] == "0.00" && paid["refunded"] == "0.00", "no money was taken, so none is given back");
+    story.check(
+        paid["charged"] == "0.00" && paid["refunded"] == "0.00",
+        "no money was taken, so none is given back",
+    );
     let steps = steps(&stage, &order).await?;
     let undone: Vec<&Value> = steps.iter().filter(|step| step["direction"] == "undo").collect();
     let undone: Vec<&str> = undone.iter().filter_map(|step| step["step"].as_str()).collect();
-    story.check(!undone.contains(&"charge-card"), format!("no refund was asked for; undone: {}", undone.join(", ")));
+    story.check(
+        !undone.contains(&"charge-card"),
+        format!("no refund was asked for; undone: {}", undone.join(", ")),
+    );
     story.check(undone.contains(&"reserve-stock"), "what was reserved was released");
     story.check(stage.stock(0).await? == before, "the stock is as it was");
     let mails = stage.mails(&order, 2).await?;
@@ -96,7 +121,10 @@ pub(super) async fn out_of_stock(story: &mut Story, play: &Play) -> Result<(), B
     story.say("more teapots than there are");
     let order = order_id(&stage.order(0, 0, 9_999).await?.expect(202)?)?;
     let over = stage.over(&order, SOON).await?;
-    story.check(over["status"] == "cancelled", format!("it is cancelled, and not pending for ever ({})", over["status"]));
+    story.check(
+        over["status"] == "cancelled",
+        format!("it is cancelled, and not pending for ever ({})", over["status"]),
+    );
     story.check(over["reason"] == "out_of_stock", format!("and says why: {}", over["reason"]));
     let paid = stage.remote.get("payments", &format!("/payments/order/{order}")).await?.json();
     story.check(paid["charged"].as_str().is_none_or(|sum| sum == "0.00"), "nobody was asked for money");

@@ -6,8 +6,8 @@ use futures::future::try_join_all;
 use order_kit::BoxError;
 use serde_json::json;
 
-use super::{Play, Story, order_id};
 use super::CALM;
+use super::{Play, Story, order_id};
 use crate::audit::settled;
 
 const ORDERS: usize = 20;
@@ -16,7 +16,10 @@ pub(super) async fn down(story: &mut Story, play: &Play) -> Result<(), BoxError>
     let data = tempfile::tempdir()?;
     let stage = play.stage(data.path(), &[]).await?;
     let first = order_id(&stage.order(0, 1, 1).await?.expect(202)?)?;
-    story.check(stage.over(&first, Duration::from_secs(5)).await?["status"] == "confirmed", "while all is well an order is confirmed");
+    story.check(
+        stage.over(&first, Duration::from_secs(5)).await?["status"] == "confirmed",
+        "while all is well an order is confirmed",
+    );
     let user = format!("/api/users/{}", stage.user(0));
     let healthy = slowest(&stage, &user).await?;
 
@@ -30,17 +33,36 @@ pub(super) async fn down(story: &mut Story, play: &Play) -> Result<(), BoxError>
         orders.push(order_id(&stage.order(0, 1, 1).await?.expect(202)?)?);
         slowest_post = slowest_post.max(began.elapsed());
     }
-    story.check_time(slowest_post < Duration::from_millis(50), format!("each of {ORDERS} orders is taken within 50 ms ({} ms)", slowest_post.as_millis()));
+    story.check_time(
+        slowest_post < Duration::from_millis(50),
+        format!("each of {ORDERS} orders is taken within 50 ms ({} ms)", slowest_post.as_millis()),
+    );
     let open = |text: &str| text.contains("\"open\"") || text.contains("Open");
-    let policies = stage.remote.until(Duration::from_secs(5), "orders", "/_policies", |answer| open(&answer.text)).await;
-    story.check(policies.is_ok(), format!("the breaker before payments is open after {} ms", began.elapsed().as_millis()));
-    let waiting = stage.remote.until(Duration::from_secs(5), "orders", &format!("/orders/{}", orders[0]), |answer| answer.json()["status"] == "waiting_payment").await;
+    let policies =
+        stage.remote.until(Duration::from_secs(5), "orders", "/_policies", |answer| open(&answer.text)).await;
+    story.check(
+        policies.is_ok(),
+        format!("the breaker before payments is open after {} ms", began.elapsed().as_millis()),
+    );
+    let waiting = stage
+        .remote
+        .until(Duration::from_secs(5), "orders", &format!("/orders/{}", orders[0]), |answer| {
+            answer.json()["status"] == "waiting_payment"
+        })
+        .await;
     story.check(waiting.is_ok(), "the orders wait for their payment, and say so");
     let details = stage.remote.get("gateway", &format!("/api/orders/{}/details", orders[0])).await?;
     story.check(details.status == 200, "the details of an order can be read");
     let troubled = slowest(&stage, &user).await?;
     let bar = (healthy * 2).max(Duration::from_millis(20));
-    story.check_time(troubled <= bar, format!("users are as fast as before: {} ms, {} ms before", troubled.as_millis(), healthy.as_millis()));
+    story.check_time(
+        troubled <= bar,
+        format!(
+            "users are as fast as before: {} ms, {} ms before",
+            troubled.as_millis(),
+            healthy.as_millis()
+        ),
+    );
 
     story.say("payments are well again");
     stage.remote.call(http::Method::DELETE, "payments", "/_faults", None).await?.expect(200)?;

@@ -17,10 +17,18 @@ use crate::{
 
 /// A place for processes: their ports, and a folder of their own.
 pub(crate) async fn start(play: &Play, data: &std::path::Path) -> Result<Processes, BoxError> {
-    let mut variables = vec![(env::RATE_LIMIT.to_owned(), "off".to_owned()), (env::POLICY_FAST.to_owned(), "1".to_owned())];
+    let mut variables =
+        vec![(env::RATE_LIMIT.to_owned(), "off".to_owned()), (env::POLICY_FAST.to_owned(), "1".to_owned())];
     variables.extend(play.variables.iter().cloned());
     let log = Some(data.join("processes.log"));
-    Processes::start(Options { program: play.program.clone(), port_base: free_ports()?, data: data.to_owned(), variables, log }).await
+    Processes::start(Options {
+        program: play.program.clone(),
+        port_base: free_ports()?,
+        data: data.to_owned(),
+        variables,
+        log,
+    })
+    .await
 }
 
 /// The first of some ports in a row that nobody listens on.
@@ -47,7 +55,8 @@ pub(super) async fn payment_killed(story: &mut Story, play: &Play) -> Result<(),
             killed = processes.kill("payments").await?;
             story.say(format!("process {killed} is killed"));
         }
-        let (remote, user, product) = (stage.remote.clone(), stage.user(0).to_owned(), stage.product(1).to_owned());
+        let (remote, user, product) =
+            (stage.remote.clone(), stage.user(0).to_owned(), stage.product(1).to_owned());
         calls.push(tokio::spawn(async move {
             let began = Instant::now();
             let body = json!({ "userId": user, "items": [{ "productId": product, "quantity": 1 }] });
@@ -59,11 +68,16 @@ pub(super) async fn payment_killed(story: &mut Story, play: &Play) -> Result<(),
     for call in calls {
         let (time, answer) = call.await?;
         slowest = slowest.max(time);
-        if let Some(order) = answer.ok().filter(|answer| answer.status == 202).and_then(|answer| order_id(&answer).ok()) {
+        if let Some(order) =
+            answer.ok().filter(|answer| answer.status == 202).and_then(|answer| order_id(&answer).ok())
+        {
             accepted.push(order);
         }
     }
-    story.check_time(slowest < Duration::from_secs(2), format!("the gateway never hangs (slowest answer {} ms)", slowest.as_millis()));
+    story.check_time(
+        slowest < Duration::from_secs(2),
+        format!("the gateway never hangs (slowest answer {} ms)", slowest.as_millis()),
+    );
     story.check(accepted.len() == 300, format!("all 300 orders are taken ({})", accepted.len()));
     let anew = processes.back("payments", killed).await?;
     story.say(format!("the supervisor has started process {anew}"));
@@ -90,10 +104,25 @@ pub(super) async fn crash(story: &mut Story, play: &Play) -> Result<(), BoxError
     let place = |what, service, faults, back| Place { what, service, faults, back };
     let places = [
         place("before the goods are reserved", "inventory", json!({ "hang": true }), false),
-        place("after the goods are reserved, before that is recorded", "inventory", json!({ "effectThenHang": true }), false),
+        place(
+            "after the goods are reserved, before that is recorded",
+            "inventory",
+            json!({ "effectThenHang": true }),
+            false,
+        ),
         place("before the card is charged", "payments", json!({ "hang": true }), false),
-        place("after the card is charged, before that is recorded", "payments", json!({ "effectThenHang": true }), false),
-        place("after the goods are released, before that is recorded", "inventory", json!({ "effectThenHang": true }), true),
+        place(
+            "after the card is charged, before that is recorded",
+            "payments",
+            json!({ "effectThenHang": true }),
+            false,
+        ),
+        place(
+            "after the goods are released, before that is recorded",
+            "inventory",
+            json!({ "effectThenHang": true }),
+            true,
+        ),
     ];
     let data = tempfile::tempdir()?;
     let processes = start(play, data.path()).await?;
@@ -111,7 +140,10 @@ pub(super) async fn crash(story: &mut Story, play: &Play) -> Result<(), BoxError
         let order = order_id(&stage.order(usize::from(back), 1, 1).await?.expect(202)?)?;
         if back {
             let reserved = format!("/inventory/reservations/{order}");
-            stage.remote.until(Duration::from_secs(5), service, &reserved, |answer| answer.status == 200).await?;
+            stage
+                .remote
+                .until(Duration::from_secs(5), service, &reserved, |answer| answer.status == 200)
+                .await?;
             stage.remote.put(service, "/_faults", faults).await?.expect(200)?;
         }
         tokio::time::sleep(Duration::from_millis(if back { 1_200 } else { 400 })).await;
@@ -122,7 +154,10 @@ pub(super) async fn crash(story: &mut Story, play: &Play) -> Result<(), BoxError
         processes.back("orders", old).await?;
         let over = stage.over(&order, Duration::from_secs(40)).await?;
         let wanted = if back { "cancelled" } else { "confirmed" };
-        story.check(over["status"] == wanted, format!("order-service was killed there; the order is {} all the same", over["status"]));
+        story.check(
+            over["status"] == wanted,
+            format!("order-service was killed there; the order is {} all the same", over["status"]),
+        );
         let seen = processes_of(&steps(&stage, &order).await?);
         story.check(seen.len() == 2, format!("its timeline has two processes ({})", seen.len()));
     }

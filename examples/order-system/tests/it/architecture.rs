@@ -29,8 +29,12 @@ const SHARED: [&str; 3] = ["order-kit", "order-broker", "order-users-grpc"];
 #[test]
 fn no_service_knows_another() {
     let packages = packages();
-    let services: Vec<&String> =
-        packages.keys().filter(|name| name.starts_with("order-") && *name != "order-system" && !SHARED.contains(&name.as_str())).collect();
+    let services: Vec<&String> = packages
+        .keys()
+        .filter(|name| {
+            name.starts_with("order-") && *name != "order-system" && !SHARED.contains(&name.as_str())
+        })
+        .collect();
     assert!(services.len() >= 7, "{services:?}");
     for service in services {
         for dependency in &packages[service] {
@@ -44,7 +48,8 @@ fn no_service_knows_another() {
 fn what_is_shared_knows_no_service() {
     let packages = packages();
     for shared in SHARED {
-        let other = packages[shared].iter().find(|it| it.starts_with("order-") && !SHARED.contains(&it.as_str()));
+        let other =
+            packages[shared].iter().find(|it| it.starts_with("order-") && !SHARED.contains(&it.as_str()));
         assert_eq!(other, None, "{shared}");
     }
 }

@@ -71,7 +71,9 @@ impl Caller {
 
     async fn over(&self, order: &str) -> Result<Value, BoxError> {
         let path = format!("{}/orders/{order}", self.prefix);
-        let over = |answer: &Answer| ["confirmed", "cancelled"].contains(&answer.json()["status"].as_str().unwrap_or(""));
+        let over = |answer: &Answer| {
+            ["confirmed", "cancelled"].contains(&answer.json()["status"].as_str().unwrap_or(""))
+        };
         Ok(self.remote.until(SOON, "gateway", &path, over).await?.json())
     }
 }
@@ -127,7 +129,10 @@ async fn products(caller: &Caller) -> Result<String, BoxError> {
     let product = id(&made)?;
     let found = caller.get(&format!("/products/{product}")).await?.expect(200)?;
     assert_eq!((&found.json()["name"], &found.json()["price"]), (&json!("Cup"), &json!("0.10")));
-    assert_eq!(caller.get("/products/nothing").await?.expect(404)?.json(), json!({ "error": "Product not found" }));
+    assert_eq!(
+        caller.get("/products/nothing").await?.expect(404)?.json(),
+        json!({ "error": "Product not found" })
+    );
     caller.post("/products", json!({ "name": "Cup", "price": "-1" })).await?.expect(400)?;
     Ok(product)
 }
@@ -155,7 +160,10 @@ async fn orders(caller: &Caller, user: &str, product: &str) -> Result<(), BoxErr
     let over = caller.over(&order).await?;
     assert_eq!((&over["status"], &over["reason"]), (&json!("cancelled"), &json!("out_of_stock")), "{over}");
     // A card that is declined.
-    let bob = id(&caller.post("/users", json!({ "name": "Bob", "email": "bob@example.com" })).await?.expect(201)?)?;
+    let bob = id(&caller
+        .post("/users", json!({ "name": "Bob", "email": "bob@example.com" }))
+        .await?
+        .expect(201)?)?;
     let card = format!("/payments/cards/{bob}");
     caller.remote.put("payments", &card, json!({ "behaviour": "decline" })).await?.expect(200)?;
     let body = json!({ "userId": bob, "items": [{ "productId": product, "quantity": 1 }] });

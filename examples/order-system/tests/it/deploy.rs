@@ -13,7 +13,9 @@ fn file(name: &str) -> String {
 
 fn documents(name: &str) -> Vec<Value> {
     use serde::Deserialize;
-    yaml::Deserializer::from_str(&file(name)).map(|document| Value::deserialize(document).expect(name)).collect()
+    yaml::Deserializer::from_str(&file(name))
+        .map(|document| Value::deserialize(document).expect(name))
+        .collect()
 }
 
 fn known_variables() -> BTreeSet<&'static str> {
@@ -56,13 +58,18 @@ fn compose_names_only_variables_that_are_read_and_gives_each_service_its_own_dat
             assert!(image.contains(':') && !image.ends_with(":latest"), "{name}: {image} is not pinned");
             continue;
         }
-        for variable in service["environment"].as_object().expect("an environment").keys().filter(|name| *name != "<<") {
+        for variable in
+            service["environment"].as_object().expect("an environment").keys().filter(|name| *name != "<<")
+        {
             assert!(known_variables().contains(variable.as_str()), "{name}: nobody reads {variable}");
         }
         if let Some(url) = service["environment"]["DATABASE_URL"].as_str() {
             assert!(databases.insert(url.to_owned()), "{name} shares a database");
             let init = file("postgres/init.sql");
-            let (role, database) = (url.split(['/', ':']).nth(3).unwrap_or_default(), url.rsplit('/').next().unwrap_or_default());
+            let (role, database) = (
+                url.split(['/', ':']).nth(3).unwrap_or_default(),
+                url.rsplit('/').next().unwrap_or_default(),
+            );
             assert!(init.contains(&format!("create role {role} ")), "{role}");
             assert!(init.contains(&format!("create database {database} owner {role};")), "{database}");
         }

@@ -29,11 +29,17 @@ pub fn servers(test: &str) -> Option<Servers> {
     let (postgres, amqp, redis) =
         (named("MAINSTAY_TEST_POSTGRES"), named("MAINSTAY_TEST_AMQP"), named("MAINSTAY_TEST_REDIS"));
     let (Some(postgres), Some(amqp), Some(redis)) = (postgres, amqp, redis) else {
-        eprintln!("SKIPPED {test}: MAINSTAY_TEST_POSTGRES, MAINSTAY_TEST_AMQP and MAINSTAY_TEST_REDIS are not all set");
+        eprintln!(
+            "SKIPPED {test}: MAINSTAY_TEST_POSTGRES, MAINSTAY_TEST_AMQP and MAINSTAY_TEST_REDIS are not all set"
+        );
         return None;
     };
     let own = format!("it_{}_", order_kit::new_id().replace('-', ""));
-    let user = amqp.split_once("://").and_then(|(_, rest)| rest.split([':', '@']).next()).unwrap_or("guest").to_owned();
+    let user = amqp
+        .split_once("://")
+        .and_then(|(_, rest)| rest.split([':', '@']).next())
+        .unwrap_or("guest")
+        .to_owned();
     let (host, _) = amqp.rsplit_once('/').unwrap_or((&amqp, ""));
     let made = rabbitmqctl(&["add_vhost", &own])
         && rabbitmqctl(&["set_permissions", "-p", &own, &user, ".*", ".*", ".*"]);
@@ -68,7 +74,10 @@ impl Servers {
             let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await?;
             tokio::spawn(connection);
             let schemas = client
-                .query("select nspname::text from pg_namespace where starts_with(nspname::text, $1)", &[&prefix])
+                .query(
+                    "select nspname::text from pg_namespace where starts_with(nspname::text, $1)",
+                    &[&prefix],
+                )
                 .await?;
             for schema in schemas {
                 let schema: String = schema.get(0);
@@ -103,7 +112,12 @@ impl Front {
         let data = tempfile::tempdir()?;
         let options = options(data.path(), servers);
         let system = System::start(options).await?;
-        Ok(Front { remote: Remote::to(&system), prefix: "/api", shape: Shape::OneProcess(Box::new(system)), _data: data })
+        Ok(Front {
+            remote: Remote::to(&system),
+            prefix: "/api",
+            shape: Shape::OneProcess(Box::new(system)),
+            _data: data,
+        })
     }
 
     pub async fn monolith(servers: &Servers) -> Result<Self, BoxError> {
@@ -139,5 +153,9 @@ fn options(data: &Path, servers: &Servers) -> Options {
 
 /// How journeys are played by a test.
 pub fn play(servers: &Servers) -> Play {
-    Play { variables: servers.variables.clone(), program: env!("CARGO_BIN_EXE_order-system").into(), timed: false }
+    Play {
+        variables: servers.variables.clone(),
+        program: env!("CARGO_BIN_EXE_order-system").into(),
+        timed: false,
+    }
 }

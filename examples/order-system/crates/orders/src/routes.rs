@@ -9,8 +9,8 @@ use axum::{
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use mainstay::saga::view::Timeline;
 use order_kit::{
-    ApiError, Cents, Context, Json, client::IDEMPOTENCY_KEY, context::Page, error::ErrorBody, iso, new_id, now_ms,
-    trace,
+    ApiError, Cents, Context, Json, client::IDEMPOTENCY_KEY, context::Page, error::ErrorBody, iso, new_id,
+    now_ms, trace,
 };
 use serde::{Deserialize, Serialize};
 use tracing::Instrument;
@@ -433,7 +433,8 @@ impl App {
         // page of sagas reaches as far as one of orders.
         let over: Option<std::collections::HashMap<String, bool>> = match &self.moved_by {
             MovedBy::Saga(engine, _) => {
-                let heads = engine.page(&after, usize::try_from(limit).unwrap_or(500)).await.map_err(not_now)?;
+                let heads =
+                    engine.page(&after, usize::try_from(limit).unwrap_or(500)).await.map_err(not_now)?;
                 Some(heads.iter().map(|head| (head.id.to_string(), head.phase.is_terminal())).collect())
             }
             MovedBy::Events => None,

@@ -150,6 +150,7 @@ impl GrpcUsers {
             .consecutive_failures(5)
             .failure_rate(0.5)
             .open_wait(wait, 1.0, wait)
+            .open_wait_jitter(0.0)
             .observe(mainstay::observe::Tracing)
             .observe(mainstay::observe::Metrics)
             .build()?;

@@ -57,6 +57,7 @@ impl Policies {
             .minimum_calls(20)
             .failure_rate(0.5)
             .open_wait(wait, 1.0, wait)
+            .open_wait_jitter(0.0)
             .immediate_close()
             .observe(mainstay::observe::Tracing)
             .observe(mainstay::observe::Metrics)

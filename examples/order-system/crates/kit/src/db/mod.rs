@@ -14,7 +14,6 @@ use std::{path::PathBuf, sync::Arc};
 use futures::future::LocalBoxFuture;
 use tokio::sync::oneshot;
 
-
 mod postgres;
 mod relay;
 mod row;
