@@ -207,7 +207,11 @@ async fn a_checkout_waits_for_the_end() {
     *world.neighbours.stock.lock().unwrap() = 0;
     let answer = world.post("/orders/checkout", order_of("ada", 1)).await;
     assert_eq!((answer.status.as_u16(), &answer.body["error"]), (409, &json!("out_of_stock")));
-    assert_eq!(world.get("/orders/checkout").await.status, StatusCode::NOT_FOUND, "a GET charges nobody");
+    assert_eq!(
+        world.get("/orders/checkout").await.status,
+        StatusCode::METHOD_NOT_ALLOWED,
+        "a GET charges nobody"
+    );
     world.end().await;
 }
 
