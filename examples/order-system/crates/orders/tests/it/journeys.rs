@@ -243,3 +243,22 @@ async fn an_order_whose_saga_was_never_started_is_found() {
     assert_eq!(world.neighbours.effects("charge", &id), 1);
     world.end().await;
 }
+
+/// Measures; run it alone, in release: `cargo test --release -p order-orders --test it -- --ignored --nocapture how_many`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures, and says nothing on a machine that is busy"]
+async fn how_many_orders_a_second() {
+    let world = World::new().await;
+    let began = Instant::now();
+    let mut orders = Vec::new();
+    for _ in 0..30 {
+        orders.extend(futures::future::join_all((0..100).map(|_| world.order("ada", 1))).await);
+    }
+    let accepted = began.elapsed();
+    for id in &orders {
+        assert_eq!(world.decided(id).await["status"], "confirmed");
+    }
+    let per_second = |time: Duration| orders.len() as f64 / time.as_secs_f64();
+    println!("{:.0} accepted, {:.0} confirmed a second", per_second(accepted), per_second(began.elapsed()));
+    world.end().await;
+}
