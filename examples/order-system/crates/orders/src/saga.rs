@@ -73,8 +73,10 @@ const UNTIL_THE_DEADLINE: u32 = 1_000;
 /// What has to happen is tried for about a minute until a person is told.
 const UNTIL_STUCK: u32 = 20;
 
+type Undo = mainstay::Stack![Retry, mainstay::Timeout];
+
 /// A compensation is tried for about ten seconds until a person is told; and then again and again.
-fn undo(fast: bool) -> Result<mainstay::Stack![Retry, mainstay::Timeout], ConfigError> {
+fn undo(fast: bool) -> Result<Undo, ConfigError> {
     let (first, longest) = if fast { (20, 200) } else { (100, 3_000) };
     let again = Retry::exponential(Duration::from_millis(first)).cap(Duration::from_millis(longest));
     let again = again.max_attempts(8).no_budget().idempotent();

@@ -207,7 +207,11 @@ async fn a_checkout_waits_for_the_end() {
     *world.neighbours.stock.lock().unwrap() = 0;
     let answer = world.post("/orders/checkout", order_of("ada", 1)).await;
     assert_eq!((answer.status.as_u16(), &answer.body["error"]), (409, &json!("out_of_stock")));
-    assert_eq!(world.get("/orders/checkout").await.status, StatusCode::NOT_FOUND, "a GET charges nobody");
+    assert_eq!(
+        world.get("/orders/checkout").await.status,
+        StatusCode::METHOD_NOT_ALLOWED,
+        "a GET charges nobody"
+    );
     world.end().await;
 }
 
@@ -237,5 +241,24 @@ async fn an_order_whose_saga_was_never_started_is_found() {
     world.restart_with(env::SAGA_STYLE, "orchestrated").await;
     assert_eq!(world.decided(&id).await["status"], "confirmed");
     assert_eq!(world.neighbours.effects("charge", &id), 1);
+    world.end().await;
+}
+
+/// Measures; run it alone, in release: `cargo test --release -p order-orders --test it -- --ignored --nocapture how_many`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures, and says nothing on a machine that is busy"]
+async fn how_many_orders_a_second() {
+    let world = World::new().await;
+    let began = Instant::now();
+    let mut orders = Vec::new();
+    for _ in 0..30 {
+        orders.extend(futures::future::join_all((0..100).map(|_| world.order("ada", 1))).await);
+    }
+    let accepted = began.elapsed();
+    for id in &orders {
+        assert_eq!(world.decided(id).await["status"], "confirmed");
+    }
+    let per_second = |time: Duration| orders.len() as f64 / time.as_secs_f64();
+    println!("{:.0} accepted, {:.0} confirmed a second", per_second(accepted), per_second(began.elapsed()));
     world.end().await;
 }

@@ -17,7 +17,7 @@ use axum::{
 };
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt;
-use order_broker::{Broker, Message};
+use order_broker::{Broker, Message, PublishError};
 use order_kit::{
     Context,
     context::Ports,
@@ -218,6 +218,7 @@ pub struct World {
     pub broker: Arc<dyn Broker>,
     pub context: Context,
     pub router: Router,
+    access: Access,
     env: Env,
     data: Arc<tempfile::TempDir>,
 }
@@ -243,14 +244,15 @@ impl World {
         .fold(Env::empty(), |env, variable| env.with(variable, &base));
         let env = set(env.with(env::POLICY_FAST, "1"));
         let data = Arc::new(tempfile::tempdir().unwrap());
-        let (context, router) = built(&env, &data, &broker).await;
-        World { neighbours, broker, context, router, env, data }
+        let access = Access::Services;
+        let (context, router) = built(&env, &data, &broker, access).await;
+        World { neighbours, broker, context, router, access, env, data }
     }
 
     /// Ends the service in order, and starts it again on the same data.
     pub async fn restart(&mut self) {
         self.end().await;
-        (self.context, self.router) = built(&self.env, &self.data, &self.broker).await;
+        (self.context, self.router) = built(&self.env, &self.data, &self.broker, self.access).await;
     }
 
     pub async fn end(&self) {
@@ -261,6 +263,12 @@ impl World {
     /// The same with another setting.
     pub async fn restart_with(&mut self, name: &str, value: &str) {
         self.env = self.env.clone().with(name, value);
+        self.restart().await;
+    }
+
+    /// The same as in a monolith, whose routes are everybody's.
+    pub async fn restart_for_everybody(&mut self) {
+        self.access = Access::Everybody;
         self.restart().await;
     }
 
@@ -332,11 +340,16 @@ impl World {
     }
 }
 
-async fn built(env: &Env, data: &tempfile::TempDir, broker: &Arc<dyn Broker>) -> (Context, Router) {
+async fn built(
+    env: &Env,
+    data: &tempfile::TempDir,
+    broker: &Arc<dyn Broker>,
+    access: Access,
+) -> (Context, Router) {
     let context =
         Context::new(order_orders::NAME, env.clone(), data.path(), broker.clone(), Arc::new(Ports(3_000)));
     let service = order_orders::build(context.clone()).await.unwrap();
-    let router = router(&context, service, Access::Services);
+    let router = router(&context, service, access);
     (context, router)
 }
 
@@ -405,6 +418,7 @@ pub fn event(kind: &str, key: &str, data: Value) -> Message {
 
 pub async fn publish(broker: &dyn Broker, message: Message) {
     for answer in broker.publish(vec![message]).await {
-        answer.unwrap();
+        // What nobody wants is nobody's loss.
+        assert!(matches!(answer, Ok(()) | Err(PublishError::Unroutable { .. })), "{answer:?}");
     }
 }
