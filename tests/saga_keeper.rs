@@ -347,7 +347,9 @@ impl Blocking {
                 gate = self.gate.1.wait(gate).unwrap();
             }
         }
-        gate.passed.as_mut().map(|passed| passed.push(operation));
+        if let Some(passed) = gate.passed.as_mut() {
+            passed.push(operation);
+        }
     }
 }
 
