@@ -151,6 +151,8 @@ async fn supervise(
         match spawn(part, &options) {
             Ok(mut child) => {
                 set(child.id());
+                // Waiting would close it, and say that nobody is left.
+                let _parent = child.stdin.take();
                 tokio::select! {
                     ended = child.wait() => tracing::warn!(service = part, ?ended, "a process died"),
                     () = stopped(&mut stop) => {

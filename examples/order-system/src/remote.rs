@@ -8,7 +8,11 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use order_kit::{BoxError, context::SERVICES, env::Env};
+use order_kit::{
+    BoxError,
+    context::{LISTENERS, SERVICES},
+    env::Env,
+};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -82,7 +86,10 @@ impl Remote {
     /// Of the documented ports, moved by a base.
     pub fn at(port_base: u16, env: &Env) -> Self {
         let url = |offset: u16| format!("http://127.0.0.1:{}", port_base + offset);
-        Remote::of(SERVICES.iter().map(|it| (it.name.to_owned(), url(it.offset))).collect(), env)
+        Remote::of(
+            SERVICES.iter().chain(LISTENERS).map(|it| (it.name.to_owned(), url(it.offset))).collect(),
+            env,
+        )
     }
 
     /// Of a system in this process.
