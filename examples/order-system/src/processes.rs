@@ -42,11 +42,14 @@ pub struct Options {
     pub log: Option<PathBuf>,
 }
 
+/// The process of each service, while it has one.
+type Pids = Arc<Mutex<Vec<(&'static str, Option<u32>)>>>;
+
 /// A system of processes that run. Dropping it kills them.
 #[derive(Debug)]
 pub struct Processes {
     options: Options,
-    pids: Arc<Mutex<Vec<(&'static str, Option<u32>)>>>,
+    pids: Pids,
     stop: watch::Sender<bool>,
     supervisors: JoinSet<()>,
 }
@@ -136,7 +139,7 @@ async fn signal(name: &str, pid: u32) -> Result<(), BoxError> {
 async fn supervise(
     part: &'static str,
     options: Options,
-    pids: Arc<Mutex<Vec<(&'static str, Option<u32>)>>>,
+    pids: Pids,
     mut stop: watch::Receiver<bool>,
 ) {
     let set = |pid| {
