@@ -136,12 +136,7 @@ async fn signal(name: &str, pid: u32) -> Result<(), BoxError> {
     if status.success() { Ok(()) } else { Err(format!("process {pid} could not be sent {name}").into()) }
 }
 
-async fn supervise(
-    part: &'static str,
-    options: Options,
-    pids: Pids,
-    mut stop: watch::Receiver<bool>,
-) {
+async fn supervise(part: &'static str, options: Options, pids: Pids, mut stop: watch::Receiver<bool>) {
     let set = |pid| {
         let mut pids = pids.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = pids.iter_mut().find(|(name, _)| *name == part) {
