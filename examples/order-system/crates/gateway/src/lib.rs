@@ -81,7 +81,7 @@ fn behind() -> impl Iterator<Item = &'static Known> {
     SERVICES.iter().filter(|known| known.name != NAME)
 }
 
-/// The gateway's whole router, for [`serve`]. `registry` is the one that it keeps, and that the context's `locate` should ask.
+/// The gateway's whole router, for [`serve()`]. `registry` is the one that it keeps, and that the context's `locate` should ask.
 ///
 /// # Errors
 ///
