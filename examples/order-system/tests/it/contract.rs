@@ -204,7 +204,7 @@ async fn bad_orders(caller: &Caller, user: &str, product: &str) -> Result<(), Bo
         assert_eq!(answer.status.as_u16(), 400, "{text:?}: {}", answer.text);
         clean(&answer);
     }
-    let huge = format!("{{\"userId\":\"{}\"}}", "x".repeat(2 * 1024 * 1024));
+    let huge = format!("{{\"userId\":\"{}\"}}", "x".repeat(300 * 1024));
     let answer = caller.text("/orders", &huge).await?;
     assert_eq!(answer.status.as_u16(), 413);
     Ok(())

@@ -71,7 +71,8 @@ pub fn router(context: &Context, service: Service, access: Access) -> Router {
             std::future::ready(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"))
         });
     telemetry::watch(context);
-    watched(context, routes)
+    // Not in `watched`: what a gateway passes on stays as it is.
+    watched(context, routes.layer(middleware::map_response(in_json)))
 }
 
 /// Routes that the context's faults concern.
@@ -107,7 +108,6 @@ pub fn for_services(context: &Context, routes: Router) -> Router {
 pub fn watched(context: &Context, routes: Router) -> Router {
     routes
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(middleware::map_response(in_json))
         .layer(middleware::from_fn_with_state(Around::of(context), traced))
 }
 

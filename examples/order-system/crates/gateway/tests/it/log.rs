@@ -1,38 +1,18 @@
 //! One line for each request, and nothing in it that is not for readers of logs.
 
-use std::{
-    io::{self, Write},
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex};
 
 use http::Method;
-use opentelemetry::trace::TracerProvider;
-use tracing_subscriber::layer::SubscriberExt;
+use order_kit::telemetry;
 
 use crate::support::{Running, TOKEN, env, mirror};
 
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn every_request_is_one_line_without_a_token() {
-    let lines = Lines::default();
+    let lines: Arc<Mutex<Vec<u8>>> = Arc::default();
     let writer = lines.clone();
-    let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
-    let subscriber = tracing_subscriber::registry()
-        .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(move || writer.clone()))
-        .with(tracing_opentelemetry::layer().with_tracer(provider.tracer("test")));
-    let subscriber = tracing::Dispatch::new(subscriber);
+    let output = Arc::new(move |line: &[u8]| writer.lock().unwrap().extend_from_slice(line));
+    let (subscriber, _provider) = telemetry::tracing_to(&env(), output).expect("the settings can be");
     // With a single one there is, what another test's thread reaches first is asked of that thread, and is off for all.
     let _another = tracing::Dispatch::new(tracing_subscriber::registry());
     let _here = tracing::dispatcher::set_default(&subscriber);
@@ -48,7 +28,7 @@ async fn every_request_is_one_line_without_a_token() {
     assert!(seen["headers"]["traceparent"].as_str().unwrap().contains(trace), "one trace over both hops");
     gateway.send(Method::GET, "/api/users/2", &[("authorization", "Bearer worthless.token.here")], "").await;
 
-    let all = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let all = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
     for secret in [&token, TOKEN, "worthless.token.here"] {
         assert!(!all.contains(secret), "{all}");
     }

@@ -147,7 +147,7 @@ async fn without_prices_nothing_is_accepted() {
     let answer = world.post("/orders", order_of("ada", 1)).await;
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(answer.headers.contains_key("retry-after"));
-    assert_eq!(world.get("/_audit").await.body, json!([]));
+    assert_eq!(world.get("/_audit").await.body["orders"], json!([]));
     world.end().await;
 }
 
@@ -167,7 +167,7 @@ async fn a_clients_key_is_one_order() {
     for other in [order_of("ada", 3), order_of("eve", 2)] {
         assert_eq!(post(other).await.status, StatusCode::UNPROCESSABLE_ENTITY);
     }
-    assert_eq!(world.get("/_audit").await.body.as_array().unwrap().len(), 1);
+    assert_eq!(world.get("/_audit").await.body["orders"].as_array().unwrap().len(), 1);
     world.end().await;
 }
 

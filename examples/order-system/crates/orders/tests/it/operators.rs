@@ -77,14 +77,14 @@ async fn the_audit_shows_all_orders_a_page_at_a_time() {
     let (mut after, mut seen) = (String::new(), Vec::new());
     loop {
         let page = world.get(&format!("/_audit?limit=4&after={after}")).await.body;
-        let page = page.as_array().unwrap().clone();
+        let page = page["orders"].as_array().unwrap().clone();
         let Some(last) = page.last() else { break };
         after = last["id"].as_str().unwrap().to_owned();
         seen.extend(page);
     }
     let shown: Vec<&str> = seen.iter().map(|order| order["id"].as_str().unwrap()).collect();
     assert_eq!(shown, ids);
-    let over: Vec<bool> = seen.iter().map(|order| order["sagaOver"].as_bool().unwrap()).collect();
+    let over: Vec<bool> = seen.iter().map(|order| order["over"].as_bool().unwrap()).collect();
     assert_eq!(over, [true, true, true, true, true, false]);
     assert_eq!((&seen[1]["status"], &seen[1]["total"]), (&json!("cancelled"), &json!("0.20")));
     assert_eq!(world.get("/_audit?limit=x").await.status, StatusCode::BAD_REQUEST);
