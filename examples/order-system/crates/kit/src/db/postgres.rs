@@ -89,12 +89,12 @@ async fn work(queue: &Mutex<mpsc::UnboundedReceiver<(Kind, Job)>>, url: &str, sc
                 }
                 Err(error) => error,
             };
-            // A connection that was lost while nobody used it; nothing has been done on it.
-            if !again || !client.is_closed() {
+            // Mostly a connection that was lost while nobody used it. Nothing has been done on it, so another may be tried.
+            if !again {
                 refuse(job, error.into()).await;
                 continue 'jobs;
             }
-            again = false;
+            (again, connection) = (false, None);
         }
     }
 }
