@@ -9,7 +9,10 @@ use std::{
 };
 
 use order_broker::Broker;
-use order_gateway::{Instances, Registry, RegistryClient, registry::Instance};
+use order_gateway::{
+    Instances, RegistryClient,
+    registry::{self, Instance},
+};
 use order_kit::{
     BoxError, Context,
     auth::ServiceTokens,
@@ -19,11 +22,6 @@ use order_kit::{
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::services;
-
-/// How long an instance is in the registry after it was last heard of.
-const TTL: Duration = Duration::from_secs(10);
-/// How often instances in this process say that they are there.
-const HEARTBEAT: Duration = Duration::from_secs(3);
 
 /// How a system is started.
 #[derive(Debug, Clone)]
@@ -139,7 +137,7 @@ impl System {
             base if alone => Arc::new(Ports(if base == 0 { 3000 } else { base })),
             _ => table.clone(),
         };
-        let instances = Arc::new(Instances::new(TTL, otherwise.clone()));
+        let instances = Arc::new(Instances::new(registry::TTL, otherwise.clone()));
         let (locate, registry): (Arc<dyn Locate>, _) = if options.parts.contains(&order_gateway::NAME) {
             (instances.clone(), None)
         } else {
@@ -223,21 +221,7 @@ impl System {
             context.spawn(registry.clone().run(vec![instance], stop));
             return;
         }
-        let instances = self.instances.clone();
-        context.spawn(async move {
-            while !stop.is_cancelled() {
-                if !instances.heartbeat(&instance.service, &instance.id)
-                    && instances.register(instance.clone()).is_err()
-                {
-                    tracing::warn!(service = part, "the registry has no room");
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(HEARTBEAT) => {}
-                    () = stop.cancelled() => {}
-                }
-            }
-            instances.deregister(&instance.service, &instance.id);
-        });
+        context.spawn(registry::keep(self.instances.clone(), vec![instance], stop));
     }
 
     /// Users by gRPC, beside their routes.
