@@ -43,16 +43,6 @@ pub async fn build(context: Context) -> Result<Service, BoxError> {
         let books = books.clone();
         async move { audit::audit(&books, page).await.map(|audit| audit.to_json()) }
     });
-    let (database, broker) = (db.clone(), context.broker().clone());
-    let checks = vec![
-        Check::required("database", move || {
-            let database = database.clone();
-            async move { database.ping().await }
-        }),
-        Check::required("messageQueue", move || {
-            let broker = broker.clone();
-            async move { broker.check().await.map_err(|_| "the broker does not answer".to_owned()) }
-        }),
-    ];
+    let checks = vec![Check::database("database", &db), Check::message_queue(&context, true)];
     Ok(Service { routes: http::routes(db), checks })
 }

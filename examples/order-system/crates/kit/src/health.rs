@@ -9,6 +9,8 @@ use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 use futures::future::join_all;
 use serde::Serialize;
 
+use crate::{Context, Db};
+
 /// How long a check may take.
 pub const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -29,6 +31,25 @@ impl Check {
         F: Future<Output = Result<(), String>> + Send + 'static,
     {
         Check { name, required: true, ask: Arc::new(move || Box::pin(ask())) }
+    }
+
+    /// That a database answers; without it nothing can be done.
+    pub fn database(name: &'static str, db: &Db) -> Self {
+        let db = db.clone();
+        Check::required(name, move || {
+            let db = db.clone();
+            async move { db.ping().await }
+        })
+    }
+
+    /// That the broker answers. The caller says whether it is required.
+    pub fn message_queue(context: &Context, required: bool) -> Self {
+        let broker = context.broker().clone();
+        let queue = Check::required("messageQueue", move || {
+            let broker = broker.clone();
+            async move { broker.check().await.map_err(|_| "the broker does not answer".to_owned()) }
+        });
+        Check { required, ..queue }
     }
 
     /// Its name.

@@ -115,17 +115,7 @@ pub(crate) fn place(context: &Context, name: &str) -> Place {
 
 /// The databases are needed; events wait in the outbox while the broker is away.
 pub(crate) fn checks(context: &Context, databases: &[(&'static str, &Db)]) -> Vec<Check> {
-    let database = |(name, db): &(&'static str, &Db)| {
-        let db = (*db).clone();
-        Check::required(name, move || {
-            let db = db.clone();
-            async move { db.ping().await }
-        })
-    };
-    let broker = context.broker().clone();
-    let queue = Check::optional("messageQueue", move || {
-        let broker = broker.clone();
-        async move { broker.check().await.map_err(|_| "the broker does not answer".to_owned()) }
-    });
+    let database = |(name, db): &(&'static str, &Db)| Check::database(name, db);
+    let queue = Check::message_queue(context, false);
     databases.iter().map(database).chain([queue]).collect()
 }

@@ -75,16 +75,6 @@ pub async fn build_with(context: Context, options: Options) -> Result<Service, B
         let books = books.clone();
         async move { audit::audit(&books, page).await.map(|audit| audit.to_json()) }
     });
-    let broker = context.broker().clone();
-    let checks = vec![
-        Check::required("database", move || {
-            let db = db.clone();
-            async move { db.ping().await }
-        }),
-        Check::required("messageQueue", move || {
-            let broker = broker.clone();
-            async move { broker.check().await.map_err(|_| "the broker does not answer".to_owned()) }
-        }),
-    ];
+    let checks = vec![Check::database("database", &db), Check::message_queue(&context, true)];
     Ok(Service { routes: http::routes(payments), checks })
 }

@@ -24,15 +24,7 @@ pub const NAME: &str = "users";
 /// A database that cannot be opened.
 pub async fn build(context: Context) -> Result<Service, BoxError> {
     let users = repository::Users::of(&context).await?;
-    let (db, broker) = (users.db().clone(), context.broker().clone());
-    let database = Check::required("database", move || {
-        let db = db.clone();
-        async move { db.ping().await }
-    });
     // Events wait in the outbox until the broker is back.
-    let queue = Check::optional("messageQueue", move || {
-        let broker = broker.clone();
-        async move { broker.check().await.map_err(|_| "the broker does not answer".to_owned()) }
-    });
-    Ok(Service { routes: routes::routes(users), checks: vec![database, queue] })
+    let checks = vec![Check::database("database", users.db()), Check::message_queue(&context, false)];
+    Ok(Service { routes: routes::routes(users), checks })
 }
