@@ -51,7 +51,7 @@ pub async fn build(context: Context) -> Result<Service, BoxError> {
     events::consume(&context, queue, PARALLEL, move |event| count(handler.clone(), event)).await?;
     Ok(Service {
         routes: OpenApiRouter::new().routes(routes!(counters)).with_state(db.clone()),
-        checks: crate::checks(db, context.broker().clone()),
+        checks: crate::checks(&context, &db),
     })
 }
 

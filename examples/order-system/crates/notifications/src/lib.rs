@@ -74,25 +74,15 @@ pub async fn build_with(context: Context, mailer: impl Mailer) -> Result<Service
         async move { notifier.handle(event).await }
     })
     .await?;
-    let checked = (db, context.broker().clone());
     Ok(Service {
         routes: OpenApiRouter::new().routes(routes!(sent)).with_state(notifier),
-        checks: checks(checked.0, checked.1),
+        checks: checks(&context, &db),
     })
 }
 
 /// What a service needs that listens and keeps what it has heard.
-fn checks(db: Db, broker: Arc<dyn order_broker::Broker>) -> Vec<Check> {
-    vec![
-        Check::required("database", move || {
-            let db = db.clone();
-            async move { db.ping().await }
-        }),
-        Check::required("messageQueue", move || {
-            let broker = broker.clone();
-            async move { broker.check().await.map_err(|_| "the broker does not answer".to_owned()) }
-        }),
-    ]
+fn checks(context: &Context, db: &Db) -> Vec<Check> {
+    vec![Check::database("database", db), Check::message_queue(context, true)]
 }
 
 #[derive(Clone)]

@@ -82,7 +82,7 @@ pub async fn build(context: Context) -> Result<Service, BoxError> {
             .routes(routes!(account))
             .routes(routes!(counters))
             .with_state(db.clone()),
-        checks: crate::checks(db, context.broker().clone()),
+        checks: crate::checks(&context, &db),
     })
 }
 
