@@ -13,7 +13,7 @@ use axum::{Router, extract::State, routing::get};
 use http::{HeaderMap, StatusCode};
 use order_kit::{
     BoxError, Context,
-    client::{self, Client, DEADLINE},
+    client::{self, Client},
     context::{Locate, Service},
     env::Env,
     server::{Access, router, serve},
@@ -30,7 +30,7 @@ struct Hop {
     /// How long it works before it asks the next.
     work: Mutex<Duration>,
     /// What was left when it was asked.
-    left: Mutex<Vec<u64>>,
+    left: Mutex<Vec<u128>>,
     calls: AtomicU64,
     fails: bool,
 }
@@ -50,9 +50,8 @@ const HOPS: [&str; 5] = ["hop-1", "hop-2", "hop-3", "hop-4", "hop-5"];
 
 async fn asked(State(hop): State<Arc<Hop>>, headers: HeaderMap) -> StatusCode {
     hop.calls.fetch_add(1, Ordering::SeqCst);
-    if let Some(left) = headers.get(&DEADLINE).and_then(|ms| ms.to_str().ok()).and_then(|ms| ms.parse().ok())
-    {
-        hop.left.lock().unwrap_or_else(PoisonError::into_inner).push(left);
+    if let Some(left) = client::told_deadline(&headers) {
+        hop.left.lock().unwrap_or_else(PoisonError::into_inner).push(left.as_millis());
     }
     if hop.fails {
         return StatusCode::INTERNAL_SERVER_ERROR;
@@ -135,7 +134,7 @@ pub(super) async fn chain(story: &mut Story) -> Result<(), BoxError> {
     story.say("five hops, 10 ms of work in each, 600 ms for all");
     let reply = chain.first.get("/").await?;
     story.check(reply.status == 200, "the last hop's answer arrives");
-    let lefts: Vec<u64> = chain
+    let lefts: Vec<u128> = chain
         .hops
         .iter()
         .filter_map(|hop| hop.left.lock().unwrap_or_else(PoisonError::into_inner).last().copied())

@@ -15,10 +15,12 @@ use hyper_util::{
     client::legacy::{Client as Http, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use mainstay::{
-    BoxedStack, Bulkhead, CircuitBreaker, ConfigError, Error, Kind, Refused, Retry, circuit_breaker,
+use mainstay::{BoxedStack, CircuitBreaker, ConfigError, Error, Kind, Refused, Retry, circuit_breaker};
+use order_kit::{
+    Context,
+    client::{policies, tell_deadline},
+    trace,
 };
-use order_kit::{Context, client::DEADLINE, env, trace};
 use tokio::time::Instant;
 use tracing::Instrument;
 
@@ -181,23 +183,12 @@ impl Upstream {
     /// An option that cannot be.
     pub fn new(context: &Context, side: Side, names: Names) -> Result<Self, ConfigError> {
         let name = side.name();
-        let wait = Duration::from_secs(if context.env().get(env::POLICY_FAST).is_some() { 3 } else { 30 });
-        let breaker = CircuitBreaker::config()
-            .name(name)
-            .time_window(Duration::from_secs(60), 60)
+        let wait = policies::open_wait(context.env());
+        let breaker = policies::breaker(name, wait)
             .consecutive_failures(5)
-            .failure_rate(0.5)
-            .open_wait(wait, 1.0, wait)
-            .open_wait_jitter(0.0)
-            .observe(mainstay::observe::Tracing)
-            .observe(mainstay::observe::Metrics)
             .classify(classify as fn(&Outcome) -> circuit_breaker::Class)
             .build()?;
-        let bulkhead = Bulkhead::config(CONCURRENCY.0)
-            .queue(CONCURRENCY.1, Duration::from_secs(1))
-            .name(name)
-            .observe(mainstay::observe::Metrics)
-            .build()?;
+        let bulkhead = policies::bulkhead(name, CONCURRENCY.0, CONCURRENCY.1)?;
         let retry = Retry::exponential(Duration::from_millis(10))
             .cap(Duration::from_millis(30))
             .max_attempts(3)
@@ -347,8 +338,7 @@ impl Inner {
             .build()
             .map_err(|error| wrong(&error))?;
         headers.insert(header::HOST, HeaderValue::from_str(host.as_str()).map_err(|error| wrong(&error))?);
-        let left = mainstay::deadline::remaining().unwrap_or(DEADLINE_LIMIT);
-        headers.insert(&DEADLINE, HeaderValue::from(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)));
+        tell_deadline(&mut headers, DEADLINE_LIMIT);
         trace::inject(&mut headers);
         let mut request = Request::new(upload.clone());
         (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = (method, uri, headers);

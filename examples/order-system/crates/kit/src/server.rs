@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::{
     Context, Service,
-    client::DEADLINE,
+    client::told_deadline,
     context::Page,
     env,
     error::{ApiError, Json},
@@ -290,7 +290,7 @@ async fn traced(State(around): State<Around>, request: Request, next: Next) -> R
             header(trace::CORRELATION_ID)
                 .filter(|id| id.len() <= 128)
                 .map_or_else(crate::new_id, str::to_owned),
-            header(DEADLINE.as_str()).and_then(|ms| ms.parse().ok()).map(Duration::from_millis),
+            told_deadline(request.headers()),
         )
     };
     let limit = told.unwrap_or(REQUEST_TIMEOUT).min(REQUEST_TIMEOUT);

@@ -5,8 +5,8 @@ use std::{fmt, time::Duration};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::BodyExt;
-use mainstay::{Bulkhead, CircuitBreaker, Refused, Retry};
-use order_kit::{ApiError, BoxError, Context, env};
+use mainstay::{CircuitBreaker, Refused, Retry};
+use order_kit::{ApiError, BoxError, Context, client::policies, env};
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Status, body::Body, transport::Endpoint};
 use tower::{Layer, ServiceExt, util::BoxCloneSyncService};
@@ -143,22 +143,9 @@ impl GrpcUsers {
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(5))
             .connect_lazy();
-        let wait = Duration::from_secs(if context.env().get(env::POLICY_FAST).is_some() { 3 } else { 30 });
-        let breaker = CircuitBreaker::config()
-            .name(NAME)
-            .time_window(Duration::from_secs(60), 60)
-            .consecutive_failures(5)
-            .failure_rate(0.5)
-            .open_wait(wait, 1.0, wait)
-            .open_wait_jitter(0.0)
-            .observe(mainstay::observe::Tracing)
-            .observe(mainstay::observe::Metrics)
-            .build()?;
-        let bulkhead = Bulkhead::config(options.concurrency)
-            .queue(options.queue, Duration::from_secs(1))
-            .name(NAME)
-            .observe(mainstay::observe::Metrics)
-            .build()?;
+        let wait = policies::open_wait(context.env());
+        let breaker = policies::breaker(NAME, wait).consecutive_failures(5).build()?;
+        let bulkhead = policies::bulkhead(NAME, options.concurrency, options.queue)?;
         // The contract only reads: everything may be asked again.
         let retry = Retry::exponential(Duration::from_millis(50))
             .cap(Duration::from_millis(500))

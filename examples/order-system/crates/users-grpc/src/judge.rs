@@ -3,12 +3,16 @@
 //! A call of gRPC that fails is an answer of HTTP all the same, with status 200 and the code in a header or after the body. A policy
 //! around a bare channel would take every one of them for a success.
 
-use std::task::{Context, Poll};
+use std::{
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{HeaderName, HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Full, Limited};
+use mainstay::deadline::header;
 use order_kit::{auth, trace};
 use tonic::{Code, Status, body::Body, transport::Channel};
 use tower::Service;
@@ -17,7 +21,7 @@ use crate::client::UsersError;
 
 /// The most that is read of an answer.
 const ANSWER_LIMIT: usize = 4 * 1024 * 1024;
-static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+static GRPC_TIMEOUT: HeaderName = HeaderName::from_static(header::GRPC_TIMEOUT);
 
 /// Whether the code says that the server could not do its work. The others (`NOT_FOUND`, `INVALID_ARGUMENT`, …) are its word.
 pub fn is_failure(code: Code) -> bool {
@@ -67,8 +71,8 @@ impl Service<Request<Bytes>> for Judge {
             request.headers_mut().insert(&auth::SERVICE_TOKEN, token);
             trace::inject(request.headers_mut());
             if let (Answer::One, Some(left)) = (answer, mainstay::deadline::remaining()) {
-                // At most eight digits.
-                let left = format!("{}m", left.as_millis().clamp(1, 99_999_999));
+                // A server does not have to know what no time at all means.
+                let left = header::to_grpc(left.max(Duration::from_millis(1)));
                 if let Ok(left) = HeaderValue::from_str(&left) {
                     request.headers_mut().insert(&GRPC_TIMEOUT, left);
                 }

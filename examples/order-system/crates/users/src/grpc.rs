@@ -4,6 +4,7 @@ use std::{collections::VecDeque, pin::Pin, time::Duration};
 
 use futures::{Stream, stream};
 use http::StatusCode;
+use mainstay::deadline::header;
 use order_kit::{ApiError, BoxError, Context, env, fault::Verdict, server::REQUEST_TIMEOUT, trace};
 use order_users_grpc::proto::{
     UserChange, UserRequest, UserResponse, WatchRequest,
@@ -236,19 +237,7 @@ impl From<User> for UserResponse {
 
 /// How long the caller waits: `grpc-timeout`, a number of at most eight digits and a unit. One that is none is ignored, as others do.
 fn told(metadata: &MetadataMap) -> Option<Duration> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
-    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let sound = (1..=8).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_digit());
-    let number: u64 = number.parse().ok().filter(|_| sound)?;
-    Some(match unit {
-        "H" => Duration::from_secs(number * 3_600),
-        "M" => Duration::from_secs(number * 60),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
-        _ => return None,
-    })
+    header::from_grpc(metadata.get(header::GRPC_TIMEOUT)?.to_str().ok()?).ok()
 }
 
 /// What an answer over REST says, as gRPC says it.

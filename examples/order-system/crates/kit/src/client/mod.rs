@@ -5,7 +5,7 @@
 //! with a short queue, and a timeout for each attempt. Answers below 500 other than 429 are the service's word and no failure of its: a
 //! thousand unknown users open no breaker.
 
-mod policies;
+pub mod policies;
 mod streak;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -17,7 +17,7 @@ use hyper_util::{
     client::legacy::{Client as Http, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use mainstay::{ConfigError, Refused};
+use mainstay::{ConfigError, Refused, deadline};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{auth, context::Context, env, metric, trace};
@@ -27,11 +27,22 @@ use policies::Policies;
 /// The request's key under which repeating it has no further effect.
 pub static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// How many milliseconds whoever asked will wait.
-pub static DEADLINE: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+pub static DEADLINE: HeaderName = HeaderName::from_static(deadline::header::REQUEST_TIMEOUT_MS);
 /// For how long a connection that is not in use is kept: not as long as the server does, which would close it under a request.
 const IDLE: Duration = Duration::from_secs(5);
 /// The most that is read of an answer.
 const ANSWER_LIMIT: usize = 4 * 1024 * 1024;
+
+/// Says how much time is left, or `otherwise` where there is no deadline.
+pub fn tell_deadline(headers: &mut HeaderMap, otherwise: Duration) {
+    let left = deadline::header::to_millis(deadline::remaining().unwrap_or(otherwise));
+    headers.extend(HeaderValue::try_from(left).ok().map(|left| (DEADLINE.clone(), left)));
+}
+
+/// How much time whoever asks has left, if that is said. What is no number says nothing.
+pub fn told_deadline(headers: &HeaderMap) -> Option<Duration> {
+    deadline::header::from_millis(headers.get(&DEADLINE)?.to_str().ok()?).ok()
+}
 
 /// How a service is called.
 #[derive(Debug, Clone, Copy)]
@@ -174,7 +185,7 @@ impl Client {
     ///
     /// An option that cannot be.
     pub fn new(context: &Context, service: &'static str, options: Options) -> Result<Self, ConfigError> {
-        let wait = Duration::from_secs(if context.env().get(env::POLICY_FAST).is_some() { 3 } else { 30 });
+        let wait = policies::open_wait(context.env());
         let policies = Policies::new(service, options, wait, context.policies())?;
         if context.env().get_or_default(env::BREAKERS) == "off" {
             policies.disable_breaker();
@@ -287,8 +298,7 @@ impl Client {
         let token = HeaderValue::from_str(self.0.context.tokens().send())
             .map_err(|error| CallError::Request(error.to_string()))?;
         headers.insert(&auth::SERVICE_TOKEN, token);
-        let left = mainstay::deadline::remaining().unwrap_or(self.0.deadline);
-        headers.insert(&DEADLINE, HeaderValue::from(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)));
+        tell_deadline(&mut headers, self.0.deadline);
         trace::inject(&mut headers);
         let mut request = Request::builder()
             .method(method)

@@ -8,8 +8,8 @@ mod simulated;
 
 use std::time::Duration;
 
-use mainstay::{BoxedStack, Bulkhead, CircuitBreaker, ConfigError, Error};
-use order_kit::{ApiError, Cents, Context, Db, Tx, db::DbError, env};
+use mainstay::{BoxedStack, ConfigError, Error};
+use order_kit::{ApiError, Cents, Context, Db, Tx, client::policies, db::DbError};
 
 use crate::wire::Behaviour;
 use simulated::{CaptureRequest, Psp, code, conduct};
@@ -55,23 +55,10 @@ pub(crate) struct Cards {
 impl Cards {
     /// Cards whose provider keeps its tables in `db`, and is waited for no longer than `timeout`.
     pub(crate) fn new(context: &Context, db: &Db, timeout: Duration) -> Result<Self, ConfigError> {
-        let wait = Duration::from_secs(if context.env().get(env::POLICY_FAST).is_some() { 3 } else { 30 });
+        let wait = policies::open_wait(context.env());
         let name = "card-provider";
-        let breaker = CircuitBreaker::config()
-            .name(name)
-            .time_window(Duration::from_secs(60), 60)
-            .consecutive_failures(5)
-            .failure_rate(0.5)
-            .open_wait(wait, 1.0, wait)
-            .open_wait_jitter(0.0)
-            .observe(mainstay::observe::Tracing)
-            .observe(mainstay::observe::Metrics)
-            .build()?;
-        let bulkhead = Bulkhead::config(CONCURRENCY)
-            .queue(QUEUE, Duration::from_secs(1))
-            .name(name)
-            .observe(mainstay::observe::Metrics)
-            .build()?;
+        let breaker = policies::breaker(name, wait).consecutive_failures(5).build()?;
+        let bulkhead = policies::bulkhead(name, CONCURRENCY, QUEUE)?;
         context.policies().add(&breaker);
         context.policies().add(&bulkhead);
         let stack = || {
