@@ -13,7 +13,7 @@ use crate::{
     processes::{self, Processes},
     remote::Remote,
     saga, seed, services,
-    system::{Options, System, broker_address},
+    system::{Options, System},
 };
 
 /// The documented order system, protected by mainstay throughout.
@@ -219,9 +219,9 @@ async fn command(cli: Cli) -> Result<bool, BoxError> {
             return Ok(remote.get("it", path).await?.status == 200);
         }
         Command::Doctor => return Ok(doctor::doctor(&env, &place.data).await? == 0),
-        Command::Topology => messages::topology(&*broker(&env, &place).await?).await?,
+        Command::Topology => messages::topology(&*messages::open(&env, &place.data).await?).await?,
         Command::Dlq { what } => {
-            let broker = broker(&env, &place).await?;
+            let broker = messages::open(&env, &place.data).await?;
             match what {
                 Dlq::List { queue } => messages::list(&*broker, queue.as_deref(), 1_000).await?,
                 Dlq::Replay { queue, ids } => {
@@ -247,18 +247,6 @@ fn passed_on(env: &Env) -> Vec<(String, String)> {
         env::LOG,
     ];
     names.iter().filter_map(|name| env.get(name).map(|value| ((*name).to_owned(), value))).collect()
-}
-
-async fn broker(env: &Env, place: &Place) -> Result<std::sync::Arc<dyn order_broker::Broker>, BoxError> {
-    let broker = order_broker::open(&broker_address(env, &place.data)).await?;
-    // It connects by itself, and somebody else may be the first to declare.
-    for _ in 0..20 {
-        if broker.check().await.is_ok() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    Ok(broker)
 }
 
 async fn up(place: Place) -> Result<(), BoxError> {

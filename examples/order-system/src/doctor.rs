@@ -8,7 +8,7 @@ use order_kit::{
     env::{self, Env, VARIABLES, Variable},
 };
 
-use crate::system::broker_address;
+use crate::messages;
 
 /// Prints it all; how many of the things that are needed do not answer.
 ///
@@ -92,15 +92,7 @@ async fn database(env: &Env, data: &Path) -> Result<String, String> {
 }
 
 async fn broker(env: &Env, data: &Path) -> Result<String, String> {
-    let address = broker_address(env, data);
-    let broker = order_broker::open(&address).await.map_err(|error| error.to_string())?;
-    // It connects by itself.
-    for _ in 0..20 {
-        if broker.check().await.is_ok() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let broker = messages::open(env, data).await.map_err(|error| error.to_string())?;
     broker.check().await.map(|()| format!("{} answers", broker.address())).map_err(|error| error.to_string())
 }
 

@@ -1,7 +1,27 @@
 //! `topology` and `dlq`: what the broker has, for whoever operates it.
 
-use order_broker::{Broker, Which};
-use order_kit::BoxError;
+use std::{path::Path, sync::Arc, time::Duration};
+
+use order_broker::{Broker, BrokerError, Which};
+use order_kit::{BoxError, env::Env};
+
+use crate::system::broker_address;
+
+/// The broker of the settings. It connects by itself, for which it is given two seconds; whether it has, [`Broker::check`] says.
+///
+/// # Errors
+///
+/// An address that is none, or a file that cannot be opened.
+pub async fn open(env: &Env, data: &Path) -> Result<Arc<dyn Broker>, BrokerError> {
+    let broker = order_broker::open(&broker_address(env, data)).await?;
+    for _ in 0..20 {
+        if broker.check().await.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(broker)
+}
 
 /// Prints the exchange, each queue with its bindings, and what is in it.
 ///

@@ -108,13 +108,7 @@ pub async fn relay(
     relay: &Relay,
     publisher: impl AsyncFnMut(Message) -> Result<(), Unsent>,
 ) -> Result<Relayed, Error> {
-    // Each statement has to see what other relays have committed before it.
-    let tx = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
-    let messages = claim(&tx, relay).await?;
-    if messages.is_empty() {
-        tx.rollback().await?;
-        return Ok(Relayed::default());
-    }
+    let Some((tx, messages)) = begin(client, relay).await? else { return Ok(Relayed::default()) };
     let (fates, relayed) = round::publish(relay, messages, publisher).await;
     mark(tx, fates).await?;
     Ok(relayed)
@@ -132,15 +126,25 @@ pub async fn relay_many(
     relay: &Relay,
     publisher: impl AsyncFnMut(Vec<Message>) -> Vec<Result<(), Unsent>>,
 ) -> Result<Relayed, Error> {
+    let Some((tx, messages)) = begin(client, relay).await? else { return Ok(Relayed::default()) };
+    let (fates, relayed) = round::publish_many(relay, messages, publisher).await;
+    mark(tx, fates).await?;
+    Ok(relayed)
+}
+
+/// A transaction that holds what is due and not in the hands of another relay; nothing, if nothing is.
+async fn begin<'c>(
+    client: &'c mut Client,
+    relay: &Relay,
+) -> Result<Option<(Transaction<'c>, Vec<(i64, Message)>)>, Error> {
+    // Each statement has to see what other relays have committed before it.
     let tx = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
     let messages = claim(&tx, relay).await?;
     if messages.is_empty() {
         tx.rollback().await?;
-        return Ok(Relayed::default());
+        return Ok(None);
     }
-    let (fates, relayed) = round::publish_many(relay, messages, publisher).await;
-    mark(tx, fates).await?;
-    Ok(relayed)
+    Ok(Some((tx, messages)))
 }
 
 /// Writes what has become of the messages of a round, and commits.

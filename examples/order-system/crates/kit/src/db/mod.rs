@@ -125,9 +125,7 @@ impl Db {
             Workers::Sqlite(pool) => pool.write(job),
             Workers::Postgres(pool) => pool.write(job),
         }
-        answer
-            .await
-            .unwrap_or_else(|_| Err(E::from(DbError::Unavailable("the work was given up".to_owned()))))
+        answered(answer).await
     }
 
     /// Runs the work where it sees one state of the database; it must not write.
@@ -146,9 +144,7 @@ impl Db {
             Workers::Sqlite(pool) => pool.read(job),
             Workers::Postgres(pool) => pool.read(job),
         }
-        answer
-            .await
-            .unwrap_or_else(|_| Err(E::from(DbError::Unavailable("the work was given up".to_owned()))))
+        answered(answer).await
     }
 
     /// Whether it answers: for a health check. The text names no place.
@@ -160,6 +156,11 @@ impl Db {
         let answer = self.read(async |tx| tx.query("select 1", &[]).await.map(|_| ())).await;
         answer.map_err(|_: DbError| "the database does not answer".to_owned())
     }
+}
+
+/// What came of the work; that it was given up, if its thread did not get to say so.
+async fn answered<T, E: From<DbError>>(answer: oneshot::Receiver<Result<T, E>>) -> Result<T, E> {
+    answer.await.unwrap_or_else(|_| Err(E::from(DbError::Unavailable("the work was given up".to_owned()))))
 }
 
 /// The work as a job for a worker's thread, and where its answer arrives.
