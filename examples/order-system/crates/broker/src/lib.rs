@@ -26,7 +26,7 @@ pub use delivery::{Delivery, Fate, MAX_RETURNS, Settle, Settlement, ack_all};
 pub use error::{BrokerError, PublishError};
 pub use memory::Memory;
 pub use message::{DeadLetter, Message};
-pub use sqlite::Sqlite;
+pub use sqlite::{Sqlite, into_wal};
 pub use topic::matches;
 pub use topology::{Backoff, Queue, Topology};
 

@@ -13,6 +13,7 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use self::store::Claim;
+pub use self::store::into_wal;
 use self::writer::{Command, Writer};
 use crate::{
     BoxFuture, Broker, BrokerError, Consumer, DeadLetter, Delivery, Fate, Message, PublishError, Settle,

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, TransactionBehavior, params};
 
 use super::routes::Routes;
 use crate::delivery::returned_too_often;
@@ -26,6 +26,30 @@ pub(super) struct Claim {
     pub(super) seq: i64,
 }
 
+/// Puts a file into WAL mode, which it stays in.
+///
+/// Where several open a new file at once, SQLite refuses all but one without asking their busy handlers, since of two that wait for each
+/// other one has to give way. So it is asked again, for as long as said.
+///
+/// # Errors
+///
+/// The database's.
+pub fn into_wal(connection: &Connection, patience: Duration) -> Result<()> {
+    let began = std::time::Instant::now();
+    loop {
+        match connection.pragma_update(None, "journal_mode", "WAL") {
+            Err(error) if began.elapsed() < patience && is_busy(&error) => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            done => return done,
+        }
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
 /// Opens the file and sees to its tables.
 pub(super) fn open(path: &Path) -> Result<Connection> {
     let mut conn = Connection::open(path)?;
@@ -36,7 +60,7 @@ pub(super) fn open(path: &Path) -> Result<Connection> {
         tries < 10_000
     }))?;
     conn.set_prepared_statement_cache_capacity(64);
-    conn.pragma_update(None, "journal_mode", "WAL")?;
+    into_wal(&conn, Duration::from_secs(10))?;
     // A commit is on the disk before it is answered.
     conn.pragma_update(None, "synchronous", "FULL")?;
     conn.pragma_update(None, "wal_autocheckpoint", 4000)?;
@@ -382,6 +406,26 @@ mod tests {
         drop(conn);
         for end in ["", "-wal", "-shm"] {
             drop(std::fs::remove_file(format!("{}{end}", path.display())));
+        }
+    }
+
+    /// Eight processes of a system start at once, and each opens the file that none of them has made yet.
+    #[test]
+    fn a_new_file_may_be_opened_by_many_at_once() {
+        for _ in 0..40 {
+            let path = std::env::temp_dir().join(format!("order-broker-store-{}.db", uuid::Uuid::now_v7()));
+            let openers: Vec<_> = (0..8)
+                .map(|_| {
+                    let path = path.clone();
+                    std::thread::spawn(move || open(&path).map(drop))
+                })
+                .collect();
+            for opener in openers {
+                opener.join().unwrap().unwrap();
+            }
+            for end in ["", "-wal", "-shm"] {
+                drop(std::fs::remove_file(format!("{}{end}", path.display())));
+            }
         }
     }
 }

@@ -94,8 +94,8 @@ pub(super) fn connect(path: &Path) -> Result<Connection, DbError> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(64);
-    connection
-        .execute_batch("pragma journal_mode = wal; pragma synchronous = full; pragma foreign_keys = on;")?;
+    order_broker::into_wal(&connection, BUSY)?;
+    connection.execute_batch("pragma synchronous = full; pragma foreign_keys = on;")?;
     Ok(connection)
 }
 
