@@ -692,3 +692,18 @@ fn measure_appends() {
     let rows = block_on(store.list(Query { limit: 1_000, ..Query::default() })).unwrap().len();
     println!("a page of {rows} heads: {} µs", begin.elapsed().as_micros());
 }
+
+/// Several owners share a file that none of them has made yet, and start at once.
+#[test]
+fn a_new_file_may_be_shared_by_many_who_open_it_at_once() {
+    let folder = Folder::new();
+    for round in 0..60 {
+        let path = folder.file(&format!("{round}.db"));
+        let opened: Vec<_> = std::thread::scope(|scope| {
+            let open = || Sqlite::at(&path).shared().open().map(drop);
+            let openers: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
+            openers.into_iter().map(|opener| opener.join().unwrap()).collect()
+        });
+        assert!(opened.iter().all(Result::is_ok), "{opened:?}");
+    }
+}

@@ -188,7 +188,7 @@ impl Settings {
         let place = || self.path.display().to_string();
         let guard = self.lock()?;
         let writer = self.connect()?;
-        prepare(&writer, self.existing).map_err(|error| error.into_store(&place()))?;
+        prepare(&writer, self.existing, self.busy_timeout).map_err(|error| error.into_store(&place()))?;
         let told = |error| failure(&error, &place());
         if let Some(pages) = self.max_pages {
             writer.pragma_update(None, "max_page_count", pages).map_err(told)?;
@@ -239,11 +239,12 @@ impl Settings {
             guard.execute_batch(take)?;
             Ok(guard)
         };
-        lock().map(Some).map_err(|error: rusqlite::Error| match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+        lock().map(Some).map_err(|error: rusqlite::Error| {
+            if is_locked(&error) {
                 StoreError::InUse(self.path.display().to_string())
+            } else {
+                failure(&error, &path.display().to_string())
             }
-            _ => failure(&error, &path.display().to_string()),
         })
     }
 }
@@ -298,12 +299,16 @@ impl Unusable {
 }
 
 /// Checks the format before anything is changed, and makes the tables where there is nothing.
-fn prepare(connection: &Connection, existing: bool) -> Result<(), Unusable> {
-    if is_new(connection)? {
+fn prepare(connection: &Connection, existing: bool, patience: Duration) -> Result<(), Unusable> {
+    // Of one state: another process may be making the tables.
+    let look = rusqlite::Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
+    let new = is_new(&look)?;
+    drop(look);
+    if new {
         if existing {
             return Err(Unusable::Empty);
         }
-        wal(connection)?;
+        wal(connection, patience)?;
         let mut changed = rusqlite::Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
         // Another process may have been faster.
         if is_new(&changed)? {
@@ -314,9 +319,14 @@ fn prepare(connection: &Connection, existing: bool) -> Result<(), Unusable> {
         changed.set_drop_behavior(rusqlite::DropBehavior::Rollback);
         changed.commit()?;
     } else {
-        wal(connection)?;
+        wal(connection, patience)?;
     }
     Ok(())
+}
+
+/// Whether another connection has what is needed.
+fn is_locked(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
 /// Whether there is nothing yet.
@@ -332,8 +342,19 @@ fn is_new(connection: &Connection) -> Result<bool, Unusable> {
     }
 }
 
-fn wal(connection: &Connection) -> Result<(), Unusable> {
-    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+/// Where several open a new file at once, SQLite refuses all but one without asking their busy handlers, since of two that wait for each
+/// other one has to give way. So it is asked again, each millisecond, for as long as said.
+fn wal(connection: &Connection, patience: Duration) -> Result<(), Unusable> {
+    let mut left = patience.as_millis();
+    let mode: String = loop {
+        match connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)) {
+            Err(error) if left > 0 && is_locked(&error) => {
+                std::thread::sleep(Duration::from_millis(1));
+                left -= 1;
+            }
+            done => break done?,
+        }
+    };
     if mode != "wal" {
         return Err(Unusable::Format(format!("in journal mode {mode}, which cannot be changed to WAL")));
     }
