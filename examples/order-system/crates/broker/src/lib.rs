@@ -17,6 +17,7 @@ mod error;
 mod memory;
 mod message;
 mod sqlite;
+mod switched;
 mod topic;
 mod topology;
 
@@ -27,6 +28,7 @@ pub use error::{BrokerError, PublishError};
 pub use memory::Memory;
 pub use message::{DeadLetter, Message};
 pub use sqlite::{Sqlite, into_wal};
+pub use switched::Switched;
 pub use topic::matches;
 pub use topology::{Backoff, Queue, Topology};
 

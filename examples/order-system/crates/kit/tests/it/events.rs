@@ -2,16 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, atomic::Ordering},
 };
 
-use order_broker::{
-    BoxFuture, Broker, BrokerError, Consumer, DeadLetter, Message, PublishError, Queue, Stats, Topology,
-    Which,
-};
+use order_broker::{Queue, Switched, Topology};
 use order_kit::{
     Db,
     db::DbError,
@@ -71,8 +65,8 @@ fn another_order_of_one_key_is_not_what_is_wanted() {
 #[tokio::test]
 async fn every_event_arrives_in_the_order_of_its_key_whether_or_not_the_broker_is_there() {
     for somewhere in Somewhere::all("every_event_arrives_in_the_order_of_its_key") {
-        let broker = Arc::new(Flaky { inner: memory().await, away: AtomicBool::new(false) });
-        let context = context("test", Env::empty(), broker.clone());
+        let broker = Switched::new(memory().await);
+        let context = context("test", Env::empty(), Arc::new(broker.clone()));
         let db = Db::open(somewhere.place.clone(), &[]).await.unwrap();
         let heard = Heard::default();
         let handler = heard.clone();
@@ -85,11 +79,11 @@ async fn every_event_arrives_in_the_order_of_its_key_whether_or_not_the_broker_i
         start_relay(&context, &db);
         emit_some(&db, 0, 30).await;
         until("the first have come", async || by_key(&heard) == wanted(30)).await;
-        broker.away.store(true, Ordering::SeqCst);
+        broker.set_away(true);
         emit_some(&db, 30, 60).await;
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         assert_eq!(by_key(&heard), wanted(30), "nothing comes while the broker is away");
-        broker.away.store(false, Ordering::SeqCst);
+        broker.set_away(false);
         until("the others have come as well", async || by_key(&heard) == wanted(60)).await;
         context.stop().cancel();
         context.finished().await;
@@ -201,64 +195,4 @@ async fn a_handler_that_panics_gets_its_event_again() {
 async fn emit_one(db: &Db) {
     let emitted = db.write(async |tx| emit(tx, "test", "x", "k", &json!({})).await.map(drop)).await;
     emitted.unwrap_or_else(|error: DbError| panic!("{error}"));
-}
-
-/// A broker that can be away.
-struct Flaky {
-    inner: Arc<dyn Broker>,
-    away: AtomicBool,
-}
-
-impl Broker for Flaky {
-    fn declare<'a>(&'a self, topology: &'a Topology) -> BoxFuture<'a, Result<(), BrokerError>> {
-        self.inner.declare(topology)
-    }
-
-    fn publish(&self, messages: Vec<Message>) -> BoxFuture<'_, Vec<Result<(), PublishError>>> {
-        if self.away.load(Ordering::SeqCst) {
-            let away = BrokerError::Unreachable { address: "here".to_owned(), reason: "away".to_owned() };
-            return Box::pin(std::future::ready(messages.iter().map(|_| Err(away.clone().into())).collect()));
-        }
-        self.inner.publish(messages)
-    }
-
-    fn consume<'a>(
-        &'a self,
-        queue: &'a str,
-        prefetch: u16,
-    ) -> BoxFuture<'a, Result<Box<dyn Consumer>, BrokerError>> {
-        self.inner.consume(queue, prefetch)
-    }
-
-    fn stats<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<Stats, BrokerError>> {
-        self.inner.stats(queue)
-    }
-
-    fn check(&self) -> BoxFuture<'_, Result<(), BrokerError>> {
-        self.inner.check()
-    }
-
-    fn dead_letters<'a>(
-        &'a self,
-        queue: &'a str,
-        limit: usize,
-    ) -> BoxFuture<'a, Result<Vec<DeadLetter>, BrokerError>> {
-        self.inner.dead_letters(queue, limit)
-    }
-
-    fn replay<'a>(&'a self, queue: &'a str, which: Which) -> BoxFuture<'a, Result<u64, BrokerError>> {
-        self.inner.replay(queue, which)
-    }
-
-    fn discard<'a>(&'a self, queue: &'a str, which: Which) -> BoxFuture<'a, Result<u64, BrokerError>> {
-        self.inner.discard(queue, which)
-    }
-
-    fn topology(&self) -> BoxFuture<'_, Result<Topology, BrokerError>> {
-        self.inner.topology()
-    }
-
-    fn address(&self) -> String {
-        self.inner.address()
-    }
 }
