@@ -242,3 +242,40 @@ fn of_simultaneous_deliveries_one_is_the_first() {
     });
     assert_eq!(first.into_inner().unwrap(), vec![1; 300]);
 }
+
+/// Where one connection does all the writing, it marks together with whatever else it writes; what is not marked comes again.
+#[test]
+fn a_round_is_marked_in_the_callers_transaction() {
+    let directory = Directory::new("parts");
+    let (mut writer, reader) = (directory.open().0, directory.open().0);
+    for number in 0..2 {
+        let tx = writer.transaction_with_behavior(Immediate).unwrap();
+        outbox::sqlite::append(&tx, "orders", &format!("order-{number}"), &number).unwrap();
+        tx.commit().unwrap();
+    }
+    let relay = Relay::new();
+    let publish = || {
+        let round = outbox::sqlite::Round::read(&reader, &relay).unwrap();
+        let mut told = Vec::new();
+        let published = block_on(round.publish_many(&relay, async |messages: Vec<Message>| {
+            told.extend(messages.iter().map(|message| message.key.clone()));
+            messages.iter().map(|_| Ok(())).collect()
+        }));
+        (published, told)
+    };
+    let both = ["order-0", "order-1"];
+    let (published, told) = publish();
+    assert_eq!(told, both);
+    drop(published);
+    let (published, told) = publish();
+    assert_eq!(told, both, "nothing was marked");
+    let tx = writer.transaction_with_behavior(Immediate).unwrap();
+    published.mark(&tx).unwrap();
+    tx.rollback().unwrap();
+    let (published, told) = publish();
+    assert_eq!(told, both, "the marks were taken back with the transaction");
+    let tx = writer.transaction_with_behavior(Immediate).unwrap();
+    assert_eq!(published.mark(&tx).unwrap().sent, 2);
+    tx.commit().unwrap();
+    assert!(outbox::sqlite::Round::read(&reader, &relay).unwrap().is_empty());
+}

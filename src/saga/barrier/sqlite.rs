@@ -80,7 +80,7 @@ where
     let (state, result) = row::finished(&answer).map_err(Error::Result)?;
     // The claim says as much for an action without a result.
     if (state, &*result) != (row::DONE, "null") {
-        tx.prepare(
+        tx.prepare_cached(
             "update mainstay_barrier set state = ?3, result = ?4 where saga = ?1 and step = ?2 and phase = 'do'",
         )?
         .execute(params![key.saga().as_str(), key.step(), state, result])?;
@@ -137,7 +137,7 @@ pub fn lookup<T: DeserializeOwned>(
     key: &Key,
 ) -> Result<Lookup<T>, Error<std::convert::Infallible, rusqlite::Error>> {
     let mut statement = connection
-        .prepare("select phase, state, result from mainstay_barrier where saga = ?1 and step = ?2")?;
+        .prepare_cached("select phase, state, result from mainstay_barrier where saga = ?1 and step = ?2")?;
     let mut rows = statement.query(params![key.saga().as_str(), key.step()])?;
     let (mut action, mut compensated) = (None, false);
     while let Some(row) = rows.next()? {
@@ -190,7 +190,7 @@ fn check<E>(tx: &Transaction<'_>, key: &Key, wanted: Direction) -> Result<(), Er
 /// Whether the row was free.
 fn claim(tx: &Transaction<'_>, key: &Key, phase: Direction, state: &str) -> rusqlite::Result<bool> {
     let inserted = tx
-        .prepare(
+        .prepare_cached(
             "insert into mainstay_barrier (saga, step, phase, state, at)
              values (?1, ?2, ?3, ?4, cast(unixepoch('subsec') * 1000 as integer)) on conflict do nothing",
         )?
@@ -200,8 +200,10 @@ fn claim(tx: &Transaction<'_>, key: &Key, phase: Direction, state: &str) -> rusq
 
 /// State and result of the action's row, which is there.
 fn read(tx: &Transaction<'_>, key: &Key) -> rusqlite::Result<(String, Option<String>)> {
-    tx.prepare("select state, result from mainstay_barrier where saga = ?1 and step = ?2 and phase = 'do'")?
-        .query_row(params![key.saga().as_str(), key.step()], |row| Ok((row.get(0)?, row.get(1)?)))
+    tx.prepare_cached(
+        "select state, result from mainstay_barrier where saga = ?1 and step = ?2 and phase = 'do'",
+    )?
+    .query_row(params![key.saga().as_str(), key.step()], |row| Ok((row.get(0)?, row.get(1)?)))
 }
 
 /// A savepoint that undoes what was done since, unless it is finished: whatever ends the call, and whatever becomes of
@@ -213,12 +215,12 @@ struct Unfinished<'a> {
 
 impl<'a> Unfinished<'a> {
     fn begin(tx: &'a Transaction<'_>) -> rusqlite::Result<Self> {
-        tx.execute_batch("savepoint mainstay_barrier")?;
+        tx.prepare_cached("savepoint mainstay_barrier")?.execute([])?;
         Ok(Unfinished { tx, finished: false })
     }
 
     fn finish(mut self) -> rusqlite::Result<()> {
-        self.tx.execute_batch("release mainstay_barrier")?;
+        self.tx.prepare_cached("release mainstay_barrier")?.execute([])?;
         self.finished = true;
         Ok(())
     }

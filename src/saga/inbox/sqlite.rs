@@ -30,11 +30,12 @@ pub fn install(connection: &Connection) -> rusqlite::Result<()> {
 ///
 /// The database's; `SQLITE_BUSY_SNAPSHOT` in a transaction that is not immediate and has read before another one wrote.
 pub fn accept(tx: &Transaction<'_>, consumer: &str, message: &str) -> rusqlite::Result<Accepted> {
-    let inserted = tx.execute(
-        "insert into mainstay_inbox (consumer, message, at)
-         values (?1, ?2, cast(unixepoch('subsec') * 1000 as integer)) on conflict do nothing",
-        [consumer, message],
-    )?;
+    let inserted = tx
+        .prepare_cached(
+            "insert into mainstay_inbox (consumer, message, at)
+             values (?1, ?2, cast(unixepoch('subsec') * 1000 as integer)) on conflict do nothing",
+        )?
+        .execute([consumer, message])?;
     Ok(if inserted == 1 { Accepted::First } else { Accepted::Duplicate })
 }
 

@@ -54,7 +54,7 @@ pub fn append<T: Serialize + ?Sized>(
 ) -> Result<String, AppendError<rusqlite::Error>> {
     let payload = serde_json::to_string(payload).map_err(AppendError::Payload)?;
     let insert = "insert into mainstay_outbox (topic, key, payload) values (?1, ?2, ?3) returning message";
-    Ok(tx.query_row(insert, [topic, key, &payload], |row| row.get(0))?)
+    Ok(tx.prepare_cached(insert)?.query_row([topic, key, &payload], |row| row.get(0))?)
 }
 
 /// One round: publishes what is due, and marks it. The connection is used in front of the first and behind the last
@@ -68,13 +68,11 @@ pub async fn relay(
     relay: &Relay,
     publisher: impl AsyncFnMut(Message) -> Result<(), Unsent>,
 ) -> rusqlite::Result<Relayed> {
-    let messages = due(connection, relay)?;
-    if messages.is_empty() {
+    let round = Round::read(connection, relay)?;
+    if round.is_empty() {
         return Ok(Relayed::default());
     }
-    let (fates, relayed) = round::publish(relay, messages, publisher).await;
-    mark(connection, fates)?;
-    Ok(relayed)
+    committed(connection, &round.publish(relay, publisher).await)
 }
 
 /// Like [`relay`], for a publisher that is faster with many at once: it is given the first message of every key, then the second of each
@@ -89,54 +87,135 @@ pub async fn relay_many(
     relay: &Relay,
     publisher: impl AsyncFnMut(Vec<Message>) -> Vec<Result<(), Unsent>>,
 ) -> rusqlite::Result<Relayed> {
-    let messages = due(connection, relay)?;
-    if messages.is_empty() {
+    let round = Round::read(connection, relay)?;
+    if round.is_empty() {
         return Ok(Relayed::default());
     }
-    let (fates, relayed) = round::publish_many(relay, messages, publisher).await;
-    mark(connection, fates)?;
+    committed(connection, &round.publish_many(relay, publisher).await)
+}
+
+fn committed(connection: &mut Connection, published: &Published) -> rusqlite::Result<Relayed> {
+    let tx = connection.transaction_with_behavior(Immediate)?;
+    let relayed = published.mark(&tx)?;
+    tx.commit()?;
     Ok(relayed)
 }
 
-/// Writes what has become of the messages of a round.
-fn mark(connection: &mut Connection, fates: Vec<(i64, round::Fate)>) -> rusqlite::Result<()> {
-    let tx = connection.transaction_with_behavior(Immediate)?;
-    {
-        let mut sent = tx.prepare(&format!("update mainstay_outbox set sent = {NOW} where id = ?1"))?;
-        let mut refused = tx.prepare(&format!(
+/// A round of [`relay`] in its three parts, for a program in which one connection does all the writing: a second one that writes takes the
+/// first one's lock, and empties its cache.
+///
+/// ```
+/// # use mainstay::saga::outbox::{self, Relay};
+/// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+/// # let database = rusqlite::Connection::open_in_memory()?;
+/// # outbox::sqlite::install(&database)?;
+/// # let tx = database.unchecked_transaction()?;
+/// # outbox::sqlite::append(&tx, "orders", "order-17", &"confirmed")?;
+/// # tx.commit()?;
+/// # let (reader, writer) = (&database, &database);
+/// let relay = Relay::new();
+/// let round = outbox::sqlite::Round::read(reader, &relay)?;
+/// let published = round.publish(&relay, async |message| Ok(println!("{}", message.topic))).await;
+/// // In any transaction of the connection that writes.
+/// let relayed = published.mark(writer)?;
+/// assert_eq!(relayed.sent, 1);
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// # Ok::<_, std::io::Error>(())
+/// ```
+///
+/// One round after the other: what is read again before the marks of the last round are committed is published again.
+#[derive(Debug)]
+#[must_use = "nothing is published yet"]
+pub struct Round {
+    messages: Vec<(i64, Message)>,
+}
+
+/// What has become of the messages of a [`Round`]. Dropped without [`mark`](Published::mark), they are published again.
+#[derive(Debug)]
+#[must_use = "what is not marked is published again"]
+pub struct Published {
+    fates: Vec<(i64, round::Fate)>,
+    relayed: Relayed,
+}
+
+impl Round {
+    /// What is due, at most [`batch`](Relay::batch) messages. Writes nothing.
+    ///
+    /// # Errors
+    ///
+    /// The database's.
+    pub fn read(connection: &Connection, relay: &Relay) -> rusqlite::Result<Self> {
+        // Read once: between two rows of a query it goes on, and a message could overtake one that was not due a moment before.
+        let now: i64 =
+            connection.prepare_cached(&format!("select {NOW}"))?.query_row([], |row| row.get(0))?;
+        // A parameter alone as the limit has SQLite plan the query anew each time it is bound; a sum does not.
+        let mut statement = connection.prepare_cached(
+            "select id, message, topic, key, payload, attempts from mainstay_outbox as this
+             where sent is null and parked is null and due <= ?1 and not exists (
+                 select 1 from mainstay_outbox as earlier
+                 where earlier.topic = this.topic and earlier.key = this.key and earlier.sent is null
+                     and earlier.id < this.id and (earlier.due > ?1 or (earlier.parked is not null and not ?2))
+             )
+             order by id limit ?3 + 0",
+        )?;
+        let found = statement.query_map(params![now, relay.skip_parked, rows(relay.batch)], |row| {
+            Ok((row.get(0)?, message(row, 1)?))
+        })?;
+        Ok(Round { messages: found.collect::<rusqlite::Result<_>>()? })
+    }
+
+    /// Whether nothing is due.
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Publishes as [`relay`] does.
+    pub async fn publish(
+        self,
+        relay: &Relay,
+        publisher: impl AsyncFnMut(Message) -> Result<(), Unsent>,
+    ) -> Published {
+        let (fates, relayed) = round::publish(relay, self.messages, publisher).await;
+        Published { fates, relayed }
+    }
+
+    /// Publishes as [`relay_many`] does.
+    pub async fn publish_many(
+        self,
+        relay: &Relay,
+        publisher: impl AsyncFnMut(Vec<Message>) -> Vec<Result<(), Unsent>>,
+    ) -> Published {
+        let (fates, relayed) = round::publish_many(relay, self.messages, publisher).await;
+        Published { fates, relayed }
+    }
+}
+
+impl Published {
+    /// Writes it, in the caller's transaction if there is one. Writing it twice refuses a message once more than it was.
+    ///
+    /// # Errors
+    ///
+    /// The database's.
+    pub fn mark(&self, connection: &Connection) -> rusqlite::Result<Relayed> {
+        let mut sent =
+            connection.prepare_cached(&format!("update mainstay_outbox set sent = {NOW} where id = ?1"))?;
+        let mut refused = connection.prepare_cached(&format!(
             "update mainstay_outbox set attempts = attempts + 1, reason = ?2,
                  due = {NOW} + coalesce(?3, 0), parked = case when ?3 is null then {NOW} end
              where id = ?1 and sent is null"
         ))?;
-        for (row, fate) in fates {
+        for (row, fate) in &self.fates {
             match fate {
                 round::Fate::Sent => sent.execute([row])?,
                 round::Fate::Wait { time, reason } => {
-                    refused.execute(params![row, reason, milliseconds(time)])?
+                    refused.execute(params![row, reason, milliseconds(*time)])?
                 }
                 round::Fate::Parked { reason } => refused.execute(params![row, reason, None::<i64>])?,
             };
         }
+        Ok(self.relayed.clone())
     }
-    tx.commit()
-}
-
-fn due(connection: &Connection, relay: &Relay) -> rusqlite::Result<Vec<(i64, Message)>> {
-    // Read once: between two rows of a query it goes on, and a message could overtake one that was not due a moment before.
-    let now: i64 = connection.query_row(&format!("select {NOW}"), [], |row| row.get(0))?;
-    let mut statement = connection.prepare(
-        "select id, message, topic, key, payload, attempts from mainstay_outbox as this
-         where sent is null and parked is null and due <= ?1 and not exists (
-             select 1 from mainstay_outbox as earlier
-             where earlier.topic = this.topic and earlier.key = this.key and earlier.sent is null
-                 and earlier.id < this.id and (earlier.due > ?1 or (earlier.parked is not null and not ?2))
-         )
-         order by id limit ?3",
-    )?;
-    let found = statement.query_map(params![now, relay.skip_parked, rows(relay.batch)], |row| {
-        Ok((row.get(0)?, message(row, 1)?))
-    })?;
-    found.collect()
 }
 
 /// The parked messages, the oldest first, at most `limit`.
@@ -145,7 +224,7 @@ fn due(connection: &Connection, relay: &Relay) -> rusqlite::Result<Vec<(i64, Mes
 ///
 /// The database's.
 pub fn parked(connection: &Connection, limit: usize) -> rusqlite::Result<Vec<Parked>> {
-    let mut statement = connection.prepare(
+    let mut statement = connection.prepare_cached(
         "select message, topic, key, payload, attempts, coalesce(reason, '') from mainstay_outbox
          where sent is null and parked is not null order by id limit ?1",
     )?;
