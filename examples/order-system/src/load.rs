@@ -67,6 +67,7 @@ pub async fn run(options: &Options) -> Result<Report, BoxError> {
         .with(env::RATE_LIMIT, "off")
         .with(env::RATE_LIMIT_PLANS, "off")
         .with(env::POLICY_FAST, "1")
+        .with(env::TRACE_SAMPLE, "0.01")
         .with(env::LOG, "error");
     for (name, value) in &options.variables {
         system = system.with(name, value.clone());

@@ -60,6 +60,8 @@ pub(super) fn open(path: &Path) -> Result<Connection> {
         tries < 10_000
     }))?;
     conn.set_prepared_statement_cache_capacity(64);
+    // A parameter as a limit would have its statement planned anew each time it is bound.
+    conn.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     into_wal(&conn, Duration::from_secs(10))?;
     // A commit is on the disk before it is answered.
     conn.pragma_update(None, "synchronous", "FULL")?;

@@ -24,24 +24,25 @@ pub type Publish =
 /// That the thread has gone.
 pub async fn run_relay(db: &Db, publish: Publish, stop: CancellationToken) -> Result<(), DbError> {
     let (ended, wait) = oneshot::channel();
-    let (place, handle) = (db.place().clone(), Handle::current());
+    let (db, handle) = (db.clone(), Handle::current());
     sqlite::spawn("outbox", move || {
-        handle.block_on(run(&place, publish, &stop));
+        handle.block_on(run(&db, publish, &stop));
         let _ = ended.send(());
     });
     wait.await.map_err(|_| DbError::Unavailable("the relay's thread has gone".to_owned()))
 }
 
 enum Connection {
+    /// It only reads.
     Sqlite(rusqlite::Connection),
     Postgres(tokio_postgres::Client),
 }
 
-async fn run(place: &Place, publish: Publish, stop: &CancellationToken) {
+async fn run(db: &Db, publish: Publish, stop: &CancellationToken) {
     let relay = Relay::new().batch(256);
     let mut connection = None;
     loop {
-        let round = round(place, &mut connection, &relay, &publish).await;
+        let round = round(db, &mut connection, &relay, &publish).await;
         let rest = match round {
             Ok(Relayed { unavailable: None, sent: 1.., .. }) => Duration::ZERO,
             Ok(Relayed { unavailable: None, .. }) => IDLE,
@@ -63,13 +64,13 @@ async fn run(place: &Place, publish: Publish, stop: &CancellationToken) {
 }
 
 async fn round(
-    place: &Place,
+    db: &Db,
     connection: &mut Option<Connection>,
     relay: &Relay,
     publish: &Publish,
 ) -> Result<Relayed, DbError> {
     if connection.is_none() {
-        *connection = Some(match place {
+        *connection = Some(match db.place() {
             Place::Sqlite(path) => Connection::Sqlite(sqlite::connect(path)?),
             Place::Postgres { url, schema } => Connection::Postgres(postgres::connect(url, schema).await?),
         });
@@ -77,7 +78,13 @@ async fn round(
     let publish = async |messages: Vec<Message>| publish(messages).await;
     match connection.as_mut() {
         Some(Connection::Sqlite(connection)) => {
-            Ok(outbox::sqlite::relay_many(connection, relay, publish).await?)
+            let round = outbox::sqlite::Round::read(connection, relay)?;
+            if round.is_empty() {
+                return Ok(Relayed::default());
+            }
+            let published = round.publish_many(relay, publish).await;
+            // By the thread that writes: a second one that did would hold it up, and empty its cache.
+            db.write(async move |tx| tx.mark(&published)).await
         }
         Some(Connection::Postgres(client)) => Ok(outbox::postgres::relay_many(client, relay, publish).await?),
         None => Ok(Relayed::default()),

@@ -13,6 +13,7 @@ use mainstay::saga::{barrier, inbox, outbox};
 use rusqlite::{
     Connection,
     TransactionBehavior::{Deferred, Immediate},
+    config::DbConfig,
 };
 use tokio::sync::oneshot;
 
@@ -94,8 +95,12 @@ pub(super) fn connect(path: &Path) -> Result<Connection, DbError> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(64);
+    // A parameter as a limit would have its statement planned anew each time it is bound.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     order_broker::into_wal(&connection, BUSY)?;
-    connection.execute_batch("pragma synchronous = full; pragma foreign_keys = on;")?;
+    connection.execute_batch(
+        "pragma synchronous = full; pragma foreign_keys = on; pragma wal_autocheckpoint = 4000;",
+    )?;
     Ok(connection)
 }
 
@@ -162,7 +167,8 @@ fn lost() -> DbError {
 
 /// The work in a savepoint of its own; nothing is left of work that failed or panicked.
 fn write_one(tx: &rusqlite::Transaction<'_>, job: Job) -> Option<Told> {
-    if let Err(error) = tx.execute_batch("savepoint work") {
+    let run = |sql: &str| tx.prepare_cached(sql)?.execute([]).map(drop);
+    if let Err(error) = run("savepoint work") {
         refuse(job, &error);
         return None;
     }
@@ -171,8 +177,8 @@ fn write_one(tx: &rusqlite::Transaction<'_>, job: Job) -> Option<Told> {
         block_on(job(Ok(&tx)))
     }));
     let keep = told.as_ref().is_ok_and(|told| told.keep);
-    let end = if keep { "release work" } else { "rollback to work; release work" };
-    match (tx.execute_batch(end), told) {
+    let ended = if keep { Ok(()) } else { run("rollback to work") }.and_then(|()| run("release work"));
+    match (ended, told) {
         (Ok(()), Ok(told)) => Some(told),
         (Err(error), Ok(told)) => {
             (told.tell)(Err(DbError::Unavailable(error.to_string())));

@@ -110,6 +110,14 @@ impl Tx<'_> {
         }
     }
 
+    /// Notes what has become of a round of the relay, which is read from a file of SQLite and from nothing else.
+    pub(super) fn mark(&self, published: &outbox::sqlite::Published) -> Result<outbox::Relayed, DbError> {
+        match &self.0 {
+            On::Sqlite(tx) => Ok(published.mark(tx)?),
+            On::Postgres(..) => unreachable!("PostgreSQL's relay marks in its own transaction"),
+        }
+    }
+
     /// Whether this consumer sees the message for the first time. If it does not, there is nothing to do.
     ///
     /// # Errors
