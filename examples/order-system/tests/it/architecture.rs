@@ -1,8 +1,19 @@
-//! Who may know whom.
+//! Who may know whom, and whose data is whose.
 
-use std::{collections::BTreeMap, path::Path, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    process::Command,
+};
 
+use order_kit::env::Env;
+use order_system::monolith::Monolith;
 use serde_json::Value;
+
+use crate::{
+    journeys::STAGE,
+    shapes::{Servers, play},
+};
 
 /// The packages of the system, and which others of it each depends on.
 fn packages() -> BTreeMap<String, Vec<String>> {
@@ -57,4 +68,53 @@ fn what_is_shared_knows_no_service() {
 #[test]
 fn the_library_knows_nothing_of_all_this() {
     assert!(packages()["mainstay"].iter().all(|it| !it.starts_with("order-")));
+}
+
+/// The files of databases among these.
+fn databases<'a>(paths: impl Iterator<Item = &'a Path>) -> BTreeSet<String> {
+    let name = |path: &Path| path.file_name()?.to_str()?.strip_suffix(".db").map(str::to_owned);
+    paths.filter_map(name).collect()
+}
+
+/// What a service has files for beside its own name.
+fn own(part: &str) -> BTreeSet<String> {
+    let more: &[&str] = if part == "orders" { &["orders-read", "orders-saga"] } else { &[] };
+    let own = if part == "gateway" { None } else { Some(part) };
+    own.into_iter().chain(more.iter().copied()).map(str::to_owned).collect()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn each_process_opens_its_own_files_and_no_other() {
+    let _stage = STAGE.lock().await;
+    let data = tempfile::tempdir().expect("a folder");
+    let play = play(&Servers::embedded());
+    let processes = order_system::demo::start_processes(&play, data.path()).await.expect("they start");
+    let mut held = BTreeMap::new();
+    for (part, pid) in processes.pids() {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", pid.expect("a process"))).expect("its files");
+        let open: Vec<_> = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok()).collect();
+        held.insert(part, databases(open.iter().map(std::path::PathBuf::as_path)));
+    }
+    processes.stop().await;
+    for (part, mut files) in held {
+        assert!(files.remove("broker") || part == "gateway", "{part} has no broker");
+        assert_eq!(files, own(part), "{part}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_parts_of_a_monolith_keep_their_data_apart() {
+    let _stage = STAGE.lock().await;
+    let data = tempfile::tempdir().expect("a folder");
+    let monolith = Monolith::start(0, data.path(), Env::empty()).await.expect("it starts");
+    monolith.stop().await;
+    let files: Vec<_> = std::fs::read_dir(data.path())
+        .expect("its data")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    let parts = ["users", "orders", "products", "payments", "inventory", "notifications", "analytics"];
+    let expected: BTreeSet<String> =
+        parts.iter().flat_map(|part| own(part)).chain(["broker".to_owned()]).collect();
+    assert_eq!(databases(files.iter().map(std::path::PathBuf::as_path)), expected);
 }
