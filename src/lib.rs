@@ -63,3 +63,8 @@ struct SagaGuide;
 #[cfg(all(doctest, feature = "tower"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The examples beside those of the tutorials, compiled.
+#[cfg(all(doctest, feature = "sqlite", feature = "tower"))]
+#[doc = include_str!("../docs/from-tutorials.md")]
+struct FromTutorials;
