@@ -103,6 +103,7 @@ fn breakers() -> Vec<CircuitBreaker> {
         config().count_window(100),
         config().time_window(Duration::from_secs(10), 10),
         config().consecutive_failures(5),
+        config().consecutive_failures_within(5, Duration::from_secs(60)),
         config().failures_of_last(5, 10),
         config().slow_rate(0.5, Duration::from_secs(1)),
     ];

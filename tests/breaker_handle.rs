@@ -205,13 +205,48 @@ async fn a_breaker_goes_on_after_a_restart_where_it_was() {
     assert_eq!(fourth.snapshot().mode, Mode::ForcedOpen);
 }
 
+/// What it has not kept is not made up: old failures of the row stay old.
+#[tokio::test(start_paused = true)]
+async fn a_row_within_a_time_survives_a_restart_and_other_rules() {
+    let config = |failures| CircuitBreaker::config().consecutive_failures_within(failures, 10 * SEC);
+    let within = |breaker: &CircuitBreaker| breaker.snapshot().counts.consecutive_failures_within;
+    let first = config(5).build().unwrap();
+    first.try_acquire().unwrap().failure();
+    advance(8 * SEC).await;
+    for _ in 0..3 {
+        first.try_acquire().unwrap().failure();
+    }
+    assert_eq!(within(&first), 4);
+    advance(3 * SEC).await;
+    assert_eq!(within(&first), 3, "one is too old");
+    let second = config(5).restore(&first.snapshot()).build().unwrap();
+    assert_eq!((within(&second), second.snapshot().counts.consecutive_failures), (3, 4));
+    second.try_acquire().unwrap().failure();
+    assert_eq!(second.state(), State::Closed, "four that are young enough");
+    let third = CircuitBreaker::config().restore(&second.snapshot()).build().unwrap();
+    assert_eq!(within(&third), 0, "no such rule");
+
+    second.reconfigure(&config(3)).unwrap();
+    assert_eq!(within(&second), 3);
+    second.reconfigure(&config(4)).unwrap();
+    assert_eq!(within(&second), 3, "the older ones are forgotten");
+    second.try_acquire().unwrap().failure();
+    assert_eq!(second.state(), State::Open);
+    let counts = second.snapshot().counts;
+    assert_eq!((counts.consecutive_failures, counts.consecutive_failures_within), (6, 4));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stack_says_that_it_is_shut_and_prints_the_rules() {
-    let breaker = CircuitBreaker::config().count_window(50).consecutive_failures(5).build().unwrap();
-    let stack = mainstay::stack("s").circuit_breaker(breaker).build().unwrap();
+    let config = || CircuitBreaker::config().count_window(50);
+    let drawn = |breaker| format!("{:?}", mainstay::stack("s").circuit_breaker(breaker).build().unwrap());
     assert_eq!(
-        format!("{stack:?}"),
+        drawn(config().consecutive_failures(5)),
         "s\n└─ circuit breaker, opens at 50% failed of the last 50 calls or 5 failures in a row\n   └─ the operation"
+    );
+    assert_eq!(
+        drawn(config().failure_rate(None).consecutive_failures_within(5, 60 * SEC)),
+        "s\n└─ circuit breaker, opens at 5 failures in a row within 60s\n   └─ the operation"
     );
 }
 
@@ -226,6 +261,7 @@ mod files {
             r#"{
                 "name": "payments", "window": {"time": {"length": "30s", "buckets": 6}}, "minimum_calls": 5,
                 "failure_rate": 0.25, "slow_rate": {"rate": 0.5, "threshold": "1s 500ms"},
+                "consecutive_failures_within": {"failures": 5, "time": "1m"},
                 "failures_of_last": {"failures": 3, "calls": 5}, "open_wait": "100ms", "ramp": null
             }"#,
         )
@@ -255,6 +291,9 @@ mod files {
         let text = serde_json::to_string(&snapshot).unwrap();
         assert!(text.contains(r#""state":"open""#), "{text}");
         assert_eq!(serde_json::from_str::<Snapshot>(&text).unwrap(), snapshot);
+        let older = text.replace(r#","consecutive_failures_within":0"#, "");
+        assert_ne!(older, text);
+        assert_eq!(serde_json::from_str::<Snapshot>(&older).unwrap(), snapshot);
     }
 }
 

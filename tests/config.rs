@@ -198,6 +198,27 @@ fn impossible() -> Vec<Impossible> {
             json!({"consecutive_failures": 0}),
         ),
         breaker(
+            "circuit_breaker.consecutive_failures_within.failures",
+            "0",
+            "1 to 1000",
+            cb().consecutive_failures_within(0, S),
+            json!({"consecutive_failures_within": {"failures": 0, "time": "1s"}}),
+        ),
+        breaker(
+            "circuit_breaker.consecutive_failures_within.failures",
+            "1001",
+            "1 to 1000",
+            cb().consecutive_failures_within(1_001, S),
+            json!({"consecutive_failures_within": {"failures": 1_001, "time": "1s"}}),
+        ),
+        breaker(
+            "circuit_breaker.consecutive_failures_within.time",
+            "0ns",
+            above_zero,
+            cb().consecutive_failures_within(5, zero),
+            json!({"consecutive_failures_within": {"failures": 5, "time": "0s"}}),
+        ),
+        breaker(
             "circuit_breaker.failures_of_last.calls",
             "0",
             "1 or more",
@@ -550,6 +571,9 @@ fn a_field_that_does_not_exist_is_refused_by_name() {
             json!({"slow_rate": {"rate": 0.5, "threshold": "1s", "limitt": 1}}),
         ),
         error_of::<circuit_breaker::Config>(
+            json!({"consecutive_failures_within": {"failures": 1, "time": "1s", "limitt": 1}}),
+        ),
+        error_of::<circuit_breaker::Config>(
             json!({"failures_of_last": {"failures": 1, "calls": 2, "limitt": 1}}),
         ),
         error_of::<circuit_breaker::Config>(
@@ -697,6 +721,7 @@ prop_compose! {
         failure in proptest::option::of(rate()),
         slow in proptest::option::of((rate(), duration())),
         consecutive in proptest::option::of(1_u32..100),
+        within in proptest::option::of((1_u32..=1_000, duration())),
         of_last in proptest::option::of((1_u32..10, 10_u32..20)),
         verdict in prop_oneof![Just(Verdict::FirstFailure), rate().prop_map(Verdict::Rate)],
         waits in (duration(), duration(), rate(), duration(), duration()),
@@ -718,6 +743,7 @@ prop_compose! {
         if let Some(name) = name { config = config.name(name) }
         if let Some((rate, threshold)) = slow { config = config.slow_rate(rate, threshold) }
         if let Some(failures) = consecutive { config = config.consecutive_failures(failures) }
+        if let Some((failures, time)) = within { config = config.consecutive_failures_within(failures, time) }
         if let Some((failures, calls)) = of_last { config = config.failures_of_last(failures, calls) }
         config = match ramp { Some(results) => config.ramp(results), None => config.immediate_close() };
         if cancelled { config = config.count_cancelled_as_failure() }

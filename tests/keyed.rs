@@ -163,6 +163,24 @@ async fn reconfiguring_keeps_the_evidence_and_reaches_keys_to_come() {
     assert_eq!((old.limit(), old.in_use(), bulkheads.get("b").limit()), (2, 1, 2));
 }
 
+/// The window has forgotten them; the row has not.
+#[tokio::test(start_paused = true)]
+async fn a_row_of_failures_that_may_yet_open_it_is_something_to_lose() {
+    let config = config().time_window(10 * MS, 1).consecutive_failures_within(2, 100 * MS);
+    let breakers: Breakers = Keyed::new(2, config).unwrap();
+    for (key, remembers) in [("a", true), ("b", false)] {
+        fail(&breakers.get(key));
+        if !remembers {
+            breakers.get(key).try_acquire().unwrap().success();
+        }
+    }
+    advance(50 * MS).await;
+    assert_eq!(breakers.get("a").snapshot().counts.failures, 0);
+    breakers.get("b");
+    breakers.get("c");
+    assert_eq!(names(&breakers), set(&["a", "c"]));
+}
+
 #[test]
 fn impossible_settings_are_refused_when_it_is_built() {
     assert!(matches!(

@@ -434,7 +434,7 @@ async fn snapshots_are_json_with_stable_names() {
         json!([
             {
                 "policy": "circuit_breaker", "name": "db", "mode": "normal", "state": "closed", "share": 1.0,
-                "counts": { "calls": 2, "failures": 1, "slow": 0, "consecutive_failures": 1 },
+                "counts": { "calls": 2, "failures": 1, "slow": 0, "consecutive_failures": 1, "consecutive_failures_within": 0 },
                 "failure_rate": 0.5, "slow_rate": 0.0, "remaining_wait": null, "openings": 0,
                 "totals": {
                     "succeeded": 1, "failed": 1, "slow": 0, "neutral": 0, "late": 0, "refused": 0

@@ -117,6 +117,97 @@ async fn a_wait_without_jitter_is_as_long_as_it_was_said() {
     }
 }
 
+/// The documented rule: 5 failures within 60 s.
+fn five_in_a_minute() -> Config {
+    const WAIT: Duration = Duration::from_secs(30);
+    CircuitBreaker::config()
+        .consecutive_failures_within(5, 60 * SEC)
+        .open_wait(WAIT, 1.0, WAIT)
+        .open_wait_jitter(0.0)
+        .immediate_close()
+}
+
+/// A row that is counted without a time opens because of failures of last week.
+#[tokio::test(start_paused = true)]
+async fn failures_in_a_row_open_it_within_their_time_and_not_a_nanosecond_later() {
+    let nanosecond = Duration::from_nanos(1);
+    let quarter = 15 * SEC;
+    // The time is the rule's own, whatever the window is.
+    let windows: [fn(Config) -> Config; 3] = [
+        |config| config,
+        |config| config.count_window(3).failure_rate(None),
+        |config| config.time_window(SEC, 1),
+    ];
+    for window in windows {
+        let after_gaps = async |gaps: [Duration; 4]| {
+            let breaker = window(five_in_a_minute()).build().unwrap();
+            fail(&breaker).await;
+            for gap in gaps {
+                advance(gap).await;
+                assert!(fail(&breaker).await);
+            }
+            breaker.state()
+        };
+        assert_eq!(after_gaps([quarter; 4]).await, State::Open, "60 s");
+        assert_eq!(after_gaps([Duration::ZERO; 4]).await, State::Open);
+        assert_eq!(after_gaps([quarter, quarter, quarter, quarter + nanosecond]).await, State::Closed);
+        assert_eq!(after_gaps([quarter + nanosecond, quarter, quarter, quarter]).await, State::Closed);
+        assert_eq!(after_gaps([61 * SEC / 4; 4]).await, State::Closed, "61 s");
+
+        // The row slides: the first of them has been left behind, and the next one makes five again.
+        let breaker = window(five_in_a_minute()).build().unwrap();
+        for _ in 0..100 {
+            assert!(fail(&breaker).await);
+            advance(quarter + nanosecond).await;
+        }
+        let counts = breaker.snapshot().counts;
+        assert_eq!((counts.consecutive_failures, counts.consecutive_failures_within), (100, 3));
+        fail(&breaker).await;
+        fail(&breaker).await;
+        assert_eq!(breaker.state(), State::Open);
+    }
+}
+
+/// A success ends the row, so that the failures of a busy dependency do not add up to an outage.
+#[tokio::test(start_paused = true)]
+async fn a_few_failures_among_many_successes_are_no_row() {
+    let breaker = five_in_a_minute().build().unwrap();
+    for call in 0..10_000 {
+        let admitted = if call % 4 == 0 { fail(&breaker).await } else { ok(&breaker).await };
+        assert!(admitted, "a quarter is less than a half, and never five in a row: {breaker:?}");
+        advance(MS).await;
+    }
+    for _ in 0..4 {
+        fail(&breaker).await;
+    }
+    assert_eq!(breaker.snapshot().counts.consecutive_failures_within, 4);
+    ok(&breaker).await;
+    assert_eq!(breaker.snapshot().counts.consecutive_failures_within, 0);
+}
+
+/// After the wait one call is let through: its success makes the breaker as good as new, its failure opens it for another wait.
+#[tokio::test(start_paused = true)]
+async fn a_probe_ends_the_row_or_opens_it_again() {
+    let breaker = five_in_a_minute().build().unwrap();
+    for _ in 0..5 {
+        fail(&breaker).await;
+    }
+    for last in [false, true] {
+        advance(30 * SEC - MS).await;
+        assert_eq!(breaker.state(), State::Open);
+        assert!(!ok(&breaker).await);
+        advance(MS).await;
+        assert!(if last { ok(&breaker).await } else { fail(&breaker).await });
+    }
+    assert_eq!(breaker.state(), State::Closed);
+    for _ in 0..4 {
+        fail(&breaker).await;
+    }
+    assert_eq!(breaker.state(), State::Closed, "four are not five");
+    fail(&breaker).await;
+    assert_eq!(breaker.state(), State::Open);
+}
+
 #[test]
 fn a_minimum_above_the_window_is_refused_when_built() {
     let error = CircuitBreaker::config().count_window(10).minimum_calls(11).build().unwrap_err();
@@ -571,6 +662,9 @@ fn settings_that_would_wedge_are_refused_when_built() {
         (config().slow_rate(2.0, SEC), "slow_rate.rate"),
         (config().slow_rate(0.5, Duration::ZERO), "slow_rate.threshold"),
         (config().consecutive_failures(0), "consecutive_failures"),
+        (config().consecutive_failures_within(0, SEC), "consecutive_failures_within.failures"),
+        (config().consecutive_failures_within(1_001, SEC), "consecutive_failures_within.failures"),
+        (config().consecutive_failures_within(5, Duration::ZERO), "consecutive_failures_within.time"),
         (config().failures_of_last(3, 2), "failures_of_last.failures"),
         (config().failures_of_last(0, 2), "failures_of_last.failures"),
         (config().failures_of_last(0, 0), "failures_of_last.calls"),

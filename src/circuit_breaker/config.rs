@@ -58,6 +58,15 @@ struct OfLast {
     calls: u32,
 }
 
+/// The rule for failures in a row that are close together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+struct Within {
+    failures: u32,
+    #[cfg_attr(feature = "serde", serde(with = "crate::human"))]
+    time: Duration,
+}
+
 /// Everything that can stand in a file.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(
@@ -73,6 +82,7 @@ struct Settings {
     failure_rate: Option<f64>,
     slow_rate: Option<SlowRate>,
     consecutive_failures: Option<u32>,
+    consecutive_failures_within: Option<Within>,
     failures_of_last: Option<OfLast>,
     probes: u32,
     probe_verdict: Verdict,
@@ -103,6 +113,7 @@ impl Default for Settings {
             failure_rate: Some(0.5),
             slow_rate: None,
             consecutive_failures: None,
+            consecutive_failures_within: None,
             failures_of_last: None,
             probes: 1,
             probe_verdict: Verdict::FirstFailure,
@@ -128,6 +139,7 @@ impl Default for Settings {
 /// | [`failure_rate`](Self::failure_rate) | 0.5 |
 /// | [`slow_rate`](Self::slow_rate) | none |
 /// | [`consecutive_failures`](Self::consecutive_failures) | none |
+/// | [`consecutive_failures_within`](Self::consecutive_failures_within) | none |
 /// | [`failures_of_last`](Self::failures_of_last) | none |
 /// | [`open_wait`](Self::open_wait) | 250 ms, doubling to 1 s |
 /// | [`open_wait_jitter`](Self::open_wait_jitter) | 0.5 |
@@ -214,9 +226,19 @@ impl<C> Config<C> {
         self
     }
 
-    /// Opens after this many failures without a success between them.
+    /// Opens after this many failures without a success between them, however long ago the first of them was.
     pub fn consecutive_failures(mut self, failures: u32) -> Self {
         self.settings.consecutive_failures = Some(failures);
+        self
+    }
+
+    /// Opens after this many failures without a success between them, the first of which ended no longer than `time` before the last:
+    /// "5 failures within 60 seconds".
+    ///
+    /// The time is its own, exact, and has nothing to do with the [window](Window). A success ends the row, so that a busy dependency
+    /// of which one call in a hundred fails is not shut by what it does all day; for that there are the rates.
+    pub fn consecutive_failures_within(mut self, failures: u32, time: Duration) -> Self {
+        self.settings.consecutive_failures_within = Some(Within { failures, time });
         self
     }
 
@@ -403,6 +425,8 @@ impl<'de> serde::Deserialize<'de> for Config {
 
 /// The widest time window's number of buckets: more is memory without precision.
 const BUCKETS_MAX: u32 = 1_000;
+/// The longest row of failures whose times are kept.
+const WITHIN_MAX: u32 = 1_000;
 
 impl Settings {
     fn rules(&self) -> Result<Rules, ConfigError> {
@@ -424,6 +448,16 @@ impl Settings {
         }
         if let Some(failures) = self.consecutive_failures {
             at_least_one("circuit_breaker.consecutive_failures", failures)?;
+        }
+        if let Some(Within { failures, time }) = self.consecutive_failures_within {
+            if failures == 0 || failures > WITHIN_MAX {
+                return Err(ConfigError::setting(
+                    "circuit_breaker.consecutive_failures_within.failures",
+                    failures,
+                    format!("1 to {WITHIN_MAX}"),
+                ));
+            }
+            not_zero(time, "circuit_breaker.consecutive_failures_within.time")?;
         }
         if let Some(OfLast { failures, calls }) = self.failures_of_last {
             at_least_one("circuit_breaker.failures_of_last.calls", calls)?;
@@ -470,6 +504,7 @@ impl Settings {
             slow_rate: self.slow_rate.map(|slow| slow.rate),
             slow_after: self.slow_rate.map(|slow| slow.threshold),
             consecutive: self.consecutive_failures,
+            within: self.consecutive_failures_within.map(|row| (row.failures, row.time)),
             of_last: self.failures_of_last.map(|of| (of.failures, of.calls)),
             minimum: minimum.into(),
             probes: self.probes,

@@ -37,6 +37,8 @@ pub(crate) struct Rules {
     pub(crate) slow_rate: Option<f64>,
     pub(crate) slow_after: Option<Duration>,
     pub(crate) consecutive: Option<u32>,
+    /// Failures in a row, and the time within which they end.
+    pub(crate) within: Option<(u32, Duration)>,
     /// Failures, of the last calls.
     pub(crate) of_last: Option<(u32, u32)>,
     pub(crate) minimum: u64,
@@ -72,6 +74,9 @@ impl fmt::Display for Rules {
         }
         if let Some(failures) = self.consecutive {
             trips.push(format!("{failures} failures in a row"));
+        }
+        if let Some((failures, time)) = self.within {
+            trips.push(format!("{failures} failures in a row within {time:?}"));
         }
         if let Some((failures, calls)) = self.of_last {
             trips.push(format!("{failures} of {calls} failed"));
@@ -167,6 +172,8 @@ pub(crate) struct Machine {
     /// The number of the last call that was counted.
     seq: u64,
     consecutive: u64,
+    /// When the latest failures of the present row ended: as many as `within` needs.
+    row: VecDeque<Instant>,
     /// The numbers of the latest failures: as many as `of_last` needs.
     recent: VecDeque<u64>,
     /// How often it has opened since it was closed.
@@ -187,6 +194,7 @@ impl Machine {
             valid_from: 1,
             seq: 0,
             consecutive: 0,
+            row: VecDeque::new(),
             recent: VecDeque::new(),
             openings: 0,
             totals: Totals::default(),
@@ -282,16 +290,13 @@ impl Machine {
     /// What the window holds at `now`.
     pub(crate) fn counts(&mut self, now: Instant) -> Counts {
         self.window.advance(self.epoch(now));
-        self.counts_so_far()
-    }
-
-    fn counts_so_far(&self) -> Counts {
         let sums = self.window.sums();
         Counts {
             calls: sums.calls,
             failures: sums.failed,
             slow: sums.slow,
             consecutive_failures: self.consecutive,
+            consecutive_failures_within: self.consecutive_within(now),
         }
     }
 
@@ -303,14 +308,14 @@ impl Machine {
 
     /// Whether the next good call may trip the breaker, as far as the present bucket goes: it does when it completes the
     /// minimum of a window that is bad enough, and when a rule is met already that was not in force before. Otherwise a
-    /// good call only dilutes.
+    /// good call only dilutes, and ends a row of failures.
     pub(crate) fn needs_every_success(&self) -> bool {
         if self.mode == Mode::ForcedClosed {
             return false;
         }
         let sums = self.window.sums();
         let completed = Sums { calls: self.rules.minimum, ..sums };
-        (sums.calls < self.rules.minimum && self.rate_is_met(completed)) || self.is_met()
+        (sums.calls < self.rules.minimum && self.rate_is_met(completed)) || self.is_met_by_share()
     }
 
     // --- facts
@@ -319,7 +324,7 @@ impl Machine {
     pub(crate) fn successes(&mut self, epoch: u64, n: u64) {
         self.seq += n;
         self.totals.succeeded += n;
-        self.consecutive = 0;
+        self.end_row();
         let mark = self.mark(epoch);
         self.window.good(mark, n);
     }
@@ -393,7 +398,7 @@ impl Machine {
             let mark = self.mark(self.epoch(now));
             self.window.advance(mark.epoch);
             self.window.one(mark, bad.failed > 0, bad.slow > 0);
-            self.outcome(mark.seq, bad.failed > 0);
+            self.outcome(mark.seq, bad.failed > 0, now);
         }
         match report.class {
             Class::OpenFor(wait) if self.mode != Mode::ForcedClosed => {
@@ -451,13 +456,13 @@ impl Machine {
             }
             Class::Success => {
                 self.totals.succeeded += 1;
-                self.outcome(mark.seq, false);
+                self.outcome(mark.seq, false, now);
                 self.trip(now, random)
             }
             Class::Failure | Class::OpenFor(_) => {
                 self.totals.failed += 1;
                 self.window.also_failed(mark);
-                self.outcome(mark.seq, true);
+                self.outcome(mark.seq, true, now);
                 match class {
                     Class::OpenFor(wait) if self.mode != Mode::ForcedClosed => {
                         Some(self.open_for(wait.min(self.rules.hint_max), now))
@@ -517,7 +522,7 @@ impl Machine {
             judged.failed = judged.failed.min(judged.calls);
         }
         self.rules = rules;
-        self.trim_recent();
+        self.trim();
     }
 
     /// Takes over what an earlier breaker knew.
@@ -527,8 +532,9 @@ impl Machine {
         self.mode = mode;
         self.openings = openings;
         let calls = counts.calls.min(u64::from(u32::MAX));
-        self.seq = calls;
-        self.consecutive = counts.consecutive_failures.min(calls);
+        self.consecutive = counts.consecutive_failures.min(u64::from(u32::MAX));
+        // A row may be longer than the window.
+        self.seq = calls.max(self.consecutive);
         let mark = self.mark(self.epoch(now));
         self.window = Window::new(self.rules.shape, self.seq, mark.epoch);
         let sums = Sums { calls, failed: counts.failures.min(calls), slow: counts.slow.min(calls) };
@@ -536,6 +542,9 @@ impl Machine {
         for back in (0..self.consecutive.min(self.recent_len())).rev() {
             self.recent.push_back(self.seq - back);
         }
+        // How far apart they were is not known; that they were close enough is.
+        let row = counts.consecutive_failures_within.min(self.consecutive).min(self.row_len());
+        self.row.extend((0..row).map(|_| now));
         if matches!(state, State::Open | State::HalfOpen | State::Recovering) {
             let longest = self.rules.wait_max.max(self.rules.hint_max);
             self.generation += 1;
@@ -588,25 +597,44 @@ impl Machine {
     }
 
     /// Keeps the runs of failures: the call `seq` has failed or not.
-    fn outcome(&mut self, seq: u64, failed: bool) {
+    fn outcome(&mut self, seq: u64, failed: bool, now: Instant) {
         if !failed {
-            self.consecutive = 0;
+            self.end_row();
             return;
         }
         self.consecutive += 1;
+        self.row.push_back(now);
         let at = self.recent.partition_point(|&other| other < seq);
         self.recent.insert(at, seq);
-        self.trim_recent();
+        self.trim();
+    }
+
+    fn end_row(&mut self) {
+        self.consecutive = 0;
+        self.row.clear();
+    }
+
+    fn row_len(&self) -> u64 {
+        self.rules.within.map_or(0, |(failures, _)| failures.into())
     }
 
     fn recent_len(&self) -> u64 {
         self.rules.of_last.map_or(0, |(failures, _)| failures.into())
     }
 
-    fn trim_recent(&mut self) {
+    fn trim(&mut self) {
+        while self.row.len() as u64 > self.row_len() {
+            self.row.pop_front();
+        }
         while self.recent.len() as u64 > self.recent_len() {
             self.recent.pop_front();
         }
+    }
+
+    /// The failures of the present row that are not too old for the rule `within`, up to as many as it asks for.
+    fn consecutive_within(&self, now: Instant) -> u64 {
+        let Some((_, time)) = self.rules.within else { return 0 };
+        self.row.iter().filter(|&&at| now.saturating_duration_since(at) <= time).count() as u64
     }
 
     fn rate_is_met(&self, sums: Sums) -> bool {
@@ -617,20 +645,27 @@ impl Machine {
         met(self.rules.failure_rate, sums.failed) || met(self.rules.slow_rate, sums.slow)
     }
 
-    /// Whether the rules are met by what the closed breaker has seen.
-    fn is_met(&self) -> bool {
+    /// Whether a rule is met that one good call does not undo.
+    fn is_met_by_share(&self) -> bool {
         let sums = self.window.sums();
         let by_rate = sums.calls >= self.rules.minimum && self.rate_is_met(sums);
-        let in_a_row = self.rules.consecutive.is_some_and(|most| self.consecutive >= u64::from(most));
         let of_last = self.rules.of_last.is_some_and(|(failures, calls)| {
             self.recent.len() as u64 >= u64::from(failures) && self.recent[0] + u64::from(calls) > self.seq
         });
-        by_rate || in_a_row || of_last
+        by_rate || of_last
+    }
+
+    /// Whether the rules are met by what the closed breaker has seen.
+    fn is_met(&self, now: Instant) -> bool {
+        let in_a_row = self.rules.consecutive.is_some_and(|most| self.consecutive >= u64::from(most));
+        let within =
+            self.rules.within.is_some_and(|(most, _)| self.consecutive_within(now) >= u64::from(most));
+        self.is_met_by_share() || in_a_row || within
     }
 
     /// Opens if the rules are met.
     fn trip(&mut self, now: Instant, random: u64) -> Option<Transition> {
-        (self.mode != Mode::ForcedClosed && self.is_met()).then(|| self.open(now, random))
+        (self.mode != Mode::ForcedClosed && self.is_met(now)).then(|| self.open(now, random))
     }
 
     /// Judges a result outside the closed state.
@@ -734,7 +769,7 @@ impl Machine {
 
     fn forget(&mut self, now: Instant) {
         self.window = Window::new(self.rules.shape, self.seq, self.epoch(now));
-        self.consecutive = 0;
+        self.end_row();
         self.recent.clear();
     }
 }

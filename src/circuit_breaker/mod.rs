@@ -132,6 +132,10 @@ pub struct Counts {
     pub slow: u64,
     /// The failures since the last call that was none, whether or not they are still in the window.
     pub consecutive_failures: u64,
+    /// Those of them that ended no longer ago than [`Config::consecutive_failures_within`] says, up to as many as it asks for; 0
+    /// without that rule.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub consecutive_failures_within: u64,
 }
 
 impl Counts {
@@ -375,11 +379,15 @@ impl<C: Clone> Template for Config<C> {
         policy.reconfigure(self)
     }
 
-    /// Protection unless it is closed; then the failures and the slow calls in its window.
+    /// Protection unless it is closed; then what may yet open it: the failures and the slow calls in its window, and a row of failures
+    /// that is not too old.
     fn loss(policy: &CircuitBreaker<C>) -> Loss {
         let snapshot = policy.snapshot();
+        let counts = snapshot.counts;
         match snapshot.state {
-            State::Closed if snapshot.counts.failures == 0 && snapshot.counts.slow == 0 => Loss::Nothing,
+            State::Closed if counts.failures + counts.slow + counts.consecutive_failures_within == 0 => {
+                Loss::Nothing
+            }
             State::Closed => Loss::Evidence,
             _ => Loss::Protection,
         }

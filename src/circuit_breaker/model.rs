@@ -174,6 +174,10 @@ enum Mutant {
     WaitResetsWhenHalfOpen,
     SuccessNeverTrips,
     SuccessLeavesTheRun,
+    SuccessLeavesTheRow,
+    RowKnowsNoTime,
+    RowEndsAtItsTime,
+    RowCountsFromItsFirst,
     RampSkipsAStep,
     RampAdmitsAll,
     ObservedCallsCount,
@@ -189,9 +193,10 @@ enum Mutant {
     BucketsMoveToTheirBeginning,
     LongerWindowRemembersMore,
     MoreFailuresAreRemembered,
+    LongerRowRemembersMore,
 }
 
-const MUTANTS: [Mutant; 28] = {
+const MUTANTS: [Mutant; 33] = {
     use Mutant::*;
     [
         GreaterInsteadOfAtLeast,
@@ -207,6 +212,10 @@ const MUTANTS: [Mutant; 28] = {
         WaitResetsWhenHalfOpen,
         SuccessNeverTrips,
         SuccessLeavesTheRun,
+        SuccessLeavesTheRow,
+        RowKnowsNoTime,
+        RowEndsAtItsTime,
+        RowCountsFromItsFirst,
         RampSkipsAStep,
         RampAdmitsAll,
         ObservedCallsCount,
@@ -222,6 +231,7 @@ const MUTANTS: [Mutant; 28] = {
         BucketsMoveToTheirBeginning,
         LongerWindowRemembersMore,
         MoreFailuresAreRemembered,
+        LongerRowRemembersMore,
     ]
 };
 
@@ -302,6 +312,7 @@ fn configs() -> impl Strategy<Value = Config> {
         rates,
         proptest::option::of((1..=10u8).prop_map(|tenths| f64::from(tenths) / 10.0)),
         proptest::option::of(1..4u32),
+        proptest::option::of((1..5u32, 1..8u32)),
         proptest::option::of((1..4u32, 0..4u32)),
     );
     let recovery = (
@@ -311,7 +322,7 @@ fn configs() -> impl Strategy<Value = Config> {
         any::<u64>(),
     );
     (rules, recovery).prop_map(
-        |((config, minimum, failed, slow, in_a_row, of_last), (probes, verdict, ramp, seed))| {
+        |((config, minimum, failed, slow, in_a_row, within, of_last), (probes, verdict, ramp, seed))| {
             let mut config = config
                 .failure_rate(failed)
                 .open_wait(MS * 100, 2.0, MS * 500)
@@ -329,6 +340,9 @@ fn configs() -> impl Strategy<Value = Config> {
             }
             if let Some(most) = in_a_row {
                 config = config.consecutive_failures(most);
+            }
+            if let Some((failures, ms)) = within {
+                config = config.consecutive_failures_within(failures, MS * 20 * ms);
             }
             if let Some((failures, more)) = of_last {
                 config = config.failures_of_last(failures, failures + more);
@@ -390,6 +404,7 @@ struct Seen {
 /// * the calls that were in the window, in the order in which they ended; of calls from a count window, a time window takes
 ///   it that they ended just now; of calls from a time window, a count window takes it that the failed ones came last;
 /// * as many failures as the rule "n of the last m" has asked for;
+/// * as many times of the present row of failures as the rule "n in a row within a while" has asked for;
 /// * the run of failures, the state, its end, who is in flight, the ramp's results, and how often it has opened;
 /// * the results of probes, but for the last that the new rules ask for; good ones go first.
 ///
@@ -412,6 +427,8 @@ struct Model {
     carried: u64,
     /// Whether each call that ended failed, in the order of their ends.
     ends: Vec<bool>,
+    /// When the failures of the present row ended.
+    row: Vec<Duration>,
     openings: i32,
     totals: Totals,
     /// The wait that the breaker must have drawn from this range.
@@ -433,6 +450,7 @@ impl Model {
             failures: BTreeSet::new(),
             carried: 0,
             ends: Vec::new(),
+            row: Vec::new(),
             openings: 0,
             totals: Totals::default(),
             drawn: None,
@@ -507,6 +525,12 @@ impl Model {
         while self.failures.len() > most {
             self.failures.pop_first();
         }
+        let kept = |rules: &Rules| rules.within.map_or(0, |(failures, _)| failures as usize);
+        let most = match self.mutant {
+            Mutant::LongerRowRemembersMore => usize::MAX,
+            _ => kept(&self.rules).min(kept(&rules)),
+        };
+        self.row.drain(..self.row.len().saturating_sub(most));
         if let Phase::HalfOpen { results, .. } = &mut self.phase {
             let most = rules.probes as usize - 1;
             if results.len() > most && self.mutant != Mutant::JudgedProbesStay {
@@ -518,7 +542,10 @@ impl Model {
         match self.mutant {
             Mutant::ChangeForgets => self.forget(),
             Mutant::ChangeMakesCallsLate => self.round += 1,
-            Mutant::ChangeEndsTheRun => self.ends.clear(),
+            Mutant::ChangeEndsTheRun => {
+                self.ends.clear();
+                self.row.clear();
+            }
             _ => {}
         }
         self.rules = rules;
@@ -573,6 +600,7 @@ impl Model {
         self.failures.clear();
         self.carried = 0;
         self.ends.clear();
+        self.row.clear();
     }
 
     fn open(&mut self) {
@@ -716,6 +744,11 @@ impl Model {
             }
             if !in_flight && (failed || mutant != Mutant::SuccessLeavesTheRun) {
                 self.ends.push(failed);
+                match failed {
+                    true => self.row.push(self.now),
+                    false if mutant == Mutant::SuccessLeavesTheRow => {}
+                    false => self.row.clear(),
+                }
             }
         }
         if let Class::OpenFor(wait) = class {
@@ -793,6 +826,18 @@ impl Model {
         self.ends.iter().rev().take_while(|failed| **failed).count()
     }
 
+    /// The failures of the present row that the rule for rows within a while counts.
+    fn within(&self) -> usize {
+        let Some((most, time)) = self.rules.within else { return 0 };
+        let young = |at: &&Duration| match self.mutant {
+            Mutant::RowKnowsNoTime => true,
+            Mutant::RowEndsAtItsTime => self.now - **at < time,
+            Mutant::RowCountsFromItsFirst => self.now - self.row[0] <= time,
+            _ => self.now - **at <= time,
+        };
+        self.row.iter().filter(young).count().min(most as usize)
+    }
+
     fn is_bad(&self) -> bool {
         let inside = self.inside();
         let calls = inside.iter().filter(|call| !call.belated).count();
@@ -812,7 +857,9 @@ impl Model {
             let recent = self.failures.iter().filter(|number| **number + u64::from(calls) > self.numbers);
             recent.count() >= failures as usize
         });
-        by_rate || of_last || self.rules.consecutive.is_some_and(|most| self.in_a_row() >= most as usize)
+        let in_a_row = self.rules.consecutive.is_some_and(|most| self.in_a_row() >= most as usize);
+        let within = self.rules.within.is_some_and(|(most, _)| self.within() >= most as usize);
+        by_rate || of_last || in_a_row || within
     }
 
     fn set_mode(&mut self, mode: Mode) {
@@ -983,6 +1030,7 @@ fn numbers_agree(core: &Core, model: &Model, base: Instant) -> Result<(), TestCa
     prop_assert_eq!(counts.failures, inside.iter().filter(|call| call.failed).count() as u64);
     prop_assert_eq!(counts.slow, inside.iter().filter(|call| call.slow).count() as u64);
     prop_assert_eq!(counts.consecutive_failures, model.in_a_row() as u64);
+    prop_assert_eq!(counts.consecutive_failures_within, model.within() as u64);
     if let (Phase::Recovering { share, .. }, true) = (&model.phase, model.decides()) {
         prop_assert_eq!(snapshot.share, *share);
     }
