@@ -2,9 +2,9 @@
 //!
 //! What the policies surround is the head of an exchange: until the answer's status and headers are there. Bodies pass through as they come.
 //!
-//! Outermost first: a deadline, or what is left of the client's; a circuit breaker (5 failures in a row, or half of 60 s; open for 30 s,
-//! then one probe); a retry for requests without a body that may be repeated, paid for by successes; a bulkhead with a short queue; and
-//! a limit for how long the service may be silent.
+//! Outermost first: a deadline, or what is left of the client's; a circuit breaker (5 failures in a row within 60 s, or half of at least
+//! 20 calls in that time; open for 30 s, then one probe); a retry for requests without a body that may be repeated, paid for by successes;
+//! a bulkhead with a short queue; and a limit for how long the service may be silent.
 
 use std::{sync::Arc, time::Duration};
 
@@ -183,11 +183,9 @@ impl Upstream {
     /// An option that cannot be.
     pub fn new(context: &Context, side: Side, names: Names) -> Result<Self, ConfigError> {
         let name = side.name();
-        let wait = policies::open_wait(context.env());
-        let breaker = policies::breaker(name, wait)
-            .consecutive_failures(5)
-            .classify(classify as fn(&Outcome) -> circuit_breaker::Class)
-            .build()?;
+        let config = policies::breaker(name, context.env());
+        let config = config.classify(classify as fn(&Outcome) -> circuit_breaker::Class);
+        let breaker = policies::build(config, context.env())?;
         let bulkhead = policies::bulkhead(name, CONCURRENCY.0, CONCURRENCY.1)?;
         let retry = Retry::exponential(Duration::from_millis(10))
             .cap(Duration::from_millis(30))

@@ -143,8 +143,7 @@ impl GrpcUsers {
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(5))
             .connect_lazy();
-        let wait = policies::open_wait(context.env());
-        let breaker = policies::breaker(NAME, wait).consecutive_failures(5).build()?;
+        let breaker = policies::build(policies::breaker(NAME, context.env()), context.env())?;
         let bulkhead = policies::bulkhead(NAME, options.concurrency, options.queue)?;
         // The contract only reads: everything may be asked again.
         let retry = Retry::exponential(Duration::from_millis(50))

@@ -107,6 +107,16 @@ async fn failures_open_the_breaker_of_their_service_alone() {
 }
 
 #[tokio::test]
+async fn breakers_that_are_off_let_everything_through() {
+    let broken = Router::new().fallback(async || StatusCode::INTERNAL_SERVER_ERROR.into_response());
+    let env = env().with(order_kit::env::BREAKERS, "off");
+    let (gateway, _users) = Running::before(env, "users", broken).await;
+    for _ in 0..30 {
+        assert_eq!(gateway.get("/api/users/1").await.status, StatusCode::INTERNAL_SERVER_ERROR);
+    }
+}
+
+#[tokio::test]
 async fn a_read_is_repeated_and_a_write_is_not() {
     let asked = Arc::new(AtomicU32::new(0));
     let counts = asked.clone();

@@ -1,12 +1,11 @@
 //! Calls to another service, through the policies that every such call goes through.
 //!
 //! Outermost first: a deadline for the whole call (5 s, or what is left of the caller's), a circuit breaker (5 failures in a row within
-//! 60 s, or half of at least 20 calls in that time; open for 30 s, then one probe, and if that fails for 15 to 30 s more), a retry for what may be repeated, paid for by successes, a bulkhead
-//! with a short queue, and a timeout for each attempt. Answers below 500 other than 429 are the service's word and no failure of its: a
-//! thousand unknown users open no breaker.
+//! 60 s, or half of at least 20 calls in that time; open for 30 s, then one probe, and if that fails for as long again), a retry for what
+//! may be repeated, paid for by successes, a bulkhead with a short queue, and a timeout for each attempt. Answers below 500 other than
+//! 429 are the service's word and no failure of its: a thousand unknown users open no breaker.
 
 pub mod policies;
-mod streak;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -20,7 +19,7 @@ use hyper_util::{
 use mainstay::{ConfigError, Refused, deadline};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{auth, context::Context, env, metric, trace};
+use crate::{auth, context::Context, metric, trace};
 
 use policies::Policies;
 
@@ -185,11 +184,7 @@ impl Client {
     ///
     /// An option that cannot be.
     pub fn new(context: &Context, service: &'static str, options: Options) -> Result<Self, ConfigError> {
-        let wait = policies::open_wait(context.env());
-        let policies = Policies::new(service, options, wait, context.policies())?;
-        if context.env().get_or_default(env::BREAKERS) == "off" {
-            policies.disable_breaker();
-        }
+        let policies = Policies::new(service, options, context.env(), context.policies())?;
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(Duration::from_secs(1)));
         connector.set_nodelay(true);

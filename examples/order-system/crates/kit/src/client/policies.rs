@@ -9,28 +9,36 @@ use mainstay::{
 
 use crate::env::{self, Env};
 
-use super::{CallError, Options, Reply, streak::Streak};
+use super::{CallError, Options, Reply};
 
-/// The breaker's rule for failures in a row: so many, and within what time.
-const STREAK: (usize, Duration) = (5, Duration::from_secs(60));
-
-/// For how long breakers open: 30 s, as documented, or 3 s with `POLICY_FAST`.
-pub fn open_wait(env: &Env) -> Duration {
-    Duration::from_secs(if env.get(env::POLICY_FAST).is_some() { 3 } else { 30 })
-}
-
-/// The documented breaker: half of at least 20 calls within 60 s open it, for exactly the wait, after which one probe is let through. What
-/// else opens it, and what is a failure, whoever builds it says.
-pub fn breaker(name: &'static str, wait: Duration) -> circuit_breaker::Config {
+/// The documented breaker, to be [built](build): 5 failures in a row within 60 s open it, or half of at least 20 calls in that time, for exactly
+/// 30 s (3 s with `POLICY_FAST`), after which one probe is let through. What is a failure, whoever builds it says.
+pub fn breaker(name: &'static str, env: &Env) -> circuit_breaker::Config {
+    let minute = Duration::from_secs(60);
+    let wait = Duration::from_secs(if env.get(env::POLICY_FAST).is_some() { 3 } else { 30 });
     CircuitBreaker::config()
         .name(name)
-        .time_window(Duration::from_secs(60), 60)
+        .consecutive_failures_within(5, minute)
+        .time_window(minute, 60)
         .minimum_calls(20)
         .failure_rate(0.5)
         .open_wait(wait, 1.0, wait)
         .open_wait_jitter(0.0)
         .observe(mainstay::observe::Tracing)
         .observe(mainstay::observe::Metrics)
+}
+
+/// A breaker that lets everything through with `BREAKERS=off`, to see what breakers are for.
+///
+/// # Errors
+///
+/// Settings that cannot be.
+pub fn build<C>(config: circuit_breaker::Config<C>, env: &Env) -> Result<CircuitBreaker<C>, ConfigError> {
+    let breaker = config.build()?;
+    if env.get_or_default(env::BREAKERS) == "off" {
+        breaker.disable();
+    }
+    Ok(breaker)
 }
 
 /// The documented bulkhead: so many at once, and so many more that wait for a second at most.
@@ -53,9 +61,6 @@ pub(super) struct Policies {
     repeated: BoxedStack<Reply, CallError>,
     once: BoxedStack<Reply, CallError>,
     breaker: Breaker,
-    streak: Streak,
-    /// For how long the breaker opens.
-    wait: Duration,
 }
 
 /// What an answer, or none, says of the service.
@@ -69,26 +74,15 @@ fn classify(error: &CallError) -> Class {
     }
 }
 
-/// Whether an outcome speaks against the service: what it answered, and what it did not answer in time.
-fn counts(error: &CallError) -> bool {
-    match error {
-        CallError::Refused(refused) => refused.was_started(),
-        other => classify(other) == Class::Failure,
-    }
-}
-
 impl Policies {
     pub(super) fn new(
         service: &'static str,
         options: Options,
-        wait: Duration,
+        env: &Env,
         registry: &Registry,
     ) -> Result<Self, ConfigError> {
-        // A row of failures, for the breaker, may be as long ago as it likes: see `Streak`.
-        let breaker = breaker(service, wait)
-            .immediate_close()
-            .classify_err(classify as fn(&CallError) -> Class)
-            .build()?;
+        let config = breaker(service, env).immediate_close();
+        let breaker = build(config.classify_err(classify as fn(&CallError) -> Class), env)?;
         let bulkhead = bulkhead(service, options.concurrency, options.queue)?;
         let retry = Retry::exponential(Duration::from_millis(50))
             .cap(Duration::from_millis(500))
@@ -118,12 +112,7 @@ impl Policies {
         registry.add(&breaker);
         registry.add(&bulkhead);
         registry.add(&retry);
-        Ok(Policies { repeated, once, breaker, streak: Streak::new(STREAK.0, STREAK.1), wait })
-    }
-
-    /// Lets everything through, to see what breakers are for.
-    pub(super) fn disable_breaker(&self) {
-        self.breaker.disable();
+        Ok(Policies { repeated, once, breaker })
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -139,21 +128,10 @@ impl Policies {
         F: Future<Output = Result<Reply, CallError>>,
     {
         let stack = if repeatable { &self.repeated } else { &self.once };
-        let round = self.streak.round();
-        let answer = stack.call(attempt).await.map_err(|error| match error {
+        stack.call(attempt).await.map_err(|error| match error {
             Error::Inner(error) => error,
             Error::Refused(refused) => CallError::Refused(refused),
-        });
-        match &answer {
-            Ok(_) => self.streak.succeeded(round),
-            Err(error) if counts(error) && self.streak.failed(round) => {
-                if let Ok(permit) = self.breaker.try_acquire() {
-                    permit.record(Class::OpenFor(self.wait));
-                }
-            }
-            Err(_) => {}
-        }
-        answer
+        })
     }
 }
 
@@ -175,8 +153,8 @@ mod tests {
 
     impl Called {
         fn new() -> Self {
-            let wait = Duration::from_secs(30);
-            let policies = Policies::new("user", Options::default(), wait, &Registry::new()).unwrap();
+            let policies =
+                Policies::new("user", Options::default(), &Env::empty(), &Registry::new()).unwrap();
             Called { policies, calls: Cell::new(0) }
         }
 
@@ -228,7 +206,7 @@ mod tests {
         assert_eq!(it.calls.get(), 6);
     }
 
-    /// What the breaker's own rule for failures in a row does with them, which knows no time.
+    /// What the rule for failures in a row does with them that knows no time.
     #[tokio::test(start_paused = true)]
     async fn a_row_without_a_time_would_have_opened() {
         let breaker = CircuitBreaker::config()
@@ -298,7 +276,9 @@ mod tests {
             *kinds.entry(matches!(answer, Err(CallError::Refused(_)))).or_insert(0) += 1;
         }
         assert_eq!((it.calls.get(), kinds[&true], kinds[&false]), (6, 49, 1));
-        advance(Duration::from_secs(14)).await;
+        advance(Duration::from_millis(29_999)).await;
         assert!(it.policies.is_open(), "the probe failed");
+        advance(Duration::from_millis(1)).await;
+        assert!(!it.policies.is_open());
     }
 }

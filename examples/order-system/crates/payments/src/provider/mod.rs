@@ -55,9 +55,8 @@ pub(crate) struct Cards {
 impl Cards {
     /// Cards whose provider keeps its tables in `db`, and is waited for no longer than `timeout`.
     pub(crate) fn new(context: &Context, db: &Db, timeout: Duration) -> Result<Self, ConfigError> {
-        let wait = policies::open_wait(context.env());
         let name = "card-provider";
-        let breaker = policies::breaker(name, wait).consecutive_failures(5).build()?;
+        let breaker = policies::build(policies::breaker(name, context.env()), context.env())?;
         let bulkhead = policies::bulkhead(name, CONCURRENCY, QUEUE)?;
         context.policies().add(&breaker);
         context.policies().add(&bulkhead);

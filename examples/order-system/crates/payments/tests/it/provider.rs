@@ -13,17 +13,20 @@ use crate::{
 };
 
 async fn start(place: Place, provider_timeout: Duration) -> Bench {
+    start_with(place, provider_timeout, Env::empty()).await
+}
+
+async fn start_with(place: Place, provider_timeout: Duration, env: Env) -> Bench {
     let options = Options { provider_timeout };
-    Bench::start(place, order_payments::NAME, Env::empty(), |context| {
-        order_payments::build_with(context, options)
-    })
-    .await
+    Bench::start(place, order_payments::NAME, env, |context| order_payments::build_with(context, options))
+        .await
 }
 
 on_both!(
     money_that_was_taken_without_an_answer_is_found_by_the_same_key,
     money_that_was_taken_without_an_answer_goes_back_with_the_refund,
     a_provider_that_does_not_answer_is_left_alone_after_five_times,
+    a_breaker_that_is_off_lets_everything_through,
 );
 
 async fn money_that_was_taken_without_an_answer_is_found_by_the_same_key(place: Place) {
@@ -80,7 +83,6 @@ async fn a_provider_that_does_not_answer_is_left_alone_after_five_times(place: P
     assert_eq!((refused.status, refused.error()), (503, "Payment temporarily unavailable"));
     assert!(began.elapsed() < Duration::from_millis(250), "it was asked all the same");
     let seconds: u64 = refused.retry_after.unwrap().parse().unwrap();
-    // Half a minute, or less by chance, so that not all who wait come back together.
     assert!((1..=30).contains(&seconds), "{seconds}");
     let policies = it.get("/_policies").await.body;
     let policies = policies.as_array().unwrap();
@@ -88,4 +90,16 @@ async fn a_provider_that_does_not_answer_is_left_alone_after_five_times(place: P
     let of = |kind: &str| policies.iter().find(|policy| policy["policy"] == kind).unwrap();
     assert!(of("circuit_breaker")["state"].to_string().contains("open"), "{policies:?}");
     assert_eq!((&of("bulkhead")["limit"], &of("bulkhead")["in_use"]), (&json!(10), &json!(0)));
+}
+
+async fn a_breaker_that_is_off_lets_everything_through(place: Place) {
+    let env = Env::empty().with(order_kit::env::BREAKERS, "off");
+    let it = start_with(place, Duration::from_millis(300), env).await;
+    behave(&it, "u", "timeout").await;
+    let keys: Vec<_> = (0..8).map(|number| format!("charge-card.do@o{number}")).collect();
+    for (number, key) in keys.iter().enumerate() {
+        assert_eq!(it.post("/payments/charge", key, charge(&format!("o{number}"), "5")).await.status, 503);
+    }
+    let audit = it.get("/_audit").await.body;
+    assert_eq!(audit["unsettled"], json!(keys), "the provider has heard of each of them");
 }

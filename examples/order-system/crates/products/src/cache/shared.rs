@@ -10,7 +10,7 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use mainstay::{BoxedStack, CircuitBreaker, Error};
-use order_kit::{BoxError, Context, env};
+use order_kit::{BoxError, Context, client::policies};
 use redis::{
     Client, Cmd, FromRedisValue, RedisError,
     aio::{ConnectionManager, ConnectionManagerConfig},
@@ -64,16 +64,13 @@ impl Shared {
             .set_response_timeout(Some(PATIENCE))
             .set_number_of_retries(1);
         let redis = ConnectionManager::new_lazy_with_config(client, config)?;
-        let breaker = CircuitBreaker::config()
+        let config = CircuitBreaker::config()
             .name("redis")
             .consecutive_failures(5)
             .open_wait(AWAY, 1.0, AWAY)
             .observe(mainstay::observe::Tracing)
-            .observe(mainstay::observe::Metrics)
-            .build()?;
-        if context.env().get_or_default(env::BREAKERS) == "off" {
-            breaker.disable();
-        }
+            .observe(mainstay::observe::Metrics);
+        let breaker = policies::build(config, context.env())?;
         context.policies().add(&breaker);
         let stack = mainstay::stack("redis").circuit_breaker(breaker).timeout(PATIENCE).build()?.boxed();
         let prefix = context.env().get("REDIS_KEY_PREFIX").unwrap_or_default();

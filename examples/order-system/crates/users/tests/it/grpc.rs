@@ -31,11 +31,15 @@ async fn also_over_grpc(users: &Running) -> String {
 
 /// The client of another service.
 fn client(of: &Context, url: &str) -> GrpcUsers {
-    let env = Env::empty().with(env::USER_GRPC_URL, url);
+    client_with(of, url, Env::empty(), Options::default())
+}
+
+fn client_with(of: &Context, url: &str, env: Env, options: Options) -> GrpcUsers {
+    let env = env.with(env::USER_GRPC_URL, url);
     let broker = of.broker().clone();
     let locate = std::sync::Arc::new(order_kit::context::Ports(3000));
     let context = Context::new("orders", env, of.data(), broker, locate);
-    GrpcUsers::new(&context, Options::default()).unwrap()
+    GrpcUsers::new(&context, options).unwrap()
 }
 
 async fn next(changes: &mut Changes) -> (i64, User) {
@@ -105,6 +109,24 @@ async fn faults_that_are_switched_on_concern_grpc_as_well() {
     assert_eq!(grpc.get("nobody").await.unwrap_err().code(), Some(Code::Internal));
     users.context.faults().set(Faults::default());
     assert_eq!(grpc.get("nobody").await.unwrap(), None);
+    users.end().await;
+}
+
+#[tokio::test]
+async fn five_failures_open_the_breaker_unless_it_is_off() {
+    let users = start().await;
+    let url = also_over_grpc(&users).await;
+    users.context.faults().set(Faults { fail_percent: 100, ..Faults::default() });
+    let once = Options { attempts: 1, ..Options::default() };
+    for (breakers, asked) in [("on", 5), ("off", 30)] {
+        let grpc = client_with(&users.context, &url, Env::empty().with(env::BREAKERS, breakers), once);
+        let mut failed = 0;
+        for _ in 0..30 {
+            let answer = grpc.get("nobody").await.unwrap_err();
+            failed += u32::from(answer.code() == Some(Code::Internal));
+        }
+        assert_eq!((failed, grpc.is_open()), (asked, breakers == "on"), "{breakers}");
+    }
     users.end().await;
 }
 
