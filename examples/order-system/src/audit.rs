@@ -136,14 +136,32 @@ pub async fn audit(remote: &Remote) -> Result<Audited, BoxError> {
 ///
 /// As of [`audit`], at the end of the time.
 pub async fn settled(remote: &Remote, time: Duration) -> Result<Audited, BoxError> {
-    let end = tokio::time::Instant::now() + time;
+    // The whole of the books is looked at once, however many they are: until then only what was open the last time.
+    let _ = tokio::time::timeout(time, all_over(remote)).await;
+    audit(remote).await
+}
+
+/// Returns when each order is over.
+async fn all_over(remote: &Remote) {
+    let mut after = String::new();
     loop {
-        let audited = audit(remote).await;
-        match &audited {
-            Ok(done) if done.open == 0 => return audited,
-            _ if tokio::time::Instant::now() >= end => return audited,
-            _ => tokio::time::sleep(Duration::from_millis(100)).await,
+        match page::<Order>(remote, "orders", &after).await {
+            Ok(Page { orders, next, .. }) => match (orders.iter().position(|order| !order.over), next) {
+                (None, None) => return,
+                (None, Some(next)) => {
+                    after = next;
+                    continue;
+                }
+                (Some(open), _) => {
+                    if let Some(last) = open.checked_sub(1) {
+                        after.clone_from(&orders[last].id);
+                    }
+                }
+            },
+            // A process that was killed may not be back yet.
+            Err(error) => tracing::debug!(%error, "orders cannot be asked for its books"),
         }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -151,8 +169,7 @@ pub async fn settled(remote: &Remote, time: Duration) -> Result<Audited, BoxErro
 async fn books<T: DeserializeOwned>(remote: &Remote, service: &str) -> Result<(bool, Vec<T>), BoxError> {
     let (mut all, mut after, mut ok) = (Vec::new(), String::new(), true);
     loop {
-        let path = format!("/_audit?of={service}&limit={PAGE}&after={after}");
-        let page: Page<T> = remote.get(service, &path).await?.expect(200)?.read()?;
+        let page = page(remote, service, &after).await?;
         ok &= page.ok;
         all.extend(page.orders);
         match page.next {
@@ -160,6 +177,11 @@ async fn books<T: DeserializeOwned>(remote: &Remote, service: &str) -> Result<(b
             None => return Ok((ok, all)),
         }
     }
+}
+
+async fn page<T: DeserializeOwned>(remote: &Remote, service: &str, after: &str) -> Result<Page<T>, BoxError> {
+    let path = format!("/_audit?of={service}&limit={PAGE}&after={after}");
+    remote.get(service, &path).await?.expect(200)?.read()
 }
 
 impl Audited {

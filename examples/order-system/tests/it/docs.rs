@@ -87,7 +87,7 @@ fn has_test(source: &str, name: &str, listed: &BTreeSet<&str>) -> bool {
     let made = |line: &&str| {
         line.strip_prefix(name).is_some_and(|rest| rest.starts_with(": ") && rest.ends_with(';'))
     };
-    (0..lines.len()).any(is_test) || lines.iter().any(|line| made(line))
+    (0..lines.len()).any(is_test) || lines.iter().any(made)
 }
 
 /// The words that stand in a list, each with a comma behind it or as the last.

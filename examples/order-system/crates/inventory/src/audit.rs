@@ -10,14 +10,22 @@ use crate::wire::StockItem;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Audit {
-    /// Whether all of `products` are.
-    pub ok: bool,
-    /// Every product.
-    pub products: Vec<Product>,
+    /// All products, with the first page only: their orders are read from end to end.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub whole: Option<Whole>,
     /// One page of orders, by their ids.
     pub orders: Vec<Order>,
     /// What to ask for the next page with; nothing after the last.
     pub next: Option<String>,
+}
+
+/// The books of all products.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Whole {
+    /// Whether all of `products` are.
+    pub ok: bool,
+    /// Every product.
+    pub products: Vec<Product>,
 }
 
 /// The books of a product.
@@ -59,22 +67,23 @@ impl Audit {
     }
 }
 
-/// Looks at one state of the books: all products, and one page of orders.
+/// Looks at one state of the books: one page of orders, and with the first one all products.
 ///
 /// # Errors
 ///
 /// The database's.
 pub async fn audit(db: &Db, page: Page) -> Result<Audit, ApiError> {
     let audit = db.read(async move |tx| {
-        let products = products(tx).await?;
+        let whole = if page.after.as_deref().unwrap_or_default().is_empty() {
+            let products = products(tx).await?;
+            Some(Whole { ok: products.iter().all(|product| product.ok), products })
+        } else {
+            None
+        };
         let orders = orders(tx, &page).await?;
         let full = i64::try_from(orders.len()) == Ok(page.limit());
-        Ok::<_, DbError>(Audit {
-            ok: products.iter().all(|product| product.ok),
-            next: orders.last().filter(|_| full).map(|order| order.order_id.clone()),
-            products,
-            orders,
-        })
+        let next = orders.last().filter(|_| full).map(|order| order.order_id.clone());
+        Ok::<_, DbError>(Audit { whole, orders, next })
     });
     Ok(audit.await?)
 }

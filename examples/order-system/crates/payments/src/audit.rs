@@ -15,6 +15,19 @@ const NAMED: usize = 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Audit {
+    /// All books together, with the first page only: they are read from end to end.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub whole: Option<Whole>,
+    /// One page of orders, by their ids.
+    pub orders: Vec<OrderSum>,
+    /// What to ask for the next page with; nothing after the last.
+    pub next: Option<String>,
+}
+
+/// All books together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Whole {
     /// Whether nobody was charged twice or given back too much, and ledger and provider agree.
     pub ok: bool,
     /// All charges.
@@ -30,10 +43,6 @@ pub struct Audit {
     /// Keys for which ledger and provider differ, twenty at most. A charge that is just being made is among them for a moment, and
     /// so is one that nobody has asked for again after its answer was lost.
     pub unsettled: Vec<String>,
-    /// One page of orders, by their ids.
-    pub orders: Vec<OrderSum>,
-    /// What to ask for the next page with; nothing after the last.
-    pub next: Option<String>,
 }
 
 /// What was moved for an order.
@@ -57,7 +66,7 @@ impl Audit {
     }
 }
 
-/// Looks at the books: all sums, and one page of orders.
+/// Looks at the books: one page of orders, and with the first one the whole.
 ///
 /// # Errors
 ///
@@ -67,6 +76,15 @@ pub async fn audit(db: &Db, page: Page) -> Result<Audit, ApiError> {
 }
 
 async fn look(tx: &Tx<'_>, page: &Page) -> Result<Audit, DbError> {
+    let after = page.after.as_deref().unwrap_or_default();
+    let whole = if after.is_empty() { Some(whole(tx).await?) } else { None };
+    let orders = sums(tx, after, page.limit()).await?;
+    let full = i64::try_from(orders.len()) == Ok(page.limit());
+    let next = orders.last().filter(|_| full).map(|order| order.order_id.clone());
+    Ok(Audit { whole, orders, next })
+}
+
+async fn whole(tx: &Tx<'_>) -> Result<Whole, DbError> {
     let (mut charged, mut refunded) = (Cents(0), Cents(0));
     let (mut charged_twice, mut over_refunded) = (Vec::new(), Vec::new());
     for order in sums(tx, "", i64::MAX).await? {
@@ -79,11 +97,9 @@ async fn look(tx: &Tx<'_>, page: &Page) -> Result<Audit, DbError> {
             over_refunded.push(order.order_id);
         }
     }
-    let orders = sums(tx, page.after.as_deref().unwrap_or_default(), page.limit()).await?;
-    let full = i64::try_from(orders.len()) == Ok(page.limit());
     let taken: BTreeMap<String, Cents> = provider::taken(tx).await?.into_iter().collect();
     let unsettled = differences(&kept(tx).await?, &taken);
-    Ok(Audit {
+    Ok(Whole {
         ok: charged_twice.is_empty() && over_refunded.is_empty() && unsettled.is_empty(),
         charged,
         refunded,
@@ -91,8 +107,6 @@ async fn look(tx: &Tx<'_>, page: &Page) -> Result<Audit, DbError> {
         over_refunded,
         taken: taken.values().copied().sum(),
         unsettled,
-        next: orders.last().filter(|_| full).map(|order| order.order_id.clone()),
-        orders,
     })
 }
 

@@ -78,7 +78,10 @@ async fn charges_and_refunds_at_the_same_time_leave_nothing_behind(place: Place)
     let (mut after, mut seen) = (String::new(), 0);
     loop {
         let page = it.get(&format!("/_audit?limit=3&after={after}")).await.body;
-        assert_eq!((&page["ok"], &page["taken"]), (&json!(true), &json!("0.00")), "{page}");
+        // The whole is looked at once, with the first.
+        let whole =
+            if after.is_empty() { (&json!(true), &json!("0.00")) } else { (&Value::Null, &Value::Null) };
+        assert_eq!((&page["ok"], &page["taken"]), whole, "{page}");
         for order in page["orders"].as_array().unwrap() {
             assert_eq!(order["charged"], order["refunded"], "{order}");
             seen += 1;
