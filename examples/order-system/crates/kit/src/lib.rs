@@ -17,6 +17,7 @@ pub mod health;
 pub mod metric;
 pub mod money;
 mod object;
+pub mod prune;
 mod serve;
 pub mod server;
 pub mod step;
