@@ -4,13 +4,14 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use order_broker::Queue;
 use order_kit::{
     ApiError, BoxError, Context, Db, Json, Service, Tx,
     db::{DbError, Row},
     error::ErrorBody,
     events::{self, Envelope, Trouble},
+    extract::Path,
     iso, now_ms,
 };
 use serde::{Deserialize, Serialize};
@@ -37,7 +38,8 @@ const PAGE: i64 = 500;
 /// An order that was accepted so long before a rebuild was begun is among its events, whatever the clocks and the commits.
 const SETTLED_MS: i64 = 60_000;
 
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
 create table order_view (
     order_id text primary key,
     user_id text not null,
@@ -54,7 +56,8 @@ create table user_replica (
     email text,
     event text not null
 );
-", "
+",
+    "
 create table order_rebuilt (
     order_id text primary key,
     user_id text not null,
@@ -65,7 +68,8 @@ create table order_rebuilt (
     version bigint not null
 );
 create table rebuild (one bigint primary key, name text not null);
-"];
+",
+];
 
 /// Where rows of orders are.
 #[derive(Debug, Clone, Copy)]
@@ -214,11 +218,15 @@ async fn upsert(tx: &Tx<'_>, table: Table, event: &OrderEvent) -> Result<(), DbE
     macro_rules! into {
         ($table:literal) => {
             concat!(
-                "insert into ", $table, " (order_id, user_id, summary, item_count, created_at, status, version) ",
+                "insert into ",
+                $table,
+                " (order_id, user_id, summary, item_count, created_at, status, version) ",
                 "values ($1, $2, $3, $4, $5, $6, $7) on conflict (order_id) do update set ",
                 "user_id = excluded.user_id, summary = excluded.summary, item_count = excluded.item_count, ",
                 "created_at = excluded.created_at, status = excluded.status, version = excluded.version ",
-                "where excluded.version > ", $table, ".version"
+                "where excluded.version > ",
+                $table,
+                ".version"
             )
         };
     }
@@ -370,7 +378,9 @@ mod tests {
         let read = ReadStore(Db::open(Place::Sqlite(folder.path().join("it.db")), MIGRATIONS).await.unwrap());
         let (before, since) = ("2026-01-01T00:00:00.000Z", "2026-01-02T00:00:00.000Z");
         let heard = [("a", 1, Cancelled), ("b", 1, Pending), ("phantom", 1, Pending)];
-        read.apply(heard.map(|(id, version, status)| event(id, version, status, before)).to_vec()).await.unwrap();
+        read.apply(heard.map(|(id, version, status)| event(id, version, status, before)).to_vec())
+            .await
+            .unwrap();
 
         let rebuild = read.begin_rebuild().await.unwrap();
         let kept = [("a", 1, Pending), ("b", 1, Pending), ("c", 1, Pending)];

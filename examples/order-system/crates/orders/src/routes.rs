@@ -3,14 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    extract::{Path, State},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use mainstay::saga::{AskError, view::Timeline};
 use order_kit::{
-    ApiError, Cents, Context, Json, client::IDEMPOTENCY_KEY, context::Page, error::ErrorBody, iso, new_id,
-    now_ms, prune::Keep, trace,
+    ApiError, Cents, Context, Json, client::IDEMPOTENCY_KEY, context::Page, error::ErrorBody, extract::Path,
+    iso, new_id, now_ms, prune::Keep, trace,
 };
 use serde::{Deserialize, Serialize};
 use tracing::Instrument;

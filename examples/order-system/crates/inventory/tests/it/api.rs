@@ -181,6 +181,10 @@ async fn wrong_requests_are_refused_before_anything_is_done(place: Place) {
         assert_eq!(answer.status, 400, "{key:?}");
         assert!(answer.error().contains("Idempotency-Key"), "{answer:?}");
     }
+    for path in ["/inventory/%FF", "/inventory/reservations/%FF"] {
+        let odd = it.get(path).await;
+        assert_eq!((odd.status, odd.error()), (400, "Malformed path"), "{path}");
+    }
     let many: Vec<_> = (0..101).map(|_| ("p", 1)).collect();
     for body in [
         wanted("o", &[]),

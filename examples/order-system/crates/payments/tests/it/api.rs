@@ -192,6 +192,12 @@ async fn wrong_requests_are_refused_before_anything_is_done(place: Place) {
     for path in ["/payments/lookup", "/payments/lookup?key=o"] {
         assert_eq!(it.get(path).await.status, 400, "{path}");
     }
+    let twice = it.get("/payments/lookup?key=%FF&%FF=").await;
+    assert_eq!((twice.status, twice.error()), (400, "`key` is no key of a saga's step"));
+    let odd = it.get("/payments/order/%FF").await;
+    assert_eq!((odd.status, odd.error()), (400, "Malformed path"));
+    let odd = it.put("/payments/cards/%FF", json!({"behaviour": "ok"})).await;
+    assert_eq!((odd.status, odd.error()), (400, "Malformed path"));
     assert_eq!(it.put("/payments/cards/u", json!({"behaviour": "generous"})).await.status, 400);
     assert_eq!(it.get("/_audit").await.body["charged"], "0.00");
     assert_eq!(
