@@ -18,6 +18,7 @@ pub mod metric;
 pub mod money;
 mod object;
 pub mod prune;
+mod rest;
 mod serve;
 pub mod server;
 pub mod step;
