@@ -38,7 +38,7 @@ variables! {
     OTEL_EXPORTER_OTLP_ENDPOINT = "": "Where spans go, over HTTP: `http://collector:4318`; without it they stay in memory";
     #[secret] INTERNAL_TOKEN = "internal-dev-token": "What services show each other in `X-Service-Token`; two of them, separated by a comma, while one replaces the other: the first is sent, both are accepted";
     #[secret] JWT_SECRET = "dev-secret-change-me": "The key of the tokens that the gateway accepts (HS256)";
-    SERVICE_NAME = "": "The name under which a process registers and logs; by default the service's";
+    SERVICE_NAME = "": "The name under which a process registers and its spans are collected; by default each service's";
     HOST = "127.0.0.1": "The address on which services listen";
     PORT = "": "The port of the one service that a process serves; by default the service's documented one";
     USER_SERVICE_URL = "": "Where users are; by default the registry, then 127.0.0.1 and the documented port";

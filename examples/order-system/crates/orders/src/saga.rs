@@ -24,7 +24,7 @@ use order_kit::{
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    place,
+    NAME, place,
     steps::{Purchase, Steps},
     store::{CONFIRM, CREATE, Order},
 };
@@ -202,6 +202,7 @@ impl Engine {
         deadline: Duration,
         turned: mpsc::UnboundedSender<String>,
     ) -> Result<Self, BoxError> {
+        order_kit::telemetry::sagas_are_of(NAME);
         let whereabouts = Whereabouts::new(None);
         let fast = context.env().get(env::POLICY_FAST).is_some();
         let plain = define(steps, &whereabouts, true, fast)?;

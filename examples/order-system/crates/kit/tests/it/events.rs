@@ -143,7 +143,7 @@ async fn what_the_last_request_writes_is_published_before_the_end() {
 async fn an_event_says_where_it_comes_from_and_nobody_can_say_otherwise() {
     let somewhere = Somewhere::sqlite();
     let db = Db::open(somewhere.place.clone(), &[]).await.unwrap();
-    let emitted = trace::with_correlation("request-7".to_owned(), async {
+    let emitted = trace::with_correlation("orders", "request-7".to_owned(), async {
         let data = json!({ "id": "x", "type": "x", "metadata": { "source": "x" } });
         db.write(async move |tx| emit(tx, "orders", "order.created", "o1", &data).await).await
     });
