@@ -65,6 +65,42 @@ fn what_is_shared_knows_no_service() {
     }
 }
 
+/// The files of Rust below a folder.
+fn sources(folder: &Path, all: &mut Vec<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            sources(&path, all);
+        } else if path.extension().is_some_and(|it| it == "rs") {
+            all.push(path);
+        }
+    }
+}
+
+/// Whether axum's own extractor of paths or of queries is used, which refuses in words of its own and in plain text.
+fn refuses_in_its_own_way(source: &str) -> bool {
+    let imports = source.split("use axum::").skip(1).filter_map(|rest| rest.split(';').next());
+    let mut words = imports.flat_map(|import| import.split(|it: char| !it.is_alphanumeric() && it != '_'));
+    words.any(|word| ["Path", "Query", "RawPathParams"].contains(&word))
+        || ["axum::extract::Path", "axum::extract::Query"].iter().any(|path| source.contains(path))
+}
+
+#[test]
+fn every_service_refuses_an_address_as_the_kit_does() {
+    assert!(refuses_in_its_own_way("use axum::{\n    Router,\n    extract::{Path, State},\n};"));
+    assert!(!refuses_in_its_own_way("use axum::extract::State;\nuse order_kit::extract::Path;"));
+    let mut all = Vec::new();
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates");
+    for entry in std::fs::read_dir(&crates).expect("crates") {
+        sources(&entry.expect("an entry").path().join("src"), &mut all);
+    }
+    assert!(all.len() > 80, "{}", all.len());
+    for path in all.iter().filter(|path| !path.ends_with("kit/src/extract.rs")) {
+        let source = std::fs::read_to_string(path).expect("a file");
+        assert!(!refuses_in_its_own_way(&source), "{}", path.display());
+    }
+}
+
 #[test]
 fn the_library_knows_nothing_of_all_this() {
     assert!(packages()["mainstay"].iter().all(|it| !it.starts_with("order-")));

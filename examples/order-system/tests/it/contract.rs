@@ -205,8 +205,15 @@ async fn bad_orders(caller: &Caller, user: &str, product: &str) -> Result<(), Bo
         clean(&answer);
     }
     let huge = format!("{{\"userId\":\"{}\"}}", "x".repeat(300 * 1024));
-    let answer = caller.text("/orders", &huge).await?;
-    assert_eq!(answer.status.as_u16(), 413);
+    // So much that the answer is there before all of it is sent.
+    let vast = format!("{{\"userId\":\"{}\"}}", "x".repeat(8 * 1024 * 1024));
+    for text in [&huge, &vast] {
+        for path in ["/orders", "/orders/checkout"] {
+            let answer = caller.text(path, text).await?;
+            assert_eq!(answer.status.as_u16(), 413, "{}", answer.text);
+            clean(&answer);
+        }
+    }
     Ok(())
 }
 

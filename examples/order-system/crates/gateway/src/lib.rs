@@ -15,6 +15,7 @@
 pub mod body;
 pub mod cache;
 pub mod cors;
+mod early;
 pub mod headers;
 pub mod limits;
 mod own;

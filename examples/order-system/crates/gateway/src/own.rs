@@ -1,12 +1,8 @@
 //! The gateway's own routes: its health, tokens in development, and where requests go.
 
-use axum::{
-    Router,
-    extract::{Path, State},
-    routing::get,
-};
+use axum::{Router, extract::State, routing::get};
 use http::StatusCode;
-use order_kit::{ApiError, Json};
+use order_kit::{ApiError, Json, extract::Path};
 use serde::{Deserialize, Serialize};
 use utoipa_axum::{router::OpenApiRouter, routes};
 

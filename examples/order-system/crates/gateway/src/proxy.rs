@@ -14,7 +14,7 @@ use http_body_util::{BodyExt, Limited};
 use order_kit::{ApiError, Json, context::Known, trace};
 
 use crate::{
-    Gateway, behind,
+    Gateway, NAME, behind,
     cache::{self, Key},
     headers,
     strangler::{self, Compared, To},
@@ -175,7 +175,7 @@ impl Gateway {
             Some((status, body.to_bytes()))
         };
         let correlation = trace::correlation().unwrap_or_else(order_kit::new_id);
-        self.0.context.spawn(trace::with_correlation(correlation, async move {
+        self.0.context.spawn(trace::with_correlation(NAME, correlation, async move {
             let _place = place;
             let answer = tokio::select! {
                 answer = tokio::time::timeout(SHADOW_TIME, ask) => answer.ok().flatten(),

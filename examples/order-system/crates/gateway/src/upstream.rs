@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, h
 use http_body::Body as _;
 use hyper_util::{
     client::legacy::{Client as Http, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
 };
 use mainstay::{BoxedStack, CircuitBreaker, ConfigError, Error, Kind, Refused, Retry, circuit_breaker};
 use order_kit::{
@@ -21,11 +21,13 @@ use order_kit::{
     client::{policies, tell_deadline},
     trace,
 };
-use tokio::time::Instant;
+use tokio::{net::TcpStream, time::Instant};
+use tower::{ServiceExt, util::MapResponse};
 use tracing::Instrument;
 
 use crate::{
     body::{Broken, Download, Upload},
+    early::Answering,
     headers,
     proxy::MONOLITH,
     resolve::Names,
@@ -138,11 +140,13 @@ pub struct Outgoing {
 #[derive(Clone)]
 pub struct Upstream(Arc<Inner>);
 
+type Connector = MapResponse<HttpConnector, fn(TokioIo<TcpStream>) -> Answering>;
+
 struct Inner {
     side: Side,
     context: Context,
     names: Names,
-    http: Http<HttpConnector, Upload>,
+    http: Http<Connector, Upload>,
     repeated: BoxedStack<Response<Body>, Trouble>,
     once: BoxedStack<Response<Body>, Trouble>,
     breaker: Breaker,
@@ -220,7 +224,7 @@ impl Upstream {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
             .set_host(false)
-            .build(connector);
+            .build(connector.map_response(Answering::new as fn(_) -> _));
         let context = context.clone();
         Ok(Upstream(Arc::new(Inner { side, context, names, http, repeated, once, breaker })))
     }

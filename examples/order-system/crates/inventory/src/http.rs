@@ -1,7 +1,7 @@
 //! The routes.
 
 use axum::{
-    extract::{Path, State},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use http::StatusCode;
@@ -9,6 +9,7 @@ use mainstay::saga::barrier::Action;
 use order_kit::{
     ApiError, Db, Json,
     error::ErrorBody,
+    extract::Path,
     step::{ActionKey, CompensationKey},
 };
 use utoipa_axum::{router::OpenApiRouter, routes};

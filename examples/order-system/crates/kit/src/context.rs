@@ -178,13 +178,16 @@ impl Context {
         &self.0.data
     }
 
-    /// Opens the service's own database: `NAME.db` below the data, or the schema `NAME` where `DATABASE_URL` says.
+    /// Opens the service's own database: `NAME.db` below the data, or the schema `NAME` where `DATABASE_URL` says. As long as the service runs
+    /// it is [pruned](crate::prune).
     ///
     /// # Errors
     ///
     /// As of [`Db::open`].
     pub async fn open_db(&self, migrations: &'static [&'static str]) -> Result<Db, DbError> {
-        Db::open(self.place(self.name()), migrations).await
+        let db = Db::open(self.place(self.name()), migrations).await?;
+        crate::prune::start(self, &db);
+        Ok(db)
     }
 
     /// Where data of that name belongs.

@@ -38,7 +38,7 @@ variables! {
     OTEL_EXPORTER_OTLP_ENDPOINT = "": "Where spans go, over HTTP: `http://collector:4318`; without it they stay in memory";
     #[secret] INTERNAL_TOKEN = "internal-dev-token": "What services show each other in `X-Service-Token`; two of them, separated by a comma, while one replaces the other: the first is sent, both are accepted";
     #[secret] JWT_SECRET = "dev-secret-change-me": "The key of the tokens that the gateway accepts (HS256)";
-    SERVICE_NAME = "": "The name under which a process registers and logs; by default the service's";
+    SERVICE_NAME = "": "The name under which a process registers and its spans are collected; by default each service's";
     HOST = "127.0.0.1": "The address on which services listen";
     PORT = "": "The port of the one service that a process serves; by default the service's documented one";
     USER_SERVICE_URL = "": "Where users are; by default the registry, then 127.0.0.1 and the documented port";
@@ -64,6 +64,10 @@ variables! {
     LEGACY_URL = "": "The monolith behind the gateway; what is not in STRANGLE goes there";
     READY_DEGRADED_STATUS = "200": "What `/health/ready` answers when only an optional check fails: 200 or 503";
     DATABASE_SCHEMA_PREFIX = "": "What stands before the names of the schemas in PostgreSQL, so that two systems can share a database";
+    LONGEST_SAGA_MS = "5184000000": "The longest time from a step of a saga to the saga's end, waits and people included (60 days): what undoes a step is remembered for so long";
+    LONGEST_DELIVERY_MS = "2592000000": "The longest time for which a request or a message can be on its way, deliveries anew and replayed dead letters included (30 days): what was handled is remembered for so long";
+    KEEP_SENT_MS = "86400000": "How long published events stay in the outbox, for whoever looks (a day)";
+    PRUNE_EVERY_MS = "60000": "How often what needs not be remembered any longer is taken away";
     SHUTDOWN_DELAY_MS = "0": "How long a process that was told to end still takes new connections, while it already says that it is not ready: as long as a load balancer needs to notice";
     SHUTDOWN_GRACE_MS = "8000": "How long a process that was told to end waits for what is in flight";
     LOG = "info": "What is logged, as `tracing` directives";

@@ -61,12 +61,18 @@ impl ApiError {
         ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, message)
     }
 
-    /// 503, to be asked again.
+    /// 503, to be asked again: in a second, unless something else is [known](ApiError::after).
     pub fn unavailable(message: impl Into<String>) -> Self {
         ApiError {
             retry_after: Some(Duration::from_secs(1)),
             ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message)
         }
+    }
+
+    /// To be asked again after so long, where that is known.
+    #[must_use]
+    pub fn after(self, known: Option<Duration>) -> Self {
+        ApiError { retry_after: known.or(self.retry_after), ..self }
     }
 
     /// 500. What has happened goes to the log and not to whoever asked.
@@ -104,10 +110,10 @@ impl From<DbError> for ApiError {
     }
 }
 
-/// Refusals of policies: 429 where the caller asks too much, 503 elsewhere, with the time to come back.
+/// Refusals of policies: 503, with the time to come back.
 impl From<mainstay::Refused> for ApiError {
     fn from(refused: mainstay::Refused) -> Self {
-        ApiError { retry_after: refused.retry_after(), ..ApiError::unavailable("Service unavailable") }
+        ApiError::unavailable("Service unavailable").after(refused.retry_after())
     }
 }
 
@@ -115,7 +121,7 @@ impl From<mainstay::Refused> for ApiError {
 impl From<CallError> for ApiError {
     fn from(error: CallError) -> Self {
         tracing::warn!(error = %error, "a call failed");
-        ApiError { retry_after: error.retry_after(), ..ApiError::unavailable("Service unavailable") }
+        ApiError::unavailable("Service unavailable").after(error.retry_after())
     }
 }
 

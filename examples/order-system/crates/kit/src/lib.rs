@@ -17,6 +17,8 @@ pub mod health;
 pub mod metric;
 pub mod money;
 mod object;
+pub mod prune;
+mod rest;
 mod serve;
 pub mod server;
 pub mod step;

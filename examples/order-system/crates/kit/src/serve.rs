@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use axum::{Router, body::Body, extract::ConnectInfo};
-use http::Request;
+use http::{Request, header};
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -17,7 +17,7 @@ use tokio::{
 };
 use tower::ServiceExt;
 
-use crate::{Context, env};
+use crate::{Context, env, rest::ReadToTheEnd};
 
 /// How long a client may take for the head of a request, and how long a connection may be idle: longer than clients keep one.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -85,7 +85,10 @@ async fn connections<S, F>(
         };
         let _ = stream.set_nodelay(true);
         let routes = router.clone().map_request(move |request: Request<Incoming>| {
-            let mut request = request.map(Body::new);
+            // Whoever says that he waits for a word before he sends has nothing on its way.
+            let waits = request.headers().contains_key(header::EXPECT);
+            let whole = |body| if waits { Body::new(body) } else { Body::new(ReadToTheEnd::new(body)) };
+            let mut request = request.map(whole);
             request.extensions_mut().insert(ConnectInfo(peer));
             request
         });

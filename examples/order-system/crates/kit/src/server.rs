@@ -5,9 +5,7 @@ use std::{net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::{
-        ConnectInfo, DefaultBodyLimit, MatchedPath, Path, Query, Request, State, rejection::QueryRejection,
-    },
+    extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
@@ -22,6 +20,7 @@ use crate::{
     context::Page,
     env,
     error::{ApiError, Json},
+    extract::{Path, Query},
     fault::{Faults, Verdict},
     health::{self, Check, Status},
     metric, telemetry, trace,
@@ -163,11 +162,7 @@ async fn policies(State(around): State<Around>) -> Response {
     Json(around.context.policies().snapshots()).into_response()
 }
 
-async fn audit(
-    State(around): State<Around>,
-    page: Result<Query<Page>, QueryRejection>,
-) -> Result<Response, ApiError> {
-    let Query(page) = page.map_err(|error| ApiError::bad_request(error.body_text()))?;
+async fn audit(State(around): State<Around>, Query(page): Query<Page>) -> Result<Response, ApiError> {
     let nothing = || ApiError::not_found("Nothing to audit");
     let answer = around.context.audit(page).await.ok_or_else(nothing)??;
     Ok(Json(answer).into_response())
@@ -194,7 +189,7 @@ async fn clear_faults(State(around): State<Around>) -> Response {
     show_faults(State(around)).await
 }
 
-/// What axum refuses in plain text (a query or a path that cannot be read) is said as everything else is.
+/// What axum itself refuses, in plain text, is said as everything else is.
 async fn in_json(response: Response) -> Response {
     let error = response.status().is_client_error() || response.status().is_server_error();
     let plain = response

@@ -29,11 +29,11 @@ struct Work {
     parent: Option<String>,
 }
 
-/// Runs with a correlation id that [`correlation`] returns.
-pub async fn with_correlation<F: Future>(id: String, work: F) -> F::Output {
+/// Runs a service's work with a correlation id that [`correlation`] returns.
+pub async fn with_correlation<F: Future>(service: &'static str, id: String, work: F) -> F::Output {
     let around = WORK.try_with(Clone::clone).unwrap_or_default();
     let trace_id = of_span(&Span::current()).map(|span| span.trace_id().to_string()).or(around.trace_id);
-    WORK.scope(Work { correlation: id, trace_id, ..around }, work).await
+    WORK.scope(Work { service: Some(service), correlation: id, trace_id, ..around }, work).await
 }
 
 /// Runs a service's work in a span that is part of the trace that a `traceparent` names.
@@ -97,7 +97,7 @@ pub fn traceparent() -> Option<String> {
     span.or_else(|| WORK.try_with(|work| work.parent.clone()).ok().flatten())
 }
 
-/// For a line of the log: service, correlation id and trace.
+/// For a line of the log, and a span: service, correlation id and trace.
 pub(crate) fn known(tell: impl FnOnce(Option<&'static str>, Option<&str>, Option<&str>)) {
     let mut tell = Some(tell);
     let _ = WORK.try_with(|work| {

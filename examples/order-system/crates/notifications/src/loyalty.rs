@@ -9,6 +9,7 @@ use axum::extract::State;
 use order_broker::Queue;
 use order_kit::{
     ApiError, BoxError, Cents, Context, Db, Json, Service,
+    db::DbError,
     events::{self, Envelope, Trouble},
     extract::Path,
 };
@@ -66,7 +67,7 @@ pub struct Replayed {
 ///
 /// A database that cannot be opened, or a queue that cannot be.
 pub async fn build(context: Context) -> Result<Service, BoxError> {
-    let db = context.open_db(MIGRATIONS).await?;
+    let db = open(&context).await?;
     let queue = Queue::new(NAME)
         .bind(ORDER_CONFIRMED)
         .max_attempts(200)
@@ -86,6 +87,11 @@ pub async fn build(context: Context) -> Result<Service, BoxError> {
     })
 }
 
+/// Not pruned: an event may be [replayed](replay) years after it was counted.
+async fn open(context: &Context) -> Result<Db, DbError> {
+    Db::open(context.place(NAME), MIGRATIONS).await
+}
+
 /// Takes in events that were published before the service had a queue: those that whoever publishes them has stored, in any order
 /// and as often as one likes. Start the service first (its queue then misses nothing from that moment on), or beside it.
 ///
@@ -96,7 +102,7 @@ pub async fn replay(
     context: &Context,
     events: impl IntoIterator<Item = Envelope>,
 ) -> Result<Replayed, BoxError> {
-    let db = context.open_db(MIGRATIONS).await?;
+    let db = open(context).await?;
     let mut replayed = Replayed::default();
     for event in events {
         let (id, kind) = (event.id.clone(), event.kind.clone());

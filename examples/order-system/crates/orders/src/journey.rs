@@ -8,6 +8,8 @@ use std::{
 use order_kit::{Cents, trace};
 use tracing::Span;
 
+use crate::NAME;
+
 /// The orders that are on their way here.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Journeys(Arc<Mutex<HashMap<String, Journey>>>);
@@ -33,7 +35,7 @@ impl Journeys {
             return journey.span.clone();
         }
         let span = tracing::info_span!(
-            parent: None, "process-order", order.id = order, order.total = %total,
+            parent: None, "process-order", service = NAME, order.id = order, order.total = %total,
             otel.status_code = tracing::field::Empty, otel.status_description = tracing::field::Empty,
         );
         trace::set_parent(&span, traceparent);

@@ -50,13 +50,14 @@ pub async fn build(context: Context) -> Result<Service, BoxError> {
 ///
 /// As of [`build`].
 pub async fn build_with(context: Context, users: Arc<dyn Users>) -> Result<Service, BoxError> {
+    let deadline = deadline(&context)?;
     let store = store::Store::new(Db::open(place(&context, NAME), store::MIGRATIONS).await?);
     let read = read::ReadStore::open(&context).await?;
     let users = users::Directory::new(users);
     let prices = prices::Prices::new(&context)?;
     order_kit::events::start_relay(&context, store.db());
+    order_kit::prune::start(&context, store.db());
     read::listen(&context, &read).await?;
-    let deadline = deadline(&context)?;
     let moved_by = match context.env().get_or_default(env::SAGA_STYLE).as_str() {
         "orchestrated" => {
             let steps = steps::Steps::new(&context, store.clone(), users.clone())?;
@@ -94,15 +95,22 @@ pub(crate) enum MovedBy {
     Events,
 }
 
-/// How long an order may take.
+/// How long an order may take: no longer than its steps are remembered.
 fn deadline(context: &Context) -> Result<Duration, BoxError> {
     let text = context.env().get_or_default(env::ORDER_DEADLINE_MS);
-    match text.parse() {
-        Ok(ms @ 1..) => Ok(Duration::from_millis(ms)),
+    let deadline = match text.parse() {
+        Ok(ms @ 1..) => Duration::from_millis(ms),
         _ => {
-            Err(format!("ORDER_DEADLINE_MS is {text:?}: a number of milliseconds above 0 is possible").into())
+            let possible = "a number of milliseconds above 0 is possible";
+            return Err(format!("ORDER_DEADLINE_MS is {text:?}: {possible}").into());
         }
+    };
+    let longest = order_kit::prune::Keep::of(context.env()).steps.longest_saga;
+    if longest < deadline {
+        let ms = longest.as_millis();
+        return Err(format!("LONGEST_SAGA_MS is {ms}, less than ORDER_DEADLINE_MS, which is {text}").into());
     }
+    Ok(deadline)
 }
 
 /// Where data of that name belongs; schemas are spelt with `_`.

@@ -7,7 +7,7 @@ use http::StatusCode;
 use mainstay::ConfigError;
 use order_kit::{
     ApiError, Cents, Context,
-    client::{CallError, Client, Options},
+    client::{Client, Options},
 };
 
 use crate::{
@@ -52,21 +52,15 @@ impl Prices {
         if let Some(price) = self.known.get(id) {
             return Ok(price);
         }
-        let reply = self.products.get(&format!("/products/{id}")).await.map_err(later)?;
+        let reply = self.products.get(&format!("/products/{id}")).await?;
         if reply.status == StatusCode::NOT_FOUND {
             return Err(ApiError::unprocessable("Unknown product"));
         }
-        let Product { price } = reply.success().and_then(|reply| reply.json()).map_err(later)?;
+        let Product { price } = reply.success().and_then(|reply| reply.json())?;
         if price < Cents(0) {
             return Err(ApiError::internal(format!("product {id} has a negative price")));
         }
         self.known.put(id, price);
         Ok(price)
     }
-}
-
-/// Whoever wanted to order is told when to come back, also where the product service did not say.
-fn later(error: CallError) -> ApiError {
-    let error = ApiError::from(error);
-    ApiError { retry_after: error.retry_after.or(Some(Duration::from_secs(1))), ..error }
 }

@@ -4,13 +4,15 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use order_broker::Queue;
 use order_kit::{
     ApiError, BoxError, Context, Db, Json, Service, Tx,
     db::{DbError, Row},
     error::ErrorBody,
     events::{self, Envelope, Trouble},
+    extract::Path,
+    iso, now_ms,
 };
 use serde::{Deserialize, Serialize};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -27,12 +29,17 @@ use crate::{
 pub const ORDERS_QUEUE: &str = "orders.read";
 /// The queue of the events of users.
 pub const USERS_QUEUE: &str = "orders.users";
+/// Who rebuilds holds this.
+const REBUILD: &str = "orders-read.rebuild";
 /// How many of a user's orders are shown at most.
 const MOST: i64 = 500;
 /// How many events are read at once when the read side is rebuilt.
 const PAGE: i64 = 500;
+/// An order that was accepted so long before a rebuild was begun is among its events, whatever the clocks and the commits.
+const SETTLED_MS: i64 = 60_000;
 
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
 create table order_view (
     order_id text primary key,
     user_id text not null,
@@ -49,7 +56,29 @@ create table user_replica (
     email text,
     event text not null
 );
-"];
+",
+    "
+create table order_rebuilt (
+    order_id text primary key,
+    user_id text not null,
+    summary text not null,
+    item_count bigint not null,
+    created_at text not null,
+    status text not null,
+    version bigint not null
+);
+create table rebuild (one bigint primary key, name text not null);
+",
+];
+
+/// Where rows of orders are.
+#[derive(Debug, Clone, Copy)]
+enum Table {
+    /// What is asked.
+    View,
+    /// What becomes that when it is complete.
+    Rebuilt,
+}
 
 /// An order, as its customer sees it in a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -86,15 +115,60 @@ impl ReadStore {
     pub(crate) async fn apply(&self, events: Vec<OrderEvent>) -> Result<(), DbError> {
         let work = async move |tx: &Tx<'_>| {
             for event in &events {
-                upsert(tx, event).await?;
+                upsert(tx, Table::View, event).await?;
             }
             Ok::<_, DbError>(())
         };
         self.0.write(work).await
     }
 
-    async fn clear(&self) -> Result<(), DbError> {
-        self.0.write(async |tx: &Tx<'_>| tx.execute("delete from order_view", &[]).await.map(drop)).await
+    /// Begins to make the list anew, beside the one that is asked; its name. What another rebuild has made so far is thrown away.
+    async fn begin_rebuild(&self) -> Result<String, DbError> {
+        let name = order_kit::new_id();
+        let mine = name.clone();
+        let work = async move |tx: &Tx<'_>| {
+            tx.lock(REBUILD).await?;
+            let begin = "insert into rebuild (one, name) values (1, $1) on conflict (one) do update set name = excluded.name";
+            tx.execute(begin, &[mine.into()]).await?;
+            tx.execute("delete from order_rebuilt", &[]).await.map(drop)
+        };
+        self.0.write(work).await.map(|()| name)
+    }
+
+    /// Takes events into the list that is made.
+    async fn go_on(&self, rebuild: &str, events: Vec<OrderEvent>) -> Result<(), DbError> {
+        let rebuild = rebuild.to_owned();
+        let work = async move |tx: &Tx<'_>| {
+            still(tx, rebuild).await?;
+            for event in &events {
+                upsert(tx, Table::Rebuilt, event).await?;
+            }
+            Ok::<_, DbError>(())
+        };
+        self.0.write(work).await
+    }
+
+    /// Puts the list that was made in the place of the one that is asked. What that has heard meanwhile stays: newer states of orders, and
+    /// orders accepted since `began`.
+    async fn finish_rebuild(&self, rebuild: &str, began: String) -> Result<(), DbError> {
+        let rebuild = rebuild.to_owned();
+        let work = async move |tx: &Tx<'_>| {
+            still(tx, rebuild).await?;
+            let made = "select 1 from order_rebuilt as made where made.order_id = order_view.order_id";
+            let clear = format!(
+                "delete from order_view where exists ({made} and made.version >= order_view.version) \
+                 or (created_at < $1 and not exists ({made}))"
+            );
+            tx.execute(&clear, &[began.into()]).await?;
+            let columns = "order_id, user_id, summary, item_count, created_at, status, version";
+            let fill = format!(
+                "insert into order_view ({columns}) select {columns} from order_rebuilt where true \
+                 on conflict (order_id) do nothing"
+            );
+            tx.execute(&fill, &[]).await?;
+            tx.execute("delete from order_rebuilt", &[]).await.map(drop)
+        };
+        self.0.write(work).await
     }
 
     async fn of_user(&self, user: String) -> Result<Vec<OrderRow>, DbError> {
@@ -131,12 +205,35 @@ impl ReadStore {
     }
 }
 
-async fn upsert(tx: &Tx<'_>, event: &OrderEvent) -> Result<(), DbError> {
-    let sql = "insert into order_view (order_id, user_id, summary, item_count, created_at, status, version) \
-               values ($1, $2, $3, $4, $5, $6, $7) on conflict (order_id) do update set \
-               user_id = excluded.user_id, summary = excluded.summary, item_count = excluded.item_count, \
-               created_at = excluded.created_at, status = excluded.status, version = excluded.version \
-               where excluded.version > order_view.version";
+/// That nobody has begun another rebuild since. Holds others off until the transaction ends.
+async fn still(tx: &Tx<'_>, rebuild: String) -> Result<(), DbError> {
+    tx.lock(REBUILD).await?;
+    match tx.first("select 1 from rebuild where name = $1", &[rebuild.into()]).await? {
+        Some(_) => Ok(()),
+        None => Err(DbError::Statement("another rebuild has been begun".to_owned())),
+    }
+}
+
+async fn upsert(tx: &Tx<'_>, table: Table, event: &OrderEvent) -> Result<(), DbError> {
+    macro_rules! into {
+        ($table:literal) => {
+            concat!(
+                "insert into ",
+                $table,
+                " (order_id, user_id, summary, item_count, created_at, status, version) ",
+                "values ($1, $2, $3, $4, $5, $6, $7) on conflict (order_id) do update set ",
+                "user_id = excluded.user_id, summary = excluded.summary, item_count = excluded.item_count, ",
+                "created_at = excluded.created_at, status = excluded.status, version = excluded.version ",
+                "where excluded.version > ",
+                $table,
+                ".version"
+            )
+        };
+    }
+    let sql = match table {
+        Table::View => into!("order_view"),
+        Table::Rebuilt => into!("order_rebuilt"),
+    };
     let values = [
         (&event.order_id).into(),
         (&event.user_id).into(),
@@ -225,22 +322,93 @@ pub async fn build_read(context: Context) -> Result<Service, BoxError> {
     Ok(Service { routes: routes(read.clone()), checks: checks(&context, &[("readDatabase", read.db())]) })
 }
 
-/// Makes the read side anew from the events that the orders' database has kept; how many they were. While it runs, lists are incomplete.
+/// Makes the read side anew from the events that the orders' database has kept; how many they were. Lists stay as they are until it is
+/// complete, and then change at once; what is heard meanwhile is kept. Of two at the same time the one that was begun last ends well.
 ///
 /// # Errors
 ///
-/// A database that cannot be read or written; what was done stays, and doing it again is right.
+/// A database that cannot be read or written, or an event that makes no sense: lists are as they were, and doing it again is right.
 pub async fn rebuild(context: Context) -> Result<u64, BoxError> {
     let store = Store::new(Db::open(place(&context, crate::NAME), store::MIGRATIONS).await?);
     let read = ReadStore::open(&context).await?;
-    read.clear().await?;
+    let began = iso(now_ms() - SETTLED_MS);
+    let rebuild = read.begin_rebuild().await?;
     let (mut after, mut count) = (0, 0);
     loop {
         let page = store.events(after, PAGE).await?;
-        let Some(last) = page.last() else { return Ok(count) };
+        let Some(last) = page.last() else { break };
         after = last.seq;
         count += page.len() as u64;
         let events: Result<Vec<_>, Trouble> = page.iter().map(|kept| of_event(&kept.envelope)).collect();
-        read.apply(events?.into_iter().flatten().collect()).await?;
+        read.go_on(&rebuild, events?.into_iter().flatten().collect()).await?;
+    }
+    read.finish_rebuild(&rebuild, began).await?;
+    Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use order_kit::{Cents, db::Place};
+
+    use super::*;
+
+    fn event(order: &str, version: i64, status: Status, created_at: &str) -> OrderEvent {
+        OrderEvent {
+            order_id: order.to_owned(),
+            user_id: "ada".to_owned(),
+            items: Vec::new(),
+            total: Cents(100),
+            timestamp: created_at.to_owned(),
+            status,
+            reason: None,
+            version,
+            created_at: created_at.to_owned(),
+        }
+    }
+
+    async fn statuses(read: &ReadStore) -> Vec<(String, Status)> {
+        let rows = read.of_user("ada".to_owned()).await.unwrap();
+        rows.into_iter().map(|row| (row.order_id, row.status)).rev().collect()
+    }
+
+    #[tokio::test]
+    async fn what_is_heard_during_a_rebuild_is_kept_and_what_never_was_goes() {
+        use Status::{Cancelled, Confirmed, Pending};
+        let folder = tempfile::tempdir().unwrap();
+        let read = ReadStore(Db::open(Place::Sqlite(folder.path().join("it.db")), MIGRATIONS).await.unwrap());
+        let (before, since) = ("2026-01-01T00:00:00.000Z", "2026-01-02T00:00:00.000Z");
+        let heard = [("a", 1, Cancelled), ("b", 1, Pending), ("phantom", 1, Pending)];
+        read.apply(heard.map(|(id, version, status)| event(id, version, status, before)).to_vec())
+            .await
+            .unwrap();
+
+        let rebuild = read.begin_rebuild().await.unwrap();
+        let kept = [("a", 1, Pending), ("b", 1, Pending), ("c", 1, Pending)];
+        let kept = kept.map(|(id, version, status)| event(id, version, status, before));
+        read.go_on(&rebuild, kept.to_vec()).await.unwrap();
+        read.apply(vec![event("b", 2, Confirmed, before), event("d", 1, Pending, since)]).await.unwrap();
+        let meanwhile = statuses(&read).await;
+        assert_eq!(meanwhile.len(), 4, "nothing has changed yet: {meanwhile:?}");
+        read.finish_rebuild(&rebuild, since.to_owned()).await.unwrap();
+        let rows = [("a", Pending), ("b", Confirmed), ("c", Pending), ("d", Pending)];
+        assert_eq!(statuses(&read).await, rows.map(|(id, status)| (id.to_owned(), status)));
+    }
+
+    #[tokio::test]
+    async fn of_two_rebuilds_the_older_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = ReadStore(Db::open(Place::Sqlite(folder.path().join("it.db")), MIGRATIONS).await.unwrap());
+        let at = "2026-01-01T00:00:00.000Z";
+        read.apply(vec![event("a", 1, Status::Pending, at)]).await.unwrap();
+        let older = read.begin_rebuild().await.unwrap();
+        read.go_on(&older, vec![event("a", 1, Status::Pending, at)]).await.unwrap();
+        let newer = read.begin_rebuild().await.unwrap();
+        let late = read.finish_rebuild(&older, at.to_owned()).await;
+        assert!(matches!(late, Err(DbError::Statement(why)) if why.contains("another rebuild")));
+        assert!(read.go_on(&older, Vec::new()).await.is_err());
+        assert_eq!(statuses(&read).await.len(), 1);
+        read.go_on(&newer, vec![event("a", 2, Status::Confirmed, at)]).await.unwrap();
+        read.finish_rebuild(&newer, at.to_owned()).await.unwrap();
+        assert_eq!(statuses(&read).await, [("a".to_owned(), Status::Confirmed)]);
     }
 }

@@ -3,14 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    extract::{Path, State},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use mainstay::saga::view::Timeline;
+use mainstay::saga::{AskError, view::Timeline};
 use order_kit::{
-    ApiError, Cents, Context, Json, client::IDEMPOTENCY_KEY, context::Page, error::ErrorBody, iso, new_id,
-    now_ms, trace,
+    ApiError, Cents, Context, Json, client::IDEMPOTENCY_KEY, context::Page, error::ErrorBody, extract::Path,
+    iso, new_id, now_ms, prune::Keep, trace,
 };
 use serde::{Deserialize, Serialize};
 use tracing::Instrument;
@@ -268,7 +268,10 @@ async fn timeline(State(app): Shared, Path(id): Path<String>) -> Result<Json<Tim
             let waits = || TimelineView {
                 order_id: id.clone(),
                 phase: order.status.to_string(),
-                note: "its saga has not begun".to_owned(),
+                note: match order.status.is_final() {
+                    true => "its saga is over, and forgotten".to_owned(),
+                    false => "its saga has not begun".to_owned(),
+                },
                 steps: Vec::new(),
             };
             Ok(Json(stored.map_or_else(waits, |stored| of_saga(&id, Timeline::of(&stored)))))
@@ -385,7 +388,7 @@ async fn attention(State(app): Shared, headers: HeaderMap) -> Result<Json<Vec<At
     (status = 202, description = "It is asked for"),
     (status = 401, description = "A service token is needed", body = ErrorBody),
     (status = 404, description = "`Order not found`", body = ErrorBody),
-    (status = 409, description = "No saga moves this order on", body = ErrorBody),
+    (status = 409, description = "No saga moves this order on, or none any more", body = ErrorBody),
 ))]
 async fn retry(
     State(app): Shared,
@@ -398,8 +401,14 @@ async fn retry(
         return Err(ApiError::conflict("No saga moves this order on"));
     };
     let by = headers.get(&OPERATOR).and_then(|by| by.to_str().ok()).unwrap_or("operator");
-    engine.begin(&order).await.map_err(not_now)?;
-    engine.retry(&id, by).await.map_err(not_now)?;
+    // One that is decided has had its saga: begun anew when that is forgotten, it would do everything a second time.
+    if !order.status.is_final() {
+        engine.begin(&order).await.map_err(not_now)?;
+    }
+    engine.retry(&id, by).await.map_err(|error| match error {
+        AskError::Missing(_) => ApiError::conflict("The order is over"),
+        other => not_now(other),
+    })?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -442,9 +451,13 @@ impl App {
         let orders = self.store.page(&after, limit).await?;
         let full = i64::try_from(orders.len()).is_ok_and(|count| count == limit);
         let next = orders.last().filter(|_| full).map(|order| order.id.clone());
+        // Behind this, a saga that is over is forgotten.
+        let known_since = i64::try_from(Keep::of(self.context.env()).steps.total().as_millis())
+            .map_or(i64::MIN, |keep| now_ms().saturating_sub(keep));
+        let forgotten = |order: &Order| order.status.is_final() && order.updated_at < known_since;
         let audited = |order: Order| Audited {
             over: match &over {
-                Some(over) => over.get(&order.id).copied().unwrap_or(false),
+                Some(over) => over.get(&order.id).copied().unwrap_or_else(|| forgotten(&order)),
                 None => order.status.is_final(),
             },
             id: order.id,

@@ -15,11 +15,16 @@ use mainstay::{
         sqlite::Sqlite,
     },
 };
-use order_kit::{BoxError, Context, db::Place, env};
+use order_kit::{
+    BoxError, Context,
+    db::Place,
+    env,
+    prune::{self, Keep},
+};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    place,
+    NAME, place,
     steps::{Purchase, Steps},
     store::{CONFIRM, CREATE, Order},
 };
@@ -33,6 +38,8 @@ const MOST_AT_ONCE: usize = 20_000;
 const GRACE: Duration = Duration::from_secs(5);
 /// How long the file of a process that is just ending is waited for.
 const HANDOVER: Duration = Duration::from_secs(5);
+/// How many sagas that are over are forgotten in one transaction of the journal.
+const SAGAS_AT_ONCE: usize = 100;
 
 type OrderSaga = Saga<Purchase>;
 
@@ -195,6 +202,7 @@ impl Engine {
         deadline: Duration,
         turned: mpsc::UnboundedSender<String>,
     ) -> Result<Self, BoxError> {
+        order_kit::telemetry::sagas_are_of(NAME);
         let whereabouts = Whereabouts::new(None);
         let fast = context.env().get(env::POLICY_FAST).is_some();
         let plain = define(steps, &whereabouts, true, fast)?;
@@ -223,6 +231,14 @@ impl Engine {
             .start()
             .await?;
         whereabouts.send_replace(Some(orchestrator.clone()));
+        let (keep, forgetful) = (Keep::of(context.env()), orchestrator.clone());
+        prune::in_batches(context, "the journal", move || {
+            let orchestrator = forgetful.clone();
+            async move {
+                let forgotten = orchestrator.forget(keep.steps.total(), SAGAS_AT_ONCE).await?;
+                Ok::<_, StoreError>(forgotten == SAGAS_AT_ONCE)
+            }
+        });
         let (stop, ending) = (context.stop().clone(), orchestrator.clone());
         context.spawn(async move {
             stop.cancelled().await;

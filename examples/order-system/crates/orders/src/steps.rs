@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tracing::Instrument;
 
 use crate::{
+    NAME,
     journey::Journeys,
     order::{Item, pieces},
     store::{Decided, Order, Store},
@@ -94,7 +95,7 @@ impl Steps {
     async fn within<T>(&self, step: &This, work: impl Future<Output = T>) -> T {
         let order = step.input();
         let span = self.journeys.span(step.saga().as_str(), order.total, order.traceparent.as_deref());
-        trace::with_correlation(order.correlation.clone(), work).instrument(span).await
+        trace::with_correlation(NAME, order.correlation.clone(), work).instrument(span).await
     }
 
     /// The order is there since it was accepted: its row, its event and this step's in the barrier are one transaction.
@@ -306,9 +307,9 @@ mod tests {
             (Ok(reply(401, "{}")), "not yet"),
             (Ok(reply(408, "{}")), "unknown"),
             (Ok(reply(302, "{}")), "unknown"),
-            (Err(CallError::Status(StatusCode::TOO_MANY_REQUESTS, String::new())), "not yet"),
-            (Err(CallError::Status(StatusCode::INTERNAL_SERVER_ERROR, String::new())), "unknown"),
-            (Err(CallError::Status(StatusCode::SERVICE_UNAVAILABLE, String::new())), "unknown"),
+            (Err(reply(429, "{}").into()), "not yet"),
+            (Err(reply(500, "{}").into()), "unknown"),
+            (Err(reply(503, "{}").into()), "unknown"),
             (Err(connection(false)), "not yet"),
             (Err(connection(true)), "unknown"),
             (Err(CallError::Garbled(String::new())), "unknown"),

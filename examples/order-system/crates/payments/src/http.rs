@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::{
-    extract::{Path, Query, State},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use http::StatusCode;
@@ -11,6 +11,7 @@ use mainstay::saga::Key;
 use order_kit::{
     ApiError, Json,
     error::ErrorBody,
+    extract::{Path, Query},
     step::{ActionKey, CompensationKey},
 };
 use utoipa_axum::{router::OpenApiRouter, routes};

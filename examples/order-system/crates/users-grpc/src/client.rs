@@ -83,7 +83,7 @@ impl UsersError {
 impl From<UsersError> for ApiError {
     fn from(error: UsersError) -> Self {
         tracing::warn!(error = %error, "a call failed");
-        ApiError { retry_after: error.retry_after(), ..ApiError::unavailable("Service unavailable") }
+        ApiError::unavailable("Service unavailable").after(error.retry_after())
     }
 }
 

@@ -125,7 +125,7 @@ impl Grpc {
             tracing::info!(method, code = ?code, trace_id = trace::trace_id(), correlation_id = trace::correlation(), "call");
             answer
         };
-        trace::with_correlation(correlation, work.instrument(span)).await
+        trace::with_correlation(self.context.name(), correlation, work.instrument(span)).await
     }
 
     async fn faulty<T>(&self, work: impl Future<Output = Result<T, Status>> + Send) -> Result<T, Status> {

@@ -4,13 +4,13 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
-    extract::{ConnectInfo, Path, Request, State},
+    extract::{ConnectInfo, Request, State},
     middleware::{self, Next},
     response::Response,
     routing::get,
 };
 use http::StatusCode;
-use order_kit::{ApiError, Context, Json, server};
+use order_kit::{ApiError, Context, Json, extract::Path, server};
 use serde::{Deserialize, Serialize};
 use utoipa_axum::{router::OpenApiRouter, routes};
 

@@ -55,6 +55,20 @@ async fn instances_register_and_are_found() {
         StatusCode::NO_CONTENT
     );
     assert!(gateway.registry.instances("users").is_empty());
+    let route = r#"{"to":"new"}"#;
+    for (method, path, body) in [
+        (Method::GET, "/discover/%FF", ""),
+        (Method::DELETE, "/registry/users/%FF", ""),
+        (Method::PUT, "/_routes/%FF", route),
+        (Method::GET, "/_traces/%FF", ""),
+    ] {
+        let odd = gateway.send(method, path, &token, body).await;
+        assert_eq!(
+            (odd.status, &odd.json()["error"]),
+            (StatusCode::BAD_REQUEST, &"Malformed path".into()),
+            "{path}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -56,6 +56,69 @@ async fn a_large_body_arrives_as_it_was_sent() {
     assert!(answer.body == json);
 }
 
+/// Eight mebibytes, of which no service takes more than a small part.
+fn too_much() -> Bytes {
+    Bytes::from(vec![b' '; 8 * 1024 * 1024])
+}
+
+#[tokio::test]
+async fn a_service_that_answers_early_is_heard() {
+    let json = async |order_kit::Json(_): order_kit::Json<serde_json::Value>| "taken";
+    let small =
+        Router::new().route("/orders", any(json)).layer(axum::extract::DefaultBodyLimit::max(64 * 1024));
+    let (gateway, _fake) = Running::before(env(), "orders", small).await;
+    let token = format!("Bearer {}", gateway.token("u1"));
+    for _ in 0..20 {
+        let answer =
+            gateway.send(Method::POST, "/api/orders", &[("authorization", &token)], too_much()).await;
+        assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE, "{:?}", answer.body);
+    }
+}
+
+/// One that answers as soon as it sees the head, and closes what still comes.
+#[tokio::test]
+async fn a_service_that_answers_at_once_and_goes_is_heard() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gateway = crate::support::gateway(env()).await;
+    gateway.register("orders", listener.local_addr().unwrap());
+    let hasty = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            until(&mut stream, "\r\n\r\n").await;
+            let answer =
+                "HTTP/1.1 413 Payload Too Large\r\ncontent-length: 5\r\nconnection: close\r\n\r\nlarge";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let token = format!("Bearer {}", gateway.token("u1"));
+    for _ in 0..50 {
+        let answer =
+            gateway.send(Method::POST, "/api/orders", &[("authorization", &token)], too_much()).await;
+        assert_eq!((answer.status, &answer.body[..]), (StatusCode::PAYLOAD_TOO_LARGE, &b"large"[..]));
+    }
+    hasty.abort();
+}
+
+#[tokio::test]
+async fn a_service_that_goes_without_an_answer_is_unavailable() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gateway = crate::support::gateway(env()).await;
+    gateway.register("orders", listener.local_addr().unwrap());
+    let mute = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            until(&mut stream, "\r\n\r\n").await;
+        }
+    });
+    let token = format!("Bearer {}", gateway.token("u1"));
+    let answer = gateway.send(Method::POST, "/api/orders", &[("authorization", &token)], too_much()).await;
+    assert_eq!(
+        (answer.status, &answer.json()["service"]),
+        (StatusCode::SERVICE_UNAVAILABLE, &"order".into())
+    );
+    mute.abort();
+}
+
 #[tokio::test]
 async fn a_service_sees_the_first_part_before_the_last_is_sent() {
     let (seen, mut sees) = mpsc::unbounded_channel();

@@ -42,19 +42,19 @@ async fn a_reservation_holds_and_a_commit_decrements_once(place: Place) {
     assert_eq!(it.put("/inventory/p1", json!({"quantity": 10})).await.body, level("p1", 10, 0));
     it.put("/inventory/p2", json!({"quantity": 5})).await;
     let wanted = wanted("o1", &[("p2", 1), ("p1", 2), ("p2", 2)]);
-    let first = it.post("/inventory/reserve", "reserve-stock.do@o1", wanted.clone()).await;
+    let first = it.step("/inventory/reserve", "reserve-stock.do@o1", wanted.clone()).await;
     let items = json!([{"productId": "p1", "quantity": 2}, {"productId": "p2", "quantity": 3}]);
     assert_eq!(
         (first.status, &first.body),
         (200, &json!({"orderId": "o1", "reserved": true, "items": items}))
     );
     for _ in 0..3 {
-        assert_eq!(it.post("/inventory/reserve", "reserve-stock.do@o1", wanted.clone()).await, first);
+        assert_eq!(it.step("/inventory/reserve", "reserve-stock.do@o1", wanted.clone()).await, first);
     }
     assert_eq!(it.get("/inventory/p1").await.body, level("p1", 10, 2));
     assert_eq!(it.get("/inventory/p2").await.body, level("p2", 5, 3));
     for _ in 0..3 {
-        let committed = it.post("/inventory/commit", "commit-stock.do@o1", json!({"orderId": "o1"})).await;
+        let committed = it.step("/inventory/commit", "commit-stock.do@o1", json!({"orderId": "o1"})).await;
         assert_eq!((committed.status, &committed.body["committed"]), (200, &json!(true)));
     }
     assert_eq!(it.get("/inventory/p1").await.body, level("p1", 8, 0));
@@ -69,10 +69,10 @@ async fn a_reservation_holds_and_a_commit_decrements_once(place: Place) {
 async fn a_release_frees_once_however_often_it_comes(place: Place) {
     let it = start(place).await;
     it.put("/inventory/p", json!({"quantity": 10})).await;
-    it.post("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("p", 4)])).await;
-    it.post("/inventory/reserve", "reserve-stock.do@other", wanted("other", &[("p", 4)])).await;
+    it.step("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("p", 4)])).await;
+    it.step("/inventory/reserve", "reserve-stock.do@other", wanted("other", &[("p", 4)])).await;
     for _ in 0..3 {
-        let released = it.post("/inventory/release", "reserve-stock.undo@o", json!({"orderId": "o"})).await;
+        let released = it.step("/inventory/release", "reserve-stock.undo@o", json!({"orderId": "o"})).await;
         assert_eq!((released.status, released.body), (200, json!({"orderId": "o", "released": true})));
         assert_eq!(it.get("/inventory/p").await.body, level("p", 10, 4));
     }
@@ -86,22 +86,22 @@ async fn what_is_not_there_is_refused_for_good_and_holds_nothing(place: Place) {
     it.put("/inventory/a", json!({"quantity": 10})).await;
     it.put("/inventory/b", json!({"quantity": 1})).await;
     let order = wanted("o", &[("a", 3), ("b", 2)]);
-    let refused = it.post("/inventory/reserve", "reserve-stock.do@o", order.clone()).await;
+    let refused = it.step("/inventory/reserve", "reserve-stock.do@o", order.clone()).await;
     let expected =
         json!({"error": "out_of_stock", "orderId": "o", "productId": "b", "requested": 2, "available": 1});
     assert_eq!((refused.status, &refused.body), (409, &expected));
     assert_eq!(it.get("/inventory/a").await.body, level("a", 10, 0));
     // There is more by then, and the answer stays.
     it.put("/inventory/b", json!({"quantity": 100})).await;
-    assert_eq!(it.post("/inventory/reserve", "reserve-stock.do@o", order).await, refused);
+    assert_eq!(it.step("/inventory/reserve", "reserve-stock.do@o", order).await, refused);
     assert_eq!(it.get("/inventory/reservations/o").await.body["state"], "refused");
     // Nothing to release; and a product that nobody knows is out of stock.
     assert_eq!(
-        it.post("/inventory/release", "reserve-stock.undo@o", json!({"orderId": "o"})).await.status,
+        it.step("/inventory/release", "reserve-stock.undo@o", json!({"orderId": "o"})).await.status,
         200
     );
     let unknown =
-        it.post("/inventory/reserve", "reserve-stock.do@o2", wanted("o2", &[("a", 1), ("none", 1)])).await;
+        it.step("/inventory/reserve", "reserve-stock.do@o2", wanted("o2", &[("a", 1), ("none", 1)])).await;
     assert_eq!(
         (unknown.status, unknown.error(), &unknown.body["available"]),
         (409, "out_of_stock", &json!(0))
@@ -118,11 +118,11 @@ async fn a_reservation_that_comes_after_its_release_is_refused(place: Place) {
     let it = start(place).await;
     it.put("/inventory/p", json!({"quantity": 10})).await;
     assert_eq!(
-        it.post("/inventory/release", "reserve-stock.undo@o", json!({"orderId": "o"})).await.status,
+        it.step("/inventory/release", "reserve-stock.undo@o", json!({"orderId": "o"})).await.status,
         200
     );
     for _ in 0..2 {
-        let late = it.post("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("p", 1)])).await;
+        let late = it.step("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("p", 1)])).await;
         assert_eq!((late.status, late.error()), (409, "already_compensated"));
     }
     assert_eq!(it.get("/inventory/p").await.body, level("p", 10, 0));
@@ -134,20 +134,20 @@ async fn what_left_the_shelf_is_not_released_and_what_was_released_is_not_commit
     let it = start(place).await;
     it.put("/inventory/p", json!({"quantity": 10})).await;
     let commit = async |order: &str| {
-        it.post("/inventory/commit", &format!("commit-stock.do@{order}"), json!({"orderId": order})).await
+        it.step("/inventory/commit", &format!("commit-stock.do@{order}"), json!({"orderId": order})).await
     };
     let release = async |order: &str| {
-        it.post("/inventory/release", &format!("reserve-stock.undo@{order}"), json!({"orderId": order})).await
+        it.step("/inventory/release", &format!("reserve-stock.undo@{order}"), json!({"orderId": order})).await
     };
     let early = commit("o").await;
     assert_eq!((early.status, early.error()), (409, "not_reserved"));
-    it.post("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("p", 3)])).await;
+    it.step("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("p", 3)])).await;
     assert_eq!(commit("o").await.status, 200);
     for _ in 0..2 {
         let refused = release("o").await;
         assert_eq!((refused.status, refused.error()), (409, "already_committed"));
     }
-    it.post("/inventory/reserve", "reserve-stock.do@o2", wanted("o2", &[("p", 3)])).await;
+    it.step("/inventory/reserve", "reserve-stock.do@o2", wanted("o2", &[("p", 3)])).await;
     assert_eq!(release("o2").await.status, 200);
     for _ in 0..2 {
         let refused = commit("o2").await;
@@ -159,12 +159,12 @@ async fn what_left_the_shelf_is_not_released_and_what_was_released_is_not_commit
 async fn a_key_is_for_one_thing(place: Place) {
     let it = start(place).await;
     it.put("/inventory/p", json!({"quantity": 10})).await;
-    it.post("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("p", 1)])).await;
-    let other = it.post("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("p", 2)])).await;
+    it.step("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("p", 1)])).await;
+    let other = it.step("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("p", 2)])).await;
     assert_eq!(other.status, 422);
-    let other = it.post("/inventory/release", "reserve-stock.undo@o", json!({"orderId": "x"})).await;
+    let other = it.step("/inventory/release", "reserve-stock.undo@o", json!({"orderId": "x"})).await;
     assert_eq!(other.status, 422);
-    let other = it.post("/inventory/reserve", "again.do@o", wanted("o", &[("p", 1)])).await;
+    let other = it.step("/inventory/reserve", "again.do@o", wanted("o", &[("p", 1)])).await;
     assert_eq!((other.status, other.error()), (409, "already_reserved"));
     assert_eq!(it.get("/inventory/p").await.body, level("p", 10, 1));
 }
@@ -172,14 +172,19 @@ async fn a_key_is_for_one_thing(place: Place) {
 async fn wrong_requests_are_refused_before_anything_is_done(place: Place) {
     let it = start(place).await;
     it.put("/inventory/p", json!({"quantity": 100_000})).await;
-    let reserve = async |key: Option<&str>, body: Value| {
-        it.send(http::Method::POST, "/inventory/reserve", key, Some(body)).await
+    let reserve = async |key: Option<&str>, body: Value| match key {
+        Some(key) => it.step("/inventory/reserve", key, body).await,
+        None => it.post("/inventory/reserve", body).await,
     };
     let good = Some("reserve-stock.do@o");
     for key in [None, Some("o"), Some("reserve-stock.undo@o")] {
         let answer = reserve(key, wanted("o", &[("p", 1)])).await;
         assert_eq!(answer.status, 400, "{key:?}");
         assert!(answer.error().contains("Idempotency-Key"), "{answer:?}");
+    }
+    for path in ["/inventory/%FF", "/inventory/reservations/%FF"] {
+        let odd = it.get(path).await;
+        assert_eq!((odd.status, odd.error()), (400, "Malformed path"), "{path}");
     }
     let many: Vec<_> = (0..101).map(|_| ("p", 1)).collect();
     for body in [
@@ -210,14 +215,14 @@ async fn wrong_requests_are_refused_before_anything_is_done(place: Place) {
         assert_eq!(it.get(path).await.status, 404);
     }
     let release = json!({"orderId": "o"});
-    assert_eq!(it.post("/inventory/release", "reserve-stock.do@o", release.clone()).await.status, 400);
-    assert_eq!(it.post("/inventory/commit", "reserve-stock.undo@o", release).await.status, 400);
+    assert_eq!(it.step("/inventory/release", "reserve-stock.do@o", release.clone()).await.status, 400);
+    assert_eq!(it.step("/inventory/commit", "reserve-stock.undo@o", release).await.status, 400);
 }
 
 async fn the_shelf_cannot_hold_less_than_what_is_held(place: Place) {
     let it = start(place).await;
     it.put("/inventory/p", json!({"quantity": 10})).await;
-    it.post("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("p", 4)])).await;
+    it.step("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("p", 4)])).await;
     assert_eq!(it.put("/inventory/p", json!({"quantity": 3})).await.status, 409);
     assert_eq!(it.put("/inventory/p", json!({"quantity": 4})).await.body, level("p", 4, 4));
     let audit = it.get("/_audit").await.body;
@@ -229,10 +234,10 @@ async fn an_effect_whose_answer_was_lost_is_answered_when_asked_again(place: Pla
     let it = start(place).await;
     it.put("/inventory/p", json!({"quantity": 10})).await;
     it.put("/_faults", json!({"effectThenFailPercent": 100})).await;
-    let lost = it.post("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("p", 3)])).await;
+    let lost = it.step("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("p", 3)])).await;
     assert_eq!(lost.status, 500);
-    it.send(http::Method::DELETE, "/_faults", None, None).await;
-    let again = it.post("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("p", 3)])).await;
+    it.call(http::Method::DELETE, "/_faults", "").await;
+    let again = it.step("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("p", 3)])).await;
     assert_eq!(again.status, 200);
     assert_eq!(it.get("/inventory/p").await.body, level("p", 10, 3));
 }
@@ -254,7 +259,7 @@ async fn books_that_are_wrong_are_found_out(place: Place) {
     for product in ["lost", "right", "unheld"] {
         it.put(&format!("/inventory/{product}"), json!({"quantity": 10})).await;
     }
-    it.post("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("unheld", 2), ("right", 2)])).await;
+    it.step("/inventory/reserve", "reserve-stock.do@o", wanted("o", &[("unheld", 2), ("right", 2)])).await;
     assert_eq!(it.get("/_audit").await.body["ok"], true);
     // What no request can do.
     let db =

@@ -101,11 +101,11 @@ async fn a_cancelled_order_that_is_created_late_holds_nothing(place: Place) {
 async fn both_styles_know_an_order_by_the_same_key(place: Place) {
     let it = start(place).await;
     let body = json!({"orderId": "o", "items": [{"productId": "p", "quantity": 3}]});
-    assert_eq!(it.post("/inventory/reserve", "reserve-stock.do@o", body).await.status, 200);
+    assert_eq!(it.step("/inventory/reserve", "reserve-stock.do@o", body).await.status, 200);
     it.tell("e1", "order.created", "o", created("o", 3)).await;
     it.tell("e2", "order.confirmed", "o", json!({"orderId": "o"})).await;
     assert_eq!(it.handled(QUEUE).await, 0);
-    assert_eq!(it.post("/inventory/commit", "commit-stock.do@o", json!({"orderId": "o"})).await.status, 200);
+    assert_eq!(it.step("/inventory/commit", "commit-stock.do@o", json!({"orderId": "o"})).await.status, 200);
     assert_eq!(level(&it).await, (7, 0));
 }
 
@@ -118,7 +118,7 @@ async fn what_cannot_be_handled_becomes_a_dead_letter(place: Place) {
     it.tell("e4", "order.created", "o3", created("o3", 1)).await;
     assert_eq!(it.handled(QUEUE).await, 2);
     let body = json!({"orderId": "o4", "items": [{"productId": "p", "quantity": 1}]});
-    it.post("/inventory/reserve", "reserve-stock.do@o4", body).await;
+    it.step("/inventory/reserve", "reserve-stock.do@o4", body).await;
     it.tell("e5", "payment.failed", "o4", json!({"orderId": "o4"})).await;
     it.tell("e6", "order.confirmed", "o4", json!({"orderId": "o4"})).await;
     assert_eq!(it.handled(QUEUE).await, 3);

@@ -21,7 +21,7 @@ async fn start(place: Place) -> Bench {
 async fn reserve(it: &Bench, order: &str, products: &[&str]) -> u16 {
     let items: Vec<_> = products.iter().map(|product| json!({"productId": product, "quantity": 1})).collect();
     let body = json!({"orderId": order, "items": items});
-    it.post("/inventory/reserve", &format!("reserve-stock.do@{order}"), body).await.status
+    it.step("/inventory/reserve", &format!("reserve-stock.do@{order}"), body).await.status
 }
 
 on_both!(
@@ -94,7 +94,7 @@ async fn reservations_releases_and_commits_at_once_keep_the_books_right(place: P
     join_all(orders.iter().enumerate().map(async |(number, order)| {
         let products: &[&str] = if number % 2 == 0 { &["a", "b"] } else { &["b", "a"] };
         let undo = format!("reserve-stock.undo@{order}");
-        let release = it.post("/inventory/release", &undo, json!({"orderId": order}));
+        let release = it.step("/inventory/release", &undo, json!({"orderId": order}));
         match number % 4 {
             // The release is on its way while the reservation is.
             0 => drop(futures::join!(reserve(&it, order, products), release)),
@@ -105,7 +105,7 @@ async fn reservations_releases_and_commits_at_once_keep_the_books_right(place: P
             2 => {
                 if reserve(&it, order, products).await == 200 {
                     let commit = format!("commit-stock.do@{order}");
-                    let committed = it.post("/inventory/commit", &commit, json!({"orderId": order})).await;
+                    let committed = it.step("/inventory/commit", &commit, json!({"orderId": order})).await;
                     assert_eq!(committed.status, 200);
                 }
             }

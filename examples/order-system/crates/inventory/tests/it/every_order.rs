@@ -26,7 +26,7 @@ impl Inventory {
             let other = format!("other-{order}");
             let items = json!([{"productId": order, "quantity": HELD_BY_OTHERS}]);
             let body = json!({"orderId": other, "items": items});
-            self.0.post("/inventory/reserve", &format!("reserve-stock.do@{other}"), body).await;
+            self.0.step("/inventory/reserve", &format!("reserve-stock.do@{other}"), body).await;
         }
     }
 }
@@ -38,14 +38,14 @@ impl Participant for Inventory {
         self.prepare(order).await;
         let body = json!({"orderId": order, "items": [{"productId": order, "quantity": 1}]});
         let Answer { status, body, .. } =
-            self.0.post("/inventory/reserve", &format!("reserve-stock.do@{order}"), body).await;
+            self.0.step("/inventory/reserve", &format!("reserve-stock.do@{order}"), body).await;
         (status, body)
     }
 
     async fn undo(&self, order: &str) -> bool {
         self.prepare(order).await;
         let body = json!({"orderId": order});
-        self.0.post("/inventory/release", &format!("reserve-stock.undo@{order}"), body).await.status == 200
+        self.0.step("/inventory/release", &format!("reserve-stock.undo@{order}"), body).await.status == 200
     }
 
     async fn effect(&self, order: &str) -> i64 {

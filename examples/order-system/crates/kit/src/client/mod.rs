@@ -103,10 +103,19 @@ impl Reply {
     ///
     /// [`CallError::Status`] if it is none.
     pub fn success(self) -> Result<Reply, CallError> {
-        if self.status.is_success() {
-            Ok(self)
-        } else {
-            Err(CallError::Status(self.status, self.error().unwrap_or_default()))
+        if self.status.is_success() { Ok(self) } else { Err(self.into()) }
+    }
+}
+
+/// For an answer that is no success.
+impl From<Reply> for CallError {
+    fn from(reply: Reply) -> Self {
+        let after =
+            reply.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        CallError::Status {
+            status: reply.status,
+            said: reply.error().unwrap_or_default(),
+            retry_after: after.map(Duration::from_secs),
         }
     }
 }
@@ -126,8 +135,15 @@ pub enum CallError {
         sent: bool,
     },
     /// An answer of 500 and above, or 429; or any that is no success, where one is needed.
-    #[error("it answered {0} {1}")]
-    Status(StatusCode, String),
+    #[error("it answered {status} {said}")]
+    Status {
+        /// The status.
+        status: StatusCode,
+        /// The text in `error`.
+        said: String,
+        /// The seconds in `Retry-After`, if it names some.
+        retry_after: Option<Duration>,
+    },
     /// An answer that is not what was agreed.
     #[error("an answer that cannot be read: {0}")]
     Garbled(String),
@@ -142,16 +158,17 @@ impl CallError {
         match self {
             CallError::Refused(refused) => refused.was_started(),
             CallError::Connection { sent, .. } => *sent,
-            CallError::Status(status, _) => status.is_server_error(),
+            CallError::Status { status, .. } => status.is_server_error(),
             CallError::Garbled(_) => true,
             CallError::Request(_) => false,
         }
     }
 
-    /// When to ask again, if that is known.
+    /// When to ask again, if that is known: by the policy that refused, or by the service itself.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             CallError::Refused(refused) => refused.retry_after(),
+            CallError::Status { retry_after, .. } => *retry_after,
             _ => None,
         }
     }
@@ -260,7 +277,7 @@ impl Client {
                     span.record("http.response.status_code", reply.status.as_u16());
                 }
                 Err(error) => {
-                    if let CallError::Status(status, _) = error {
+                    if let CallError::Status { status, .. } = error {
                         span.record("http.response.status_code", status.as_u16());
                     }
                     span.record("otel.status_code", "ERROR");
@@ -315,8 +332,7 @@ impl Client {
         })?;
         let reply = Reply { status: parts.status, headers: parts.headers, body: body.to_bytes() };
         if reply.status.is_server_error() || reply.status == StatusCode::TOO_MANY_REQUESTS {
-            let error = reply.error().unwrap_or_default();
-            return Err(CallError::Status(reply.status, error));
+            return Err(reply.into());
         }
         Ok(reply)
     }

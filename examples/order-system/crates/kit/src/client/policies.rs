@@ -70,7 +70,7 @@ fn classify(error: &CallError) -> Class {
         CallError::Garbled(_)
         | CallError::Refused(_)
         | CallError::Connection { .. }
-        | CallError::Status(..) => Class::Failure,
+        | CallError::Status { .. } => Class::Failure,
     }
 }
 
@@ -89,7 +89,7 @@ impl Policies {
             .max_attempts(options.attempts)
             .idempotent()
             .when(|attempt: &mainstay::retry::Failure<'_, Reply, CallError>| {
-                matches!(attempt.error(), Some(CallError::Connection { .. } | CallError::Status(..)))
+                matches!(attempt.error(), Some(CallError::Connection { .. } | CallError::Status { .. }))
             })
             .name(service)
             .observe(mainstay::observe::Metrics)
@@ -160,15 +160,11 @@ mod tests {
 
         async fn call(&self, answer: Result<u16, u16>) -> Result<Reply, CallError> {
             let status = |code| StatusCode::from_u16(code).unwrap();
+            let reply = |code| Reply { status: status(code), headers: HeaderMap::new(), body: Bytes::new() };
             self.policies
                 .call(false, || {
                     self.calls.set(self.calls.get() + 1);
-                    std::future::ready(match answer {
-                        Ok(code) => {
-                            Ok(Reply { status: status(code), headers: HeaderMap::new(), body: Bytes::new() })
-                        }
-                        Err(code) => Err(CallError::Status(status(code), String::new())),
-                    })
+                    std::future::ready(answer.map(reply).map_err(|code| reply(code).into()))
                 })
                 .await
         }
@@ -268,7 +264,8 @@ mod tests {
         let slow = || async {
             it.calls.set(it.calls.get() + 1);
             tokio::time::sleep(Duration::from_secs(1)).await;
-            Err(CallError::Status(StatusCode::BAD_GATEWAY, String::new()))
+            let (status, headers) = (StatusCode::BAD_GATEWAY, HeaderMap::new());
+            Err(Reply { status, headers, body: Bytes::new() }.into())
         };
         let answers = futures::future::join_all((0..50).map(|_| it.policies.call(false, slow))).await;
         let mut kinds = BTreeMap::new();

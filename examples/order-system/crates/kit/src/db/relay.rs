@@ -1,6 +1,6 @@
 //! Takes events from the outbox to the broker.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{panic::resume_unwind, pin::Pin, sync::Arc, time::Duration};
 
 use mainstay::saga::outbox::{self, Message, Relay, Relayed, Unsent};
 use tokio::{runtime::Handle, sync::oneshot};
@@ -17,19 +17,42 @@ const AWAY: Duration = Duration::from_millis(200);
 pub type Publish =
     Arc<dyn Fn(Vec<Message>) -> Pin<Box<dyn Future<Output = Vec<Result<(), Unsent>>> + Send>> + Send + Sync>;
 
-/// Runs until it is told to stop, and then as long as there is something to publish that can be. On a thread of its own.
+/// Runs until it is told to stop, and then as long as there is something to publish that can be. On a thread of its own, which ends with
+/// whoever waits here: when the future is dropped, and so when its runtime is.
 ///
 /// # Errors
 ///
 /// That the thread has gone.
 pub async fn run_relay(db: &Db, publish: Publish, stop: CancellationToken) -> Result<(), DbError> {
-    let (ended, wait) = oneshot::channel();
-    let (db, handle) = (db.clone(), Handle::current());
+    let (mut ended, wait) = oneshot::channel();
+    let (db, services) = (db.clone(), Handle::current());
     sqlite::spawn("outbox", move || {
-        handle.block_on(run(&db, publish, &stop));
+        // Of its own: the services' may be gone at any moment, and who then waits for a time or a connection of it panics.
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return tracing::error!(%error, "a runtime could not be made"),
+        };
+        runtime.block_on(async {
+            tokio::select! {
+                () = run(&db, &services, &publish, &stop) => {}
+                () = ended.closed() => {}
+            }
+        });
         let _ = ended.send(());
     });
     wait.await.map_err(|_| DbError::Unavailable("the relay's thread has gone".to_owned()))
+}
+
+/// Publishes where the services run, as the broker does.
+async fn published(services: &Handle, publish: &Publish, messages: Vec<Message>) -> Vec<Result<(), Unsent>> {
+    let count = messages.len();
+    match services.spawn(publish(messages)).await {
+        Ok(answers) => answers,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            Err(_) => vec![Err(Unsent::unavailable("the services have ended")); count],
+        },
+    }
 }
 
 enum Connection {
@@ -38,11 +61,12 @@ enum Connection {
     Postgres(tokio_postgres::Client),
 }
 
-async fn run(db: &Db, publish: Publish, stop: &CancellationToken) {
+async fn run(db: &Db, services: &Handle, publish: &Publish, stop: &CancellationToken) {
     let relay = Relay::new().batch(256);
     let mut connection = None;
     loop {
-        let round = round(db, &mut connection, &relay, &publish).await;
+        let publish = async |messages| published(services, publish, messages).await;
+        let round = round(db, &mut connection, &relay, publish).await;
         let rest = match round {
             Ok(Relayed { unavailable: None, sent: 1.., .. }) => Duration::ZERO,
             Ok(Relayed { unavailable: None, .. }) => IDLE,
@@ -67,7 +91,7 @@ async fn round(
     db: &Db,
     connection: &mut Option<Connection>,
     relay: &Relay,
-    publish: &Publish,
+    publish: impl AsyncFnMut(Vec<Message>) -> Vec<Result<(), Unsent>>,
 ) -> Result<Relayed, DbError> {
     if connection.is_none() {
         *connection = Some(match db.place() {
@@ -75,7 +99,6 @@ async fn round(
             Place::Postgres { url, schema } => Connection::Postgres(postgres::connect(url, schema).await?),
         });
     }
-    let publish = async |messages: Vec<Message>| publish(messages).await;
     match connection.as_mut() {
         Some(Connection::Sqlite(connection)) => {
             let round = outbox::sqlite::Round::read(connection, relay)?;

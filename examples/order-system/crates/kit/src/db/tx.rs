@@ -13,6 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio_postgres::{Statement, error::SqlState, types::ToSql};
 
 use super::{DbError, Row, Value, row};
+use crate::prune::Keep;
 
 /// A transaction. Statements are answered in their order.
 #[derive(Clone)]
@@ -202,6 +203,29 @@ impl Tx<'_> {
                 .await
                 .map_err(|error| DbError::Statement(error.to_string())),
         }
+    }
+
+    /// Forgets what is older than it need be: at most `limit` rows each of the barrier, the inbox and the outbox. Whether there may be more.
+    ///
+    /// # Errors
+    ///
+    /// The database's.
+    pub async fn prune(&self, keep: &Keep, limit: usize) -> Result<bool, DbError> {
+        let Keep { steps, sent } = *keep;
+        let delivery = steps.longest_delivery;
+        let pruned = match &self.0 {
+            On::Sqlite(tx) => [
+                barrier::sqlite::prune(tx, steps, limit)? as u64,
+                inbox::sqlite::prune(tx, delivery, limit)? as u64,
+                outbox::sqlite::prune(tx, sent, limit)? as u64,
+            ],
+            On::Postgres(tx, _) => [
+                barrier::postgres::prune(*tx, steps, limit).await?,
+                inbox::postgres::prune(*tx, delivery, limit).await?,
+                outbox::postgres::prune(*tx, sent, limit).await?,
+            ],
+        };
+        Ok(pruned.iter().any(|rows| *rows >= limit as u64))
     }
 }
 

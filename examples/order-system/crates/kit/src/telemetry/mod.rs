@@ -3,10 +3,14 @@
 //! What it costs is decided by two variables. `LOG` says which lines are written. `TRACE_SAMPLE` says which share of the traces is
 //! kept: spans of the others carry their ids on and nothing else, and with 0 none are made. Kept spans go to
 //! `OTEL_EXPORTER_OTLP_ENDPOINT`, or, without one, stay in memory for a while, see [`spans`].
+//!
+//! Each span says which service it is of, also where several are one process: in its attribute `service`, and to collectors in the
+//! `service.name` of its resource. `SERVICE_NAME` gives all spans of a process another one there.
 
 mod export;
 mod lines;
 mod ring;
+mod service;
 
 use std::{
     sync::{Mutex, OnceLock, PoisonError},
@@ -15,11 +19,8 @@ use std::{
 
 use mainstay::{Registry, registry::Snapshot};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use opentelemetry::{KeyValue, trace::TracerProvider as _};
-use opentelemetry_sdk::{
-    Resource,
-    trace::{Sampler, SdkTracerProvider},
-};
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_sdk::trace::{BatchSpanProcessor, Sampler, SdkTracerProvider};
 use tracing::{Dispatch, Level};
 use tracing_subscriber::{EnvFilter, Layer, filter::filter_fn, layer::SubscriberExt};
 
@@ -31,6 +32,9 @@ use crate::{
 
 pub use lines::{Output, stdout};
 pub use ring::{Finished, MOST_SPANS, spans};
+pub use service::sagas_are_of;
+
+use service::Named;
 
 /// The target of the lines that tell of each request; they say what its span says, and are no part of it.
 pub const ACCESS: &str = "access";
@@ -95,13 +99,14 @@ pub fn tracing_to(env: &Env, output: Output) -> Result<(Dispatch, SdkTracerProvi
         .ok()
         .filter(|share| (0.0..=1.0).contains(share))
         .ok_or_else(|| format!("TRACE_SAMPLE: `{share}` is no number from 0 to 1"))?;
-    let name = env.get(env::SERVICE_NAME).unwrap_or_else(|| "order-system".to_owned());
     let builder = SdkTracerProvider::builder()
-        .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(share))))
-        .with_resource(Resource::builder_empty().with_attribute(KeyValue::new("service.name", name)).build());
+        .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(share))));
     let provider = match env.get(env::OTEL_EXPORTER_OTLP_ENDPOINT) {
-        Some(endpoint) => builder.with_batch_exporter(export::exporter(&endpoint)?).build(),
-        None => builder.with_span_processor(ring::Keep).build(),
+        Some(endpoint) => {
+            let exporter = export::PerService::new(&endpoint, env.get(env::SERVICE_NAME))?;
+            builder.with_span_processor(Named(BatchSpanProcessor::builder(exporter).build())).build()
+        }
+        None => builder.with_span_processor(Named(ring::Keep)).build(),
     };
     let spans = (share > 0.0).then(|| {
         tracing_opentelemetry::layer()

@@ -101,7 +101,7 @@ async fn after_five_failures_nobody_is_asked() {
     for _ in 0..5 {
         let failed = client.get("/answer/500").await.unwrap_err();
         assert!(
-            matches!(failed, CallError::Status(status, _) if status == 500) && failed.may_have_happened()
+            matches!(failed, CallError::Status { status, .. } if status == 500) && failed.may_have_happened()
         );
     }
     let mut fastest = Duration::MAX;
@@ -175,6 +175,26 @@ async fn a_service_that_fails_is_not_buried_under_repetitions() {
     }
     let per_call = f64::from(upstream.calls()) / 400.0;
     assert!((1.0..=1.2).contains(&per_call), "{per_call}");
+}
+
+#[tokio::test]
+async fn whoever_asked_is_told_when_to_ask_again() {
+    let busy = async || {
+        (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "17")], axum::Json(json!({ "error": "said" })))
+    };
+    let dated = async || (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT")]);
+    let routes = Router::new().route("/busy", get(busy)).route("/dated", get(dated));
+    let served = Served::open("users", Env::empty(), routes).await;
+    let client = client(&served, Options { attempts: 1, ..Options::default() }).await;
+    let told = async |path: &str| {
+        let answer = ApiError::from(client.get(path).await.unwrap_err()).into_response();
+        (answer.status().as_u16(), answer.headers()["retry-after"].to_str().unwrap().to_owned())
+    };
+    assert_eq!(told("/busy").await, (503, "17".to_owned()), "as the service says");
+    assert_eq!(told("/dated").await, (503, "1".to_owned()), "it names no seconds");
+    served.context.stop().cancel();
+    served.serving.await.unwrap();
+    assert_eq!(told("/busy").await, (503, "1".to_owned()), "nobody is there to say it");
 }
 
 #[tokio::test]

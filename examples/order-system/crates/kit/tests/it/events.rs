@@ -2,19 +2,25 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
+use mainstay::saga::outbox::Unsent;
 use order_broker::{Queue, Switched, Topology};
 use order_kit::{
     Db,
-    db::DbError,
+    db::{DbError, Publish, run_relay},
     env::Env,
     events::{self, Envelope, Trouble, consume, emit, start_relay},
     server::Access,
     trace,
 };
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{Served, Somewhere, context, get, memory, service, until};
 
@@ -52,6 +58,64 @@ fn by_key(heard: &Heard) -> BTreeMap<String, Vec<u64>> {
             .push(event.data["n"].as_u64().unwrap());
     }
     by_key
+}
+
+/// Threads that have panicked, by name, beside what a panic does otherwise.
+fn panicked() -> &'static Mutex<Vec<String>> {
+    static PANICKED: OnceLock<Mutex<Vec<String>>> = OnceLock::new();
+    PANICKED.get_or_init(|| {
+        let otherwise = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let name = std::thread::current().name().unwrap_or_default().to_owned();
+            if let Some(panicked) = PANICKED.get() {
+                panicked.lock().unwrap().push(name);
+            }
+            otherwise(panic);
+        }));
+        Mutex::default()
+    })
+}
+
+#[test]
+fn a_relay_ends_quietly_with_the_runtime_that_nobody_has_told_to_end() {
+    panicked();
+    for somewhere in
+        [Some(Somewhere::sqlite()), Somewhere::postgres("a_relay_ends_quietly")].into_iter().flatten()
+    {
+        for round in 0..20 {
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            let rounds = Arc::new(AtomicU32::new(0));
+            let counter = rounds.clone();
+            // Away, so that there is always something to do.
+            let publish: Publish = Arc::new(move |messages| {
+                let counter = counter.clone();
+                Box::pin(async move {
+                    counter.fetch_add(1, Ordering::SeqCst);
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    messages.iter().map(|_| Err(Unsent::unavailable("away"))).collect()
+                })
+            });
+            let place = somewhere.place.clone();
+            runtime.block_on(async {
+                let db = Db::open(place, &[]).await.unwrap();
+                emit_some(&db, 0, 2).await;
+                let relay = publish.clone();
+                tokio::spawn(async move { run_relay(&db, relay, CancellationToken::new()).await });
+                until("it publishes", async || rounds.load(Ordering::SeqCst) > 0).await;
+                tokio::time::sleep(Duration::from_millis(round)).await;
+            });
+            drop(runtime);
+            let began = Instant::now();
+            while Arc::strong_count(&publish) > 1 {
+                assert!(began.elapsed() < Duration::from_secs(20), "its thread has not ended");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(somewhere.end());
+    }
+    assert!(!panicked().lock().unwrap().contains(&"outbox".to_owned()));
 }
 
 /// What the check below would not forgive.
@@ -143,7 +207,7 @@ async fn what_the_last_request_writes_is_published_before_the_end() {
 async fn an_event_says_where_it_comes_from_and_nobody_can_say_otherwise() {
     let somewhere = Somewhere::sqlite();
     let db = Db::open(somewhere.place.clone(), &[]).await.unwrap();
-    let emitted = trace::with_correlation("request-7".to_owned(), async {
+    let emitted = trace::with_correlation("orders", "request-7".to_owned(), async {
         let data = json!({ "id": "x", "type": "x", "metadata": { "source": "x" } });
         db.write(async move |tx| emit(tx, "orders", "order.created", "o1", &data).await).await
     });

@@ -4,6 +4,7 @@ mod client;
 mod db;
 mod events;
 mod figures;
+mod prune;
 mod server;
 mod support;
 mod telemetry;

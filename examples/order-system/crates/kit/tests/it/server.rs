@@ -243,6 +243,24 @@ async fn a_client_that_does_not_say_what_it_wants_is_cut() {
     serving.await.unwrap();
 }
 
+/// More than the buffers between hold, so that whoever sends it is still at it when the answer is there.
+#[tokio::test]
+async fn whoever_still_sends_when_the_answer_is_there_sees_it() {
+    let routes = Router::new().route("/named", post(async |Json(named): Json<Named>| named.name));
+    let served = Served::open("users", Env::empty(), routes).await;
+    let mut client = TcpStream::connect(served.address()).await.unwrap();
+    let length = 15 * 1024 * 1024;
+    let head = format!(
+        "POST /named HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    );
+    client.write_all(head.as_bytes()).await.unwrap();
+    client.write_all(&vec![b' '; length]).await.expect("all of it is taken");
+    // On the same connection, which is as good as new.
+    client.write_all(b"GET /health HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").await.unwrap();
+    let answers = read_to_end(&mut client).await;
+    assert!(answers.starts_with("HTTP/1.1 413") && answers.contains("HTTP/1.1 200"), "{answers}");
+}
+
 #[tokio::test]
 async fn at_the_end_what_is_in_flight_is_finished_and_what_is_idle_holds_up_nobody() {
     let env = Env::empty().with(env::SHUTDOWN_DELAY_MS, "150");

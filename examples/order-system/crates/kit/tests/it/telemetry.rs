@@ -9,7 +9,11 @@ use axum::{
     routing::{get, post},
 };
 use http::HeaderMap;
-use opentelemetry_proto::tonic::{collector::trace::v1::ExportTraceServiceRequest, trace::v1::Span};
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest,
+    common::v1::{AnyValue, KeyValue, any_value},
+    trace::v1::Span,
+};
 use order_broker::{Broker, Queue, Topology};
 use order_kit::{
     ApiError, Db,
@@ -34,14 +38,29 @@ fn given(trace: &str) -> HeaderMap {
     pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
 }
 
+/// Spans, each with the `service.name` of its resource.
+type Collected = Arc<Mutex<Vec<(String, Span)>>>;
+
+fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
+    let found = attributes.iter().find(|it| it.key == key)?;
+    match found.value.clone()?.value? {
+        any_value::Value::StringValue(text) => Some(text),
+        other => Some(format!("{:?}", AnyValue { value: Some(other) })),
+    }
+}
+
 /// A collector that keeps what it is sent.
-async fn collector() -> (String, Arc<Mutex<Vec<Span>>>) {
-    let spans = Arc::new(Mutex::new(Vec::new()));
-    let take = async |State(spans): State<Arc<Mutex<Vec<Span>>>>, headers: HeaderMap, body: Bytes| {
+async fn collector() -> (String, Collected) {
+    let spans = Collected::default();
+    let take = async |State(spans): State<Collected>, headers: HeaderMap, body: Bytes| {
         assert_eq!(headers["content-type"], "application/x-protobuf");
         let request = ExportTraceServiceRequest::decode(body).expect("protobuf");
-        let scopes = request.resource_spans.into_iter().flat_map(|it| it.scope_spans);
-        spans.lock().unwrap().extend(scopes.flat_map(|it| it.spans));
+        for of_resource in request.resource_spans {
+            let resource = of_resource.resource.expect("a resource");
+            let service = text(&resource.attributes, "service.name").expect("its name");
+            let taken = of_resource.scope_spans.into_iter().flat_map(|it| it.spans);
+            spans.lock().unwrap().extend(taken.map(|span| (service.clone(), span)));
+        }
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -165,8 +184,9 @@ async fn a_trace_goes_over_services_and_queues_to_a_collector() {
     let flushed = provider.clone();
     tokio::task::spawn_blocking(move || flushed.force_flush()).await.unwrap().unwrap();
 
-    let spans: Vec<Span> =
-        collected.lock().unwrap().iter().filter(|it| hex(&it.trace_id) == TRACE).cloned().collect();
+    let spans = collected.lock().unwrap().clone();
+    let (services, spans): (Vec<String>, Vec<Span>) =
+        spans.into_iter().filter(|(_, it)| hex(&it.trace_id) == TRACE).unzip();
     let one = |name: &str, kind: i32| {
         let named: Vec<_> = spans.iter().filter(|it| it.name == name && it.kind == kind).collect();
         assert_eq!(named.len(), 1, "{name}: {:?}", spans.iter().map(|it| &it.name).collect::<Vec<_>>());
@@ -184,12 +204,17 @@ async fn a_trace_goes_over_services_and_queues_to_a_collector() {
         assert_eq!(child.parent_span_id, parent.span_id, "{} is within {}", child.name, parent.name);
     }
     assert_eq!(spans.len(), 4);
-    let attribute = |span: &Span, key: &str| {
-        let found = span.attributes.iter().find(|it| it.key == key);
-        format!("{:?}", found.and_then(|it| it.value.clone()))
+    assert!(text(&path[1].attributes, "http.response.status_code").unwrap().contains("200"));
+    let whose = |span: &Span| {
+        let at = spans.iter().position(|it| it.span_id == span.span_id).unwrap();
+        assert_eq!(text(&span.attributes, "service").as_ref(), Some(&services[at]), "{}", span.name);
+        services[at].as_str()
     };
-    assert!(attribute(path[2], "service").contains("orders"));
-    assert!(attribute(path[1], "http.response.status_code").contains("200"));
+    assert_eq!(
+        path.map(whose),
+        ["gateway", "gateway", "orders", "orders"],
+        "in one process, each by its name"
+    );
 
     let parent = format!("00-{TRACE}-{}-01", hex(&path[2].span_id));
     assert_eq!(
@@ -209,6 +234,33 @@ async fn a_trace_goes_over_services_and_queues_to_a_collector() {
             "{line}"
         );
         assert!(line["timestamp"].is_string() && line["level"] == "INFO");
+    }
+}
+
+/// A name for the process, and spans of which nobody says whose they are.
+#[tokio::test]
+async fn a_processs_own_name_is_for_all_its_spans_and_sagas_are_of_whoever_moves_them_on() {
+    telemetry::sagas_are_of("orders");
+    for (name, expected) in [(None, ["orders", "order-system"]), (Some("eu-1"), ["eu-1", "eu-1"])] {
+        let (endpoint, collected) = collector().await;
+        let settings = Env::empty().with(env::OTEL_EXPORTER_OTLP_ENDPOINT, endpoint);
+        let settings = name.into_iter().fold(settings, |it, name| it.with(env::SERVICE_NAME, name));
+        let (_, output) = lines();
+        let (dispatch, provider) = tracing_to(&settings, output).unwrap();
+        tracing::dispatcher::with_default(&dispatch, || {
+            tracing::info_span!(target: "mainstay", "saga.step").in_scope(|| {});
+            tracing::info_span!(target: "order_kit", "something").in_scope(|| {});
+        });
+        tokio::task::spawn_blocking(move || provider.force_flush()).await.unwrap().unwrap();
+        let mut spans: Vec<_> = collected
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(service, span)| (span.name.clone(), service.clone()))
+            .collect();
+        spans.sort();
+        let services: Vec<_> = spans.iter().map(|(_, service)| service.as_str()).collect();
+        assert_eq!(services, expected, "{spans:?}");
     }
 }
 
@@ -235,7 +287,8 @@ async fn without_a_collector_a_trace_can_be_looked_at_for_a_while() {
     assert_eq!(kinds[..3], ["server", "client", "server"], "{said}");
     assert_eq!(spans[1]["parentSpanId"], spans[0]["spanId"]);
     assert_eq!(spans[2]["parentSpanId"], spans[1]["spanId"]);
-    assert_eq!(spans[0]["attributes"]["service"], "gateway");
+    let services: Vec<_> = spans.iter().map(|span| &span["attributes"]["service"]).collect();
+    assert_eq!(services[..3], ["gateway", "gateway", "orders"]);
     let unknown = client.get("/_traces/ffffffffffffffffffffffffffffffff").await.unwrap();
     assert_eq!(unknown.json::<Value>().unwrap()["spans"], json!([]));
     journey.end().await;

@@ -2,10 +2,11 @@
 //! the tests of any service: `#[path = "../../../kit/tests/support/service.rs"] mod service;`
 #![allow(dead_code, missing_docs)]
 
-use std::{io::Write, sync::Arc, time::Duration};
+use std::{borrow::Borrow, io::Write, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
-use http::{Method, Request};
+use futures::FutureExt;
+use http::{HeaderMap, Method, Request};
 use http_body_util::BodyExt;
 use order_broker::{Broker, Queue, Topology};
 use order_kit::{
@@ -18,7 +19,6 @@ use order_kit::{
     server::{Access, router},
 };
 use serde_json::Value;
-use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 /// The queue that hears everything.
@@ -57,12 +57,7 @@ pub enum Place {
 impl Place {
     /// None, and says so where nobody captures it, when there is no server to test with.
     pub fn postgres(test: &str) -> Option<Self> {
-        let Ok(url) = std::env::var("MAINSTAY_TEST_POSTGRES") else {
-            // In one piece, so that tests at the same time do not write into each other's lines.
-            let line = format!("skipped: {test} on PostgreSQL: MAINSTAY_TEST_POSTGRES is not set\n");
-            let _ = std::io::stderr().write_all(line.as_bytes());
-            return None;
-        };
+        let url = server(test, "MAINSTAY_TEST_POSTGRES")?;
         let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), test);
         Some(Place::Postgres { url, prefix: format!("order_test_{random:016x}_") })
     }
@@ -77,10 +72,22 @@ impl Place {
     }
 }
 
+/// Where a server is. None, and says so where nobody captures it, when there is none to test with.
+pub fn server(test: &str, variable: &str) -> Option<String> {
+    let url = std::env::var(variable).ok();
+    if url.is_none() {
+        // In one piece, so that tests at the same time do not write into each other's lines.
+        let line = format!("skipped: {test}: {variable} is not set\n");
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    }
+    url
+}
+
 /// A service that runs.
 pub struct Bench {
     pub context: Context,
     pub router: Router,
+    pub data: Arc<tempfile::TempDir>,
     broker: Arc<dyn Broker>,
     _clean: Clean,
 }
@@ -88,21 +95,45 @@ pub struct Bench {
 struct Clean {
     place: Place,
     service: &'static str,
-    stop: CancellationToken,
-    _data: tempfile::TempDir,
+    context: Context,
 }
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
+    pub headers: HeaderMap,
+    pub text: String,
+    /// The same as JSON, which every answer is.
     pub body: Value,
-    pub retry_after: Option<String>,
 }
 
 impl Answer {
     pub fn error(&self) -> &str {
         self.body["error"].as_str().unwrap_or_default()
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+}
+
+/// Runs a check on SQLite, and on PostgreSQL where there is one.
+pub async fn everywhere<F>(
+    name: &'static str,
+    build: impl Fn(Context) -> F,
+    test: &str,
+    check: impl AsyncFn(&Bench),
+) where
+    F: Future<Output = Result<Service, BoxError>>,
+{
+    for place in [Some(Place::Sqlite), Place::postgres(test)].into_iter().flatten() {
+        let bench = Bench::start(place, name, Env::empty(), &build).await;
+        let checked = AssertUnwindSafe(check(&bench)).catch_unwind().await;
+        bench.end().await;
+        if let Err(panic) = checked {
+            std::panic::resume_unwind(panic);
+        }
     }
 }
 
@@ -117,50 +148,68 @@ impl Bench {
     where
         F: Future<Output = Result<Service, BoxError>>,
     {
-        let data = tempfile::tempdir().unwrap();
+        Bench::start_in(Arc::new(tempfile::tempdir().unwrap()), place, name, env, build).await
+    }
+
+    /// The same on the files of another.
+    pub async fn start_in<F>(
+        data: Arc<tempfile::TempDir>,
+        place: Place,
+        name: &'static str,
+        env: Env,
+        build: impl FnOnce(Context) -> F,
+    ) -> Self
+    where
+        F: Future<Output = Result<Service, BoxError>>,
+    {
         let broker = order_broker::open("memory:").await.unwrap();
         broker.declare(&Topology::new(EXCHANGE).queue(Queue::new(ALL).bind("#"))).await.unwrap();
         let context = Context::new(name, place.env(env), data.path(), broker.clone(), Arc::new(Ports(3000)));
-        let clean = Clean { place, service: name, stop: context.stop().clone(), _data: data };
+        let clean = Clean { place, service: name, context: context.clone() };
         let service = build(context.clone()).await.unwrap();
         let router = router(&context, service, Access::Services);
-        Bench { context, router, broker, _clean: clean }
+        Bench { context, router, data, broker, _clean: clean }
     }
 
     pub async fn get(&self, path: &str) -> Answer {
-        self.send(Method::GET, path, None, None).await
+        self.call(Method::GET, path, Body::empty()).await
     }
 
-    pub async fn put(&self, path: &str, body: Value) -> Answer {
-        self.send(Method::PUT, path, None, Some(body)).await
+    pub async fn put(&self, path: &str, body: impl Borrow<Value>) -> Answer {
+        self.call(Method::PUT, path, body.borrow().to_string()).await
     }
 
-    pub async fn post(&self, path: &str, key: &str, body: Value) -> Answer {
-        self.send(Method::POST, path, Some(key), Some(body)).await
+    pub async fn post(&self, path: &str, body: impl Borrow<Value>) -> Answer {
+        self.call(Method::POST, path, body.borrow().to_string()).await
     }
 
-    pub async fn send(&self, method: Method, path: &str, key: Option<&str>, body: Option<Value>) -> Answer {
-        let mut request = Request::builder()
+    /// Asks for a step of a saga, under its key.
+    pub async fn step(&self, path: &str, key: &str, body: impl Borrow<Value>) -> Answer {
+        let request = self.request(Method::POST, path).header(&IDEMPOTENCY_KEY, key);
+        self.send(request.body(body.borrow().to_string().into()).unwrap()).await
+    }
+
+    pub async fn call(&self, method: Method, path: &str, body: impl Into<Body>) -> Answer {
+        self.send(self.request(method, path).body(body.into()).unwrap()).await
+    }
+
+    /// With the service token; a body is said to be JSON.
+    fn request(&self, method: Method, path: &str) -> http::request::Builder {
+        Request::builder()
             .method(method)
             .uri(path)
             .header(&SERVICE_TOKEN, self.context.tokens().send())
-            .header("content-type", "application/json");
-        if let Some(key) = key {
-            request = request.header(&IDEMPOTENCY_KEY, key);
-        }
-        let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
-        self.raw(request.body(body).unwrap()).await
+            .header("content-type", "application/json")
     }
 
-    pub async fn raw(&self, request: Request<Body>) -> Answer {
+    pub async fn send(&self, request: Request<Body>) -> Answer {
         let response = self.router.clone().oneshot(request).await.unwrap();
-        let status = response.status();
-        let retry_after =
-            response.headers().get("retry-after").map(|value| value.to_str().unwrap().to_owned());
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        let body = serde_json::from_slice(&body)
-            .unwrap_or_else(|_| panic!("{status} with a body that is no JSON: {body:?}"));
-        Answer { status: status.as_u16(), body, retry_after }
+        let (parts, body) = response.into_parts();
+        let (status, body) = (parts.status, body.collect().await.unwrap().to_bytes());
+        let text = String::from_utf8_lossy(&body).into_owned();
+        let body = serde_json::from_str(&text)
+            .unwrap_or_else(|_| panic!("{status} with a body that is no JSON: {text}"));
+        Answer { status: status.as_u16(), headers: parts.headers, text, body }
     }
 
     /// Publishes an event as another service would; the same id each time it is published.
@@ -215,9 +264,22 @@ pub fn count(told: &[Envelope], kind: &str, order: &str) -> usize {
     told.iter().filter(|event| event.kind == kind && event.data["orderId"] == order).count()
 }
 
+/// Every answer that the description promises, as `METHOD /path status`; and for `{…}` in a path whatever stands there.
+pub fn described(api: &Value) -> std::collections::BTreeSet<String> {
+    let mut all = std::collections::BTreeSet::new();
+    for (path, methods) in api["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            for status in operation["responses"].as_object().unwrap().keys() {
+                all.insert(format!("{} {path} {status}", method.to_uppercase()));
+            }
+        }
+    }
+    all
+}
+
 impl Drop for Clean {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.context.stop().cancel();
         let Place::Postgres { url, prefix } = &self.place else { return };
         let (url, schema) = (url.clone(), format!("{prefix}{}", self.service));
         let dropped = std::thread::spawn(move || {

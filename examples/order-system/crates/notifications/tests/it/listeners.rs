@@ -36,6 +36,21 @@ async fn each_gets_all(on: On) {
 }
 
 #[tokio::test]
+async fn an_address_that_cannot_be_read_is_refused_in_the_services_words() {
+    let users = Users::start().await;
+    let world = World::new().await.with_users(&users);
+    let mails = world.start(order_notifications::NAME, build).await;
+    let points = world.start(loyalty::NAME, loyalty::build).await;
+    for path in ["/sent", "/sent?order=a&order=b"] {
+        let refused = mails.get(path).await;
+        assert_eq!(refused, (StatusCode::BAD_REQUEST, json!({ "error": "Malformed query" })), "{path}");
+    }
+    let refused = points.get("/points/%FF").await;
+    assert_eq!(refused, (StatusCode::BAD_REQUEST, json!({ "error": "Malformed path" })));
+    world.end([mails, points]).await;
+}
+
+#[tokio::test]
 async fn each_listener_gets_every_event_once() {
     each_gets_all(On::Sqlite).await;
     each_gets_all(On::Postgres).await;

@@ -1,6 +1,6 @@
 //! What is no order, and whom nobody lets in.
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::world::{World, order_of};
@@ -47,5 +47,27 @@ async fn what_is_no_order_is_refused_and_not_kept() {
         assert_eq!(world.post("/orders", body.clone()).await.status, StatusCode::BAD_REQUEST, "{body}");
     }
     assert_eq!(world.get("/_audit").await.body["orders"], json!([]));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn an_address_that_cannot_be_read_is_refused_in_the_services_words() {
+    let world = World::new().await;
+    let get = ["/orders/%FF", "/orders/%FF/details", "/orders/%FF/timeline", "/orders/user/%FF"];
+    let post = ["/orders/%FF/cancel", "/orders/%FF/retry"];
+    let asked = get.map(|path| (Method::GET, path)).into_iter().chain(post.map(|path| (Method::POST, path)));
+    for (method, path) in asked {
+        let answer = world.send(method, path, &[], None).await;
+        assert_eq!(
+            (answer.status, &answer.body),
+            (StatusCode::BAD_REQUEST, &json!({ "error": "Malformed path" })),
+            "{path}"
+        );
+    }
+    let audit = world.get("/_audit?limit=x").await;
+    assert_eq!(
+        (audit.status, &audit.body),
+        (StatusCode::BAD_REQUEST, &json!({ "error": "Malformed query" }))
+    );
     world.end().await;
 }

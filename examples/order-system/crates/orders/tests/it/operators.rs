@@ -1,6 +1,13 @@
 //! What operators see and do.
 
+use std::sync::Arc;
+
 use http::{Method, StatusCode};
+use order_kit::{
+    Context,
+    context::Ports,
+    env::{self, Env},
+};
 use serde_json::json;
 use tower::ServiceExt;
 
@@ -60,6 +67,54 @@ async fn operators_show_a_token_even_where_everybody_may_order() {
         http::Request::builder().uri(format!("/orders/{id}")).body(axum::body::Body::empty()).unwrap();
     assert_eq!(service.oneshot(request).await.unwrap().status(), StatusCode::OK);
     world.end().await;
+}
+
+/// With promises that no saga takes longer than a second, so that those that are over are old a second later.
+#[tokio::test]
+async fn a_saga_that_is_forgotten_is_over_and_is_not_begun_anew() {
+    let mut world = World::new().await;
+    let done = world.order("ada", 1).await;
+    assert_eq!(world.over(&done).await, "completed");
+    world.neighbours.set("charge", Mood::Failing);
+    let open = world.order("ada", 1).await;
+    world.until(&open, "waiting_payment").await;
+    for (name, ms) in [
+        (env::ORDER_DEADLINE_MS, "1000"),
+        (env::LONGEST_SAGA_MS, "1000"),
+        (env::LONGEST_DELIVERY_MS, "0"),
+        (env::PRUNE_EVERY_MS, "0"),
+    ] {
+        world.set(name, ms);
+    }
+    world.restart().await;
+    eventually("it is forgotten", async || {
+        let timeline = world.get(&format!("/orders/{done}/timeline")).await.body;
+        timeline["steps"] == json!([]) && timeline["note"] == "its saga is over, and forgotten"
+    })
+    .await;
+    let timeline = world.get(&format!("/orders/{open}/timeline")).await.body;
+    assert!(timeline["steps"].as_array().unwrap().len() > 1, "what is not over is not forgotten: {timeline}");
+
+    let orders = world.get("/_audit").await.body["orders"].clone();
+    let over =
+        |id: &str| orders.as_array().unwrap().iter().find(|it| it["id"] == *id).unwrap()["over"].clone();
+    assert_eq!((over(&done), over(&open)), (json!(true), json!(false)));
+
+    let retry = world.send(Method::POST, &format!("/orders/{done}/retry"), &[], Some(json!(null))).await;
+    assert_eq!((retry.status, &retry.body["error"]), (StatusCode::CONFLICT, &json!("The order is over")));
+    let charge = format!("charge-card.do@{done}");
+    assert_eq!(world.neighbours.calls().iter().filter(|key| **key == charge).count(), 1);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_step_that_would_be_forgotten_before_its_order_is_late_is_a_mistake() {
+    let data = tempfile::tempdir().unwrap();
+    let env = Env::empty().with(env::LONGEST_SAGA_MS, "599999");
+    let broker = order_broker::open("memory:").await.unwrap();
+    let context = Context::new(order_orders::NAME, env, data.path(), broker, Arc::new(Ports(1)));
+    let refused = order_orders::build(context).await.unwrap_err().to_string();
+    assert_eq!(refused, "LONGEST_SAGA_MS is 599999, less than ORDER_DEADLINE_MS, which is 600000");
 }
 
 #[tokio::test]

@@ -135,6 +135,32 @@ async fn the_read_side_is_rebuilt_from_events() {
 }
 
 #[tokio::test]
+async fn a_rebuild_that_fails_on_its_way_leaves_the_lists_as_they_were() {
+    let world = World::new().await;
+    let id = world.order("ada", 1).await;
+    world.over(&id).await;
+    eventually("all is read", async || rows(&world.router, "ada").await[0]["status"] == "confirmed").await;
+    let before = rows(&world.router, "ada").await;
+    world.end().await;
+    let file = rusqlite::Connection::open(world.data().join("orders.db")).unwrap();
+    let spoil = |from: &str, to: &str| {
+        let sql = "update order_event set envelope = replace(envelope, ?1, ?2) where seq = (select max(seq) from order_event)";
+        assert_eq!(file.execute(sql, [from, to]).unwrap(), 1);
+    };
+    spoil("\"version\":", "\"vision\":");
+    let failed = order_orders::rebuild(world.context_of("orders")).await;
+    assert!(failed.is_err(), "{failed:?}");
+    let (context, router) = instance(&world).await;
+    assert_eq!(rows(&router, "ada").await, before);
+    context.stop().cancel();
+    spoil("\"vision\":", "\"version\":");
+    order_orders::rebuild(world.context_of("orders")).await.unwrap();
+    let (context, router) = instance(&world).await;
+    assert_eq!(rows(&router, "ada").await, before);
+    context.stop().cancel();
+}
+
+#[tokio::test]
 async fn details_name_the_user_or_say_that_they_cannot() {
     let world = World::new().await;
     let (known, stranger) = (world.order("ada", 1).await, world.order("stranger-1", 1).await);

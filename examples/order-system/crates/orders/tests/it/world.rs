@@ -262,8 +262,13 @@ impl World {
 
     /// The same with another setting.
     pub async fn restart_with(&mut self, name: &str, value: &str) {
-        self.env = self.env.clone().with(name, value);
+        self.set(name, value);
         self.restart().await;
+    }
+
+    /// Another setting, for the next start.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.env = self.env.clone().with(name, value);
     }
 
     /// The same as in a monolith, whose routes are everybody's.

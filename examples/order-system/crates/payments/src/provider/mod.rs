@@ -110,9 +110,8 @@ fn understood(answer: &str) -> Result<Verdict, Trouble> {
 
 fn unavailable(error: Error<Trouble>) -> ApiError {
     tracing::warn!(%error, "the card provider gave no verdict");
-    let retry_after = error.refused().and_then(mainstay::Refused::retry_after);
-    let answer = ApiError::unavailable("Payment temporarily unavailable");
-    ApiError { retry_after: retry_after.or(answer.retry_after), ..answer }
+    let known = error.refused().and_then(mainstay::Refused::retry_after);
+    ApiError::unavailable("Payment temporarily unavailable").after(known)
 }
 
 /// What the provider has taken and not given back, for the audit: each key with its money, in the order of keys.

@@ -36,14 +36,14 @@ on_both!(
 
 async fn a_charge_is_made_once_and_always_answered_the_same(place: Place) {
     let it = start(place).await;
-    let first = it.post("/payments/charge", "charge-card.do@o", charge("o", "12.50")).await;
+    let first = it.step("/payments/charge", "charge-card.do@o", charge("o", "12.50")).await;
     assert_eq!(first.status, 200);
     assert!(first.body["paymentId"].is_string());
     for (field, value) in [("orderId", "o"), ("amount", "12.50"), ("status", "charged")] {
         assert_eq!(first.body[field], value);
     }
     for _ in 0..3 {
-        assert_eq!(it.post("/payments/charge", "charge-card.do@o", charge("o", 12.5)).await, first);
+        assert_eq!(it.step("/payments/charge", "charge-card.do@o", charge("o", 12.5)).await, first);
     }
     let found = it.get("/payments/order/o").await.body;
     assert_eq!((&found["charged"], &found["refunded"]), (&json!("12.50"), &json!("0.00")));
@@ -65,9 +65,9 @@ async fn a_charge_is_made_once_and_always_answered_the_same(place: Place) {
 
 async fn a_refund_is_made_once_however_often_it_comes(place: Place) {
     let it = start(place).await;
-    let charged = it.post("/payments/charge", "charge-card.do@o", charge("o", "12.50")).await;
+    let charged = it.step("/payments/charge", "charge-card.do@o", charge("o", "12.50")).await;
     for _ in 0..3 {
-        let refunded = it.post("/payments/refund", "charge-card.undo@o", json!({"orderId": "o"})).await;
+        let refunded = it.step("/payments/refund", "charge-card.undo@o", json!({"orderId": "o"})).await;
         let expected = json!({"orderId": "o", "refunded": "12.50", "status": "refunded"});
         assert_eq!((refunded.status, refunded.body), (200, expected));
     }
@@ -77,7 +77,7 @@ async fn a_refund_is_made_once_however_often_it_comes(place: Place) {
     let kinds: Vec<_> = entries.iter().map(|entry| (&entry["kind"], &entry["amount"])).collect();
     assert_eq!(kinds, [(&json!("charge"), &json!("12.50")), (&json!("refund"), &json!("-12.50"))]);
     // The answer of that time, and no second charge.
-    assert_eq!(it.post("/payments/charge", "charge-card.do@o", charge("o", "12.50")).await, charged);
+    assert_eq!(it.step("/payments/charge", "charge-card.do@o", charge("o", "12.50")).await, charged);
     assert_eq!(it.get("/payments/order/o").await.body, found);
     let looked_up = it.get("/payments/lookup?key=charge-card.do@o").await.body;
     assert_eq!(looked_up, json!({"state": "compensated"}));
@@ -91,16 +91,16 @@ async fn a_refund_is_made_once_however_often_it_comes(place: Place) {
 async fn a_declined_card_stays_declined_for_the_order(place: Place) {
     let it = start(place).await;
     behave(&it, "u", "decline").await;
-    let first = it.post("/payments/charge", "charge-card.do@o", charge("o", "5")).await;
+    let first = it.step("/payments/charge", "charge-card.do@o", charge("o", "5")).await;
     assert_eq!((first.status, first.error()), (402, "card_declined"));
     behave(&it, "u", "ok").await;
-    assert_eq!(it.post("/payments/charge", "charge-card.do@o", charge("o", "5")).await, first);
+    assert_eq!(it.step("/payments/charge", "charge-card.do@o", charge("o", "5")).await, first);
     let looked_up = it.get("/payments/lookup?key=charge-card.do@o").await.body;
     assert_eq!(looked_up, json!({"state": "rejected", "answer": first.body}));
-    let refunded = it.post("/payments/refund", "charge-card.undo@o", json!({"orderId": "o"})).await;
+    let refunded = it.step("/payments/refund", "charge-card.undo@o", json!({"orderId": "o"})).await;
     assert_eq!((refunded.status, &refunded.body["refunded"]), (200, &json!("0.00")));
     // Another order of the same user pays.
-    assert_eq!(it.post("/payments/charge", "charge-card.do@o2", charge("o2", "5")).await.status, 200);
+    assert_eq!(it.step("/payments/charge", "charge-card.do@o2", charge("o2", "5")).await.status, 200);
     let told = it.end().await;
     assert_eq!((count(&told, "payment.failed", "o"), count(&told, "payment.refunded", "o")), (1, 0));
     let failed = told.iter().find(|event| event.kind == "payment.failed").unwrap();
@@ -109,10 +109,10 @@ async fn a_declined_card_stays_declined_for_the_order(place: Place) {
 
 async fn a_charge_that_comes_after_its_refund_is_refused(place: Place) {
     let it = start(place).await;
-    let refunded = it.post("/payments/refund", "charge-card.undo@o", json!({"orderId": "o"})).await;
+    let refunded = it.step("/payments/refund", "charge-card.undo@o", json!({"orderId": "o"})).await;
     assert_eq!((refunded.status, &refunded.body["refunded"]), (200, &json!("0.00")));
     for _ in 0..2 {
-        let late = it.post("/payments/charge", "charge-card.do@o", charge("o", "5")).await;
+        let late = it.step("/payments/charge", "charge-card.do@o", charge("o", "5")).await;
         assert_eq!((late.status, late.body), (409, json!({"error": "already_compensated"})));
     }
     let audit = it.get("/_audit").await.body;
@@ -122,9 +122,9 @@ async fn a_charge_that_comes_after_its_refund_is_refused(place: Place) {
 
 async fn an_order_is_charged_under_one_key_alone(place: Place) {
     let it = start(place).await;
-    assert_eq!(it.post("/payments/charge", "charge-card.do@o", charge("o", "5")).await.status, 200);
+    assert_eq!(it.step("/payments/charge", "charge-card.do@o", charge("o", "5")).await.status, 200);
     for _ in 0..2 {
-        let second = it.post("/payments/charge", "charge-again.do@o", charge("o", "5")).await;
+        let second = it.step("/payments/charge", "charge-again.do@o", charge("o", "5")).await;
         assert_eq!((second.status, second.error()), (409, "already_charged"));
     }
     let audit = it.get("/_audit").await.body;
@@ -136,11 +136,11 @@ async fn an_order_is_charged_under_one_key_alone(place: Place) {
 
 async fn a_key_is_for_one_charge(place: Place) {
     let it = start(place).await;
-    it.post("/payments/charge", "charge-card.do@o", charge("o", "5")).await;
+    it.step("/payments/charge", "charge-card.do@o", charge("o", "5")).await;
     for other in [charge("o", "6"), charge("x", "5")] {
-        assert_eq!(it.post("/payments/charge", "charge-card.do@o", other).await.status, 422);
+        assert_eq!(it.step("/payments/charge", "charge-card.do@o", other).await.status, 422);
     }
-    let other = it.post("/payments/refund", "charge-card.undo@o", json!({"orderId": "x"})).await;
+    let other = it.step("/payments/refund", "charge-card.undo@o", json!({"orderId": "x"})).await;
     assert_eq!(other.status, 422);
     let audit = it.get("/_audit").await.body;
     assert_eq!((&audit["ok"], &audit["taken"]), (&json!(true), &json!("5.00")));
@@ -148,8 +148,9 @@ async fn a_key_is_for_one_charge(place: Place) {
 
 async fn wrong_requests_are_refused_before_anything_is_done(place: Place) {
     let it = start(place).await;
-    let post = async |path: &str, key: Option<&str>, body: Value| {
-        it.send(http::Method::POST, path, key, Some(body)).await
+    let post = async |path: &str, key: Option<&str>, body: Value| match key {
+        Some(key) => it.step(path, key, body).await,
+        None => it.post(path, body).await,
     };
     for key in [None, Some("o"), Some("charge-card.undo@o")] {
         let answer = post("/payments/charge", key, charge("o", "1")).await;
@@ -192,25 +193,31 @@ async fn wrong_requests_are_refused_before_anything_is_done(place: Place) {
     for path in ["/payments/lookup", "/payments/lookup?key=o"] {
         assert_eq!(it.get(path).await.status, 400, "{path}");
     }
+    let twice = it.get("/payments/lookup?key=%FF&%FF=").await;
+    assert_eq!((twice.status, twice.error()), (400, "`key` is no key of a saga's step"));
+    let odd = it.get("/payments/order/%FF").await;
+    assert_eq!((odd.status, odd.error()), (400, "Malformed path"));
+    let odd = it.put("/payments/cards/%FF", json!({"behaviour": "ok"})).await;
+    assert_eq!((odd.status, odd.error()), (400, "Malformed path"));
     assert_eq!(it.put("/payments/cards/u", json!({"behaviour": "generous"})).await.status, 400);
     assert_eq!(it.get("/_audit").await.body["charged"], "0.00");
     assert_eq!(
-        it.post("/payments/charge", "charge-card.do@o", charge("o", "10000000000.00")).await.status,
+        it.step("/payments/charge", "charge-card.do@o", charge("o", "10000000000.00")).await.status,
         200
     );
     let wrong = it.get("/_audit?limit=many").await;
     assert!(wrong.status == 400 && !wrong.error().is_empty(), "{wrong:?}");
     // Only for those who show a token.
     let open = http::Request::get("/_audit").body(axum::body::Body::empty()).unwrap();
-    assert_eq!(it.raw(open).await.status, 401);
+    assert_eq!(it.send(open).await.status, 401);
 }
 
 async fn a_charge_whose_answer_was_lost_is_answered_when_asked_again(place: Place) {
     let it = start(place).await;
     it.put("/_faults", json!({"effectThenFailPercent": 100})).await;
-    assert_eq!(it.post("/payments/charge", "charge-card.do@o", charge("o", "5")).await.status, 500);
-    it.send(http::Method::DELETE, "/_faults", None, None).await;
-    assert_eq!(it.post("/payments/charge", "charge-card.do@o", charge("o", "5")).await.status, 200);
+    assert_eq!(it.step("/payments/charge", "charge-card.do@o", charge("o", "5")).await.status, 500);
+    it.call(http::Method::DELETE, "/_faults", "").await;
+    assert_eq!(it.step("/payments/charge", "charge-card.do@o", charge("o", "5")).await.status, 200);
     let found = it.get("/payments/order/o").await.body;
     assert_eq!(found["charged"], "5.00");
     assert_eq!(it.get("/_audit").await.body["ok"], true);
@@ -219,7 +226,7 @@ async fn a_charge_whose_answer_was_lost_is_answered_when_asked_again(place: Plac
 async fn books_that_are_wrong_are_found_out(place: Place) {
     let it = start(place).await;
     for order in ["a", "b"] {
-        it.post("/payments/charge", &format!("charge-card.do@{order}"), charge(order, "5")).await;
+        it.step("/payments/charge", &format!("charge-card.do@{order}"), charge(order, "5")).await;
     }
     assert_eq!(it.get("/_audit").await.body["ok"], true);
     // What no request can do.

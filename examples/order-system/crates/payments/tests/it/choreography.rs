@@ -99,7 +99,7 @@ async fn an_answer_that_does_not_come_is_asked_for_again(place: Place) {
 
 async fn both_styles_know_an_order_by_the_same_key(place: Place) {
     let it = start(place).await;
-    assert_eq!(it.post("/payments/charge", "charge-card.do@o", charge("o", "4.50")).await.status, 200);
+    assert_eq!(it.step("/payments/charge", "charge-card.do@o", charge("o", "4.50")).await.status, 200);
     it.tell("e1", "inventory.reserved", "o", reserved("o", "u")).await;
     assert_eq!(it.handled(QUEUE).await, 0);
     assert_eq!(money(&it, "o").await, ("4.50".to_owned(), "0.00".to_owned()));

@@ -18,7 +18,7 @@ on_both!(
 /// Asks until there is an answer, as an orchestrator does: with many at once on a slow disk the queue in front of the provider says no.
 async fn post(it: &Bench, path: &str, key: &str, body: Value) -> Answer {
     for _ in 0..50 {
-        let answer = it.post(path, key, body.clone()).await;
+        let answer = it.step(path, key, body.clone()).await;
         if answer.status != 503 {
             return answer;
         }

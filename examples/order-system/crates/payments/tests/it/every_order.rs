@@ -16,13 +16,13 @@ impl Participant for Payments {
 
     async fn act(&self, order: &str) -> Self::Answer {
         let key = format!("charge-card.do@{order}");
-        let Answer { status, body, .. } = self.0.post("/payments/charge", &key, charge(order, "0.01")).await;
+        let Answer { status, body, .. } = self.0.step("/payments/charge", &key, charge(order, "0.01")).await;
         (status, body)
     }
 
     async fn undo(&self, order: &str) -> bool {
         let key = format!("charge-card.undo@{order}");
-        self.0.post("/payments/refund", &key, json!({"orderId": order})).await.status == 200
+        self.0.step("/payments/refund", &key, json!({"orderId": order})).await.status == 200
     }
 
     async fn effect(&self, order: &str) -> i64 {

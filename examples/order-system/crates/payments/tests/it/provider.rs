@@ -32,9 +32,9 @@ on_both!(
 async fn money_that_was_taken_without_an_answer_is_found_by_the_same_key(place: Place) {
     let it = start(place, Duration::from_millis(300)).await;
     behave(&it, "u", "timeout").await;
-    let lost = it.post("/payments/charge", "charge-card.do@o", charge("o", "5")).await;
+    let lost = it.step("/payments/charge", "charge-card.do@o", charge("o", "5")).await;
     assert_eq!((lost.status, lost.error()), (503, "Payment temporarily unavailable"));
-    assert!(lost.retry_after.is_some());
+    assert!(lost.header("retry-after").is_some());
     // The provider has the money, and the ledger does not know: that is what the audit is for.
     let audit = it.get("/_audit").await.body;
     assert_eq!(
@@ -44,8 +44,8 @@ async fn money_that_was_taken_without_an_answer_is_found_by_the_same_key(place: 
     assert_eq!(audit["unsettled"], json!(["charge-card.do@o"]));
     assert_eq!(it.get("/payments/lookup?key=charge-card.do@o").await.body, json!({"state": "notApplied"}));
     // With another amount it is no question about the same charge.
-    assert_eq!(it.post("/payments/charge", "charge-card.do@o", charge("o", "6")).await.status, 422);
-    let found = it.post("/payments/charge", "charge-card.do@o", charge("o", "5")).await;
+    assert_eq!(it.step("/payments/charge", "charge-card.do@o", charge("o", "6")).await.status, 422);
+    let found = it.step("/payments/charge", "charge-card.do@o", charge("o", "5")).await;
     assert_eq!(found.status, 200);
     let audit = it.get("/_audit").await.body;
     assert_eq!(
@@ -57,13 +57,13 @@ async fn money_that_was_taken_without_an_answer_is_found_by_the_same_key(place: 
 async fn money_that_was_taken_without_an_answer_goes_back_with_the_refund(place: Place) {
     let it = start(place, Duration::from_millis(300)).await;
     behave(&it, "u", "timeout").await;
-    assert_eq!(it.post("/payments/charge", "charge-card.do@o", charge("o", "5")).await.status, 503);
+    assert_eq!(it.step("/payments/charge", "charge-card.do@o", charge("o", "5")).await.status, 503);
     for _ in 0..3 {
-        let refunded = it.post("/payments/refund", "charge-card.undo@o", json!({"orderId": "o"})).await;
+        let refunded = it.step("/payments/refund", "charge-card.undo@o", json!({"orderId": "o"})).await;
         // By the ledger there was nothing.
         assert_eq!((refunded.status, &refunded.body["refunded"]), (200, &json!("0.00")));
     }
-    let late = it.post("/payments/charge", "charge-card.do@o", charge("o", "5")).await;
+    let late = it.step("/payments/charge", "charge-card.do@o", charge("o", "5")).await;
     assert_eq!((late.status, late.error()), (409, "already_compensated"));
     let audit = it.get("/_audit").await.body;
     assert_eq!((&audit["ok"], &audit["taken"]), (&json!(true), &json!("0.00")), "{audit}");
@@ -75,14 +75,14 @@ async fn a_provider_that_does_not_answer_is_left_alone_after_five_times(place: P
     for number in 0..5 {
         let order = format!("o{number}");
         let answer =
-            it.post("/payments/charge", &format!("charge-card.do@{order}"), charge(&order, "5")).await;
+            it.step("/payments/charge", &format!("charge-card.do@{order}"), charge(&order, "5")).await;
         assert_eq!(answer.status, 503);
     }
     let began = std::time::Instant::now();
-    let refused = it.post("/payments/charge", "charge-card.do@o5", charge("o5", "5")).await;
+    let refused = it.step("/payments/charge", "charge-card.do@o5", charge("o5", "5")).await;
     assert_eq!((refused.status, refused.error()), (503, "Payment temporarily unavailable"));
     assert!(began.elapsed() < Duration::from_millis(250), "it was asked all the same");
-    let seconds: u64 = refused.retry_after.unwrap().parse().unwrap();
+    let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=30).contains(&seconds), "{seconds}");
     let policies = it.get("/_policies").await.body;
     let policies = policies.as_array().unwrap();
@@ -98,7 +98,7 @@ async fn a_breaker_that_is_off_lets_everything_through(place: Place) {
     behave(&it, "u", "timeout").await;
     let keys: Vec<_> = (0..8).map(|number| format!("charge-card.do@o{number}")).collect();
     for (number, key) in keys.iter().enumerate() {
-        assert_eq!(it.post("/payments/charge", key, charge(&format!("o{number}"), "5")).await.status, 503);
+        assert_eq!(it.step("/payments/charge", key, charge(&format!("o{number}"), "5")).await.status, 503);
     }
     let audit = it.get("/_audit").await.body;
     assert_eq!(audit["unsettled"], json!(keys), "the provider has heard of each of them");

@@ -1,24 +1,23 @@
 //! The service from outside, without a socket.
 
-#[path = "../../../kit/tests/support/rig.rs"]
-#[allow(dead_code, reason = "each service needs a part of it")]
+#[path = "../../../kit/tests/support/hostile.rs"]
+mod hostile;
+#[path = "../../../kit/tests/support/service.rs"]
 mod service;
 
 mod input;
 mod redis;
 mod rest;
 
-use order_kit::{context::Build, env::Env};
-use service::{Answer, Running};
+use order_kit::env::Env;
+use service::{Answer, Bench, Place};
 
-const BUILD: Build = |context| Box::pin(order_products::build(context));
-
-async fn everywhere(test: &str, check: impl AsyncFn(&Running)) {
-    service::everywhere(order_products::NAME, BUILD, test, check).await;
+async fn everywhere(test: &str, check: impl AsyncFn(&Bench)) {
+    service::everywhere(order_products::NAME, order_products::build, test, check).await;
 }
 
-async fn start() -> Running {
-    Running::start(order_products::NAME, BUILD, Env::empty()).await
+async fn start() -> Bench {
+    Bench::start(Place::Sqlite, order_products::NAME, Env::empty(), order_products::build).await
 }
 
 fn offer(name: &str, price: &str) -> serde_json::Value {
@@ -27,6 +26,6 @@ fn offer(name: &str, price: &str) -> serde_json::Value {
 
 /// The path of a product that was just made.
 fn path_of(made: &Answer) -> String {
-    assert_eq!(made.status, http::StatusCode::CREATED, "{}", made.text);
-    format!("/products/{}", made.json()["id"].as_str().unwrap())
+    assert_eq!(made.status, 201, "{}", made.text);
+    format!("/products/{}", made.body["id"].as_str().unwrap())
 }

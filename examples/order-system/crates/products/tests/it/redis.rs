@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use http::StatusCode;
 use order_kit::env::{self, Env};
 use redis::{AsyncTypedCommands, aio::MultiplexedConnection};
 use serde_json::{Value, json};
 
 use crate::{
-    BUILD, offer, path_of,
-    service::{Proxy, Running, leaks_nothing, skipped},
+    hostile::{Proxy, leaks_nothing},
+    offer, path_of,
+    service::{Bench, Place, server},
 };
 
 struct Shared {
@@ -21,10 +21,7 @@ struct Shared {
 
 impl Shared {
     async fn new(test: &str) -> Option<Self> {
-        let Ok(url) = std::env::var("MAINSTAY_TEST_REDIS") else {
-            skipped(test, "MAINSTAY_TEST_REDIS");
-            return None;
-        };
+        let url = server(test, "MAINSTAY_TEST_REDIS")?;
         let client = redis::Client::open(url.clone()).unwrap();
         let redis = client.get_multiplexed_async_connection().await.unwrap();
         Some(Shared { url, prefix: format!("test:{}:", order_kit::new_id()), redis })
@@ -34,8 +31,8 @@ impl Shared {
         Env::empty().with(env::REDIS_URL, url).with("REDIS_KEY_PREFIX", self.prefix.clone())
     }
 
-    async fn start(&self) -> Running {
-        Running::start(order_products::NAME, BUILD, self.env(&self.url)).await
+    async fn start(&self) -> Bench {
+        Bench::start(Place::Sqlite, order_products::NAME, self.env(&self.url), order_products::build).await
     }
 
     fn key(&self, path: &str) -> String {
@@ -50,10 +47,10 @@ impl Shared {
     }
 }
 
-async fn read(products: &Running, path: &str) -> (String, Value) {
+async fn read(products: &Bench, path: &str) -> (String, Value) {
     let answer = products.get(path).await;
-    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
-    (answer.header("x-cache").unwrap().to_owned(), answer.json()["price"].clone())
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    (answer.header("x-cache").unwrap().to_owned(), answer.body["price"].clone())
 }
 
 #[tokio::test]
@@ -64,7 +61,9 @@ async fn a_copy_is_kept_for_an_hour_and_forgotten_by_every_instance_when_it_chan
     };
     let one = shared.start().await;
     let env = shared.env(&shared.url);
-    let other = Running::start_in(order_products::NAME, BUILD, env, one.data.clone()).await;
+    let other =
+        Bench::start_in(one.data.clone(), Place::Sqlite, order_products::NAME, env, order_products::build)
+            .await;
     let path = path_of(&one.post("/products", &offer("Teapot", "12.50")).await);
     assert_eq!(read(&one, &path).await, ("miss".to_owned(), json!("12.50")));
     assert_eq!(
@@ -76,12 +75,12 @@ async fn a_copy_is_kept_for_an_hour_and_forgotten_by_every_instance_when_it_chan
     let ttl: i64 = redis::cmd("TTL").arg(&key).query_async(&mut shared.redis).await.unwrap();
     assert!((3_590..=3_600).contains(&ttl), "{ttl}");
 
-    assert_eq!(one.put(&path, &json!({ "price": "13.00" })).await.status, StatusCode::OK);
+    assert_eq!(one.put(&path, &json!({ "price": "13.00" })).await.status, 200);
     let ttl: i64 = redis::cmd("TTL").arg(&key).query_async(&mut shared.redis).await.unwrap();
     assert!((50..=60).contains(&ttl), "that it has changed is remembered for a minute: {ttl}");
     assert_eq!(read(&other, &path).await, ("miss".to_owned(), json!("13.00")));
     assert_eq!(read(&one, &path).await, ("hit".to_owned(), json!("13.00")));
-    assert_eq!(one.get("/health/ready").await.json()["checks"]["redis"]["status"], json!("ok"));
+    assert_eq!(one.get("/health/ready").await.body["checks"]["redis"]["status"], json!("ok"));
     one.end().await;
     other.end().await;
     shared.end().await;
@@ -125,9 +124,17 @@ async fn what_others_have_put_there_is_no_product() {
 async fn a_redis_that_goes_away_is_never_an_error_and_hears_later_what_has_changed() {
     let Some(shared) = Shared::new("a_redis_that_goes_away_is_never_an_error").await else { return };
     let proxy = Proxy::to_url(&shared.url).await;
-    let one = Running::start(order_products::NAME, BUILD, shared.env(&proxy.url(&shared.url))).await;
+    let one = Bench::start(
+        Place::Sqlite,
+        order_products::NAME,
+        shared.env(&proxy.url(&shared.url)),
+        order_products::build,
+    )
+    .await;
     let env = shared.env(&shared.url);
-    let other = Running::start_in(order_products::NAME, BUILD, env, one.data.clone()).await;
+    let other =
+        Bench::start_in(one.data.clone(), Place::Sqlite, order_products::NAME, env, order_products::build)
+            .await;
     let path = path_of(&one.post("/products", &offer("Teapot", "12.50")).await);
     read(&one, &path).await;
     assert_eq!(read(&one, &path).await.0, "hit");
@@ -136,10 +143,10 @@ async fn a_redis_that_goes_away_is_never_an_error_and_hears_later_what_has_chang
         assert_eq!(read(&one, &path).await, ("miss".to_owned(), json!("12.50")));
     }
     let ready = one.get("/health/ready").await;
-    assert_eq!((ready.status, ready.json()["status"].clone()), (StatusCode::OK, json!("degraded")));
+    assert_eq!((ready.status, ready.body["status"].clone()), (200, json!("degraded")));
     assert!(!ready.text.contains("127.0.0.1"), "{}", ready.text);
     let changed = one.put(&path, &json!({ "price": "13.00" })).await;
-    assert_eq!(changed.status, StatusCode::OK);
+    assert_eq!(changed.status, 200);
     leaks_nothing(&changed);
     assert_eq!(read(&one, &path).await, ("miss".to_owned(), json!("13.00")), "its own changes it knows");
     assert_eq!(read(&other, &path).await, ("hit".to_owned(), json!("12.50")), "the other cannot know yet");
@@ -163,7 +170,13 @@ async fn a_redis_that_was_never_there_is_no_reason_not_to_start() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());
     drop(listener);
-    let products = Running::start(order_products::NAME, BUILD, Env::empty().with(env::REDIS_URL, url)).await;
+    let products = Bench::start(
+        Place::Sqlite,
+        order_products::NAME,
+        Env::empty().with(env::REDIS_URL, url),
+        order_products::build,
+    )
+    .await;
     let path = path_of(&products.post("/products", &offer("Teapot", "12.50")).await);
     for price in ["13.00", "14.00"] {
         assert_eq!(read(&products, &path).await.0, "miss");

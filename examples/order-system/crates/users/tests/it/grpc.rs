@@ -1,6 +1,5 @@
 use std::time::Duration;
 
-use http::StatusCode;
 use order_kit::{
     Context,
     env::{self, Env},
@@ -18,10 +17,14 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::{BUILD, everywhere, person, service::Running, start};
+use crate::{
+    everywhere, person,
+    service::{Bench, Place},
+    start,
+};
 
 /// Serves it over gRPC as well; where.
-async fn also_over_grpc(users: &Running) -> String {
+async fn also_over_grpc(users: &Bench) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let context = users.context.clone();
@@ -50,7 +53,7 @@ async fn next(changes: &mut Changes) -> (i64, User) {
 async fn what_rest_has_made_grpc_finds() {
     everywhere("what_rest_has_made_grpc_finds", async |users| {
         let grpc = client(&users.context, &also_over_grpc(users).await);
-        let alice = users.post("/users", &person("Alice", "alice@example.com")).await.json();
+        let alice = users.post("/users", &person("Alice", "alice@example.com")).await.body;
         let found = grpc.get(alice["id"].as_str().unwrap()).await.unwrap().unwrap();
         assert_eq!(found.name, "Alice");
         assert_eq!(serde_json::to_value(found).unwrap(), alice, "as JSON it is what REST answers");
@@ -139,7 +142,7 @@ async fn changes_are_seen_as_they_happen_and_again_from_where_one_was() {
         let mut all = grpc.watch(Some(0)).await.unwrap();
         assert_eq!(next(&mut all).await.1.name, "Old");
 
-        let alice = users.post("/users", &person("Alice", "alice@example.com")).await.json();
+        let alice = users.post("/users", &person("Alice", "alice@example.com")).await.body;
         let (first, seen) = next(&mut from_now).await;
         assert_eq!(serde_json::to_value(seen).unwrap(), alice, "and not the old one");
         let path = format!("/users/{}", alice["id"].as_str().unwrap());
@@ -159,9 +162,10 @@ async fn what_another_instance_changes_is_seen_too() {
     let users = start().await;
     let grpc = client(&users.context, &also_over_grpc(&users).await);
     let mut changes = grpc.watch(None).await.unwrap();
-    let other = Running::start_in(NAME, BUILD, Env::empty(), users.data.clone()).await;
+    let other =
+        Bench::start_in(users.data.clone(), Place::Sqlite, NAME, Env::empty(), order_users::build).await;
     let made = other.post("/users", &person("Alice", "alice@example.com")).await;
-    assert_eq!(made.status, StatusCode::CREATED);
+    assert_eq!(made.status, 201);
     assert_eq!(next(&mut changes).await.1.name, "Alice");
     other.end().await;
     users.end().await;

@@ -1,7 +1,8 @@
 //! The service from outside: over REST without a socket, over gRPC on one of this machine's ports.
 
-#[path = "../../../kit/tests/support/rig.rs"]
-#[allow(dead_code, reason = "each service needs a part of it")]
+#[path = "../../../kit/tests/support/hostile.rs"]
+mod hostile;
+#[path = "../../../kit/tests/support/service.rs"]
 mod service;
 
 mod events;
@@ -10,17 +11,15 @@ mod input;
 mod rest;
 mod transport;
 
-use order_kit::{context::Build, env::Env};
-use service::Running;
+use order_kit::env::Env;
+use service::{Bench, Place};
 
-const BUILD: Build = |context| Box::pin(order_users::build(context));
-
-async fn everywhere(test: &str, check: impl AsyncFn(&Running)) {
-    service::everywhere(order_users::NAME, BUILD, test, check).await;
+async fn everywhere(test: &str, check: impl AsyncFn(&Bench)) {
+    service::everywhere(order_users::NAME, order_users::build, test, check).await;
 }
 
-async fn start() -> Running {
-    Running::start(order_users::NAME, BUILD, Env::empty()).await
+async fn start() -> Bench {
+    Bench::start(Place::Sqlite, order_users::NAME, Env::empty(), order_users::build).await
 }
 
 fn person(name: &str, email: &str) -> serde_json::Value {
