@@ -15,7 +15,7 @@ use mainstay::{
         sqlite::Sqlite,
     },
 };
-use order_kit::{BoxError, Context, db::Place, env};
+use order_kit::{BoxError, Context, db::Place, env, now_ms};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
@@ -233,10 +233,10 @@ impl Engine {
         Ok(Engine { orchestrator, plain, unvalidated, deadline })
     }
 
-    /// Starts the order's saga; again changes nothing.
+    /// Starts the order's saga; again changes nothing. It may take what is left of the order's time, however long the start was waited for.
     pub(crate) async fn begin(&self, order: &Order) -> Result<(), StartError> {
         let saga = if order.user_known { &self.plain } else { &self.unvalidated };
-        let options = StartOptions::default().deadline(self.deadline);
+        let options = StartOptions::default().deadline(left(self.deadline, order.created_at, now_ms()));
         self.orchestrator.start_with(saga, &order.id, &Purchase::of(order), options).await.map(drop)
     }
 
@@ -283,6 +283,11 @@ impl Engine {
     }
 }
 
+/// What is left at `now` of the time that an order has from when it was accepted.
+fn left(deadline: Duration, created_at: i64, now: i64) -> Duration {
+    deadline.saturating_sub(Duration::from_millis(u64::try_from(now.saturating_sub(created_at)).unwrap_or(0)))
+}
+
 async fn open(context: &Context) -> Result<Opening, BoxError> {
     match place(context, "orders-saga") {
         Place::Postgres { url, schema } => {
@@ -300,5 +305,21 @@ async fn open(context: &Context) -> Result<Opening, BoxError> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_has_its_time_from_when_it_was_accepted() {
+        let (deadline, accepted) = (Duration::from_secs(300), 1_000_000);
+        for (now, rest) in
+            [(accepted, 300), (accepted + 299_000, 1), (accepted + 300_000, 0), (accepted + 900_000, 0)]
+        {
+            assert_eq!(left(deadline, accepted, now), Duration::from_secs(rest), "{now}");
+        }
+        assert_eq!(left(deadline, accepted, accepted - 7_000), deadline, "another process's clock is behind");
     }
 }
