@@ -61,7 +61,7 @@ pub async fn build_with(context: Context, users: Arc<dyn Users>) -> Result<Servi
         "orchestrated" => {
             let steps = steps::Steps::new(&context, store.clone(), users.clone())?;
             let (tell, turned) = mpsc::unbounded_channel();
-            let engine = saga::Engine::start(&context, &steps, deadline, tell).await?;
+            let engine = saga::Engine::start(&context, &steps, deadline, saga::MOST_AT_ONCE, tell).await?;
             let missed = sweeper::Missed::default();
             sweeper::start(&context, store.clone(), engine.clone(), missed.clone(), turned);
             MovedBy::Saga(engine, missed)

@@ -560,7 +560,7 @@ impl App {
         self.context.spawn(async move {
             if let Err(error) = engine.begin(&order).await {
                 tracing::info!(%error, order = order.id, "an order's saga is started later");
-                missed.one();
+                missed.one(&order.id);
             }
         });
     }

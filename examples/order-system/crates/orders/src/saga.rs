@@ -3,12 +3,12 @@
 //! `create-order` → `reserve-stock` → `charge-card` → `confirm-order` (no way back behind it) → `commit-stock`. Orders whose user could not
 //! be validated when they were accepted follow a definition of their own, with `validate-user` behind the first step.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use mainstay::{
     ConfigError, Event, Retry,
     saga::{
-        AskError, Attempted, Cause, Failure, Opening, Orchestrator, Order as Decision, Record, Saga,
+        AskError, Attempted, Cause, Failure, Opening, Orchestrator, Order as Decision, Record, Saga, SagaId,
         StartError, StartOptions, Step, StoreError,
         journal::{Head, Phase, Query, Stored},
         postgres::Postgres,
@@ -27,8 +27,8 @@ use crate::{
 /// How often what is stuck is tried anew, and the same for those who can't wait.
 const STUCK_AGAIN: Duration = Duration::from_secs(30);
 const STUCK_AGAIN_FAST: Duration = Duration::from_secs(3);
-/// How many orders are moved on at once. More are accepted, and started when there is room.
-const MOST_AT_ONCE: usize = 20_000;
+/// How many orders are moved on at once: for as many the saga's engine was measured. More are accepted, and started when there is room.
+pub(crate) const MOST_AT_ONCE: usize = 10_000;
 /// How long what runs may take when the service ends.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long the file of a process that is just ending is waited for.
@@ -187,12 +187,13 @@ fn reason(stored: &Stored) -> Option<String> {
 }
 
 impl Engine {
-    /// Opens the journal and takes up what was left in it. Ends with the service. `turned` is told of each order whose saga has ended
-    /// without completing.
+    /// Opens the journal and takes up what was left in it. Ends with the service. Moves `at_once` orders on at the same time. `turned` is
+    /// told of each order whose saga has ended without completing.
     pub(crate) async fn start(
         context: &Context,
         steps: &Arc<Steps>,
         deadline: Duration,
+        at_once: usize,
         turned: mpsc::UnboundedSender<String>,
     ) -> Result<Self, BoxError> {
         let whereabouts = Whereabouts::new(None);
@@ -204,7 +205,7 @@ impl Engine {
             .await?
             .register(&plain)
             .register(&unvalidated)
-            .max_live(MOST_AT_ONCE)
+            .max_live(at_once)
             .stuck_retry(Some(if fast { STUCK_AGAIN_FAST } else { STUCK_AGAIN }))
             .observe(mainstay::observe::Tracing)
             .observe(mainstay::observe::Metrics)
@@ -273,8 +274,25 @@ impl Engine {
 
     /// Sagas behind an id, in the order of their ids.
     pub(crate) async fn page(&self, after: &str, limit: usize) -> Result<Vec<Head>, BoxError> {
-        let after = if after.is_empty() { None } else { Some(mainstay::saga::SagaId::new(after)?) };
+        let after = if after.is_empty() { None } else { Some(SagaId::new(after)?) };
         Ok(self.orchestrator.list(Query { after, limit, ..Query::default() }).await?)
+    }
+
+    /// Which sagas with ids behind `after`, up to this id, are under way.
+    pub(crate) async fn under_way(&self, after: &str, to: &str) -> Result<HashSet<String>, BoxError> {
+        let phases = vec![Phase::Running, Phase::Waiting, Phase::Unwinding, Phase::Stuck, Phase::Parked];
+        let mut query = Query { phases, limit: 1_000, ..Query::default() };
+        query.after = if after.is_empty() { None } else { Some(SagaId::new(after)?) };
+        let mut ids = HashSet::new();
+        loop {
+            let page = self.orchestrator.list(query.clone()).await?;
+            query.after = page.last().map(|head| head.id.clone());
+            let whole = page.len() == query.limit;
+            ids.extend(page.iter().map(|head| head.id.to_string()).take_while(|id| id.as_str() <= to));
+            if !whole || query.after.as_ref().is_none_or(|last| last.as_str() >= to) {
+                return Ok(ids);
+            }
+        }
     }
 
     /// Whether the journal has failed for good.
