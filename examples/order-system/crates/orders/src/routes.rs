@@ -523,7 +523,7 @@ impl App {
             self.users.validate(&new.user_id).instrument(validate),
             self.prices.of(&new.items),
         );
-        if user == Known::No {
+        if matches!(user, Known::No) {
             return Err(ApiError::unprocessable("Unknown user"));
         }
         let items = items?;
@@ -538,7 +538,7 @@ impl App {
             total,
             status: Status::Pending,
             reason: None,
-            user_known: user == Known::Yes,
+            user_known: matches!(user, Known::Yes),
             version: 1,
             created_at: now,
             updated_at: now,

@@ -23,12 +23,12 @@ pub trait Users: Send + Sync {
 }
 
 /// Whether there is a user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Known {
     Yes,
     No,
     /// The service does not answer.
-    Unknown,
+    Unknown(CallError),
 }
 
 /// The user service over HTTP.
@@ -95,7 +95,7 @@ impl Directory {
             Ok(None) => Known::No,
             Err(error) => {
                 tracing::warn!(%error, "whether there is the user cannot be found out");
-                Known::Unknown
+                Known::Unknown(error)
             }
         }
     }
