@@ -25,7 +25,7 @@ pub mod wire;
 use std::{sync::Arc, time::Duration};
 
 use order_kit::{BoxError, Context, Db, Service, db::Place, env, health::Check};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 pub use choreography::QUEUE as CHOREOGRAPHY_QUEUE;
 pub use read::{ORDERS_QUEUE, OrderRow, USERS_QUEUE, build_read, rebuild};
@@ -83,7 +83,8 @@ pub async fn build_with(context: Context, users: Arc<dyn Users>) -> Result<Servi
         }));
     }
     let routes = read::routes(read.clone());
-    let app = routes::App { context, store, read, users, prices, moved_by };
+    let waiting = Arc::new(Semaphore::new(routes::MOST_WAITING));
+    let app = routes::App { context, store, read, users, prices, moved_by, waiting };
     Ok(Service { routes: routes.merge(routes::routes(app)), checks })
 }
 

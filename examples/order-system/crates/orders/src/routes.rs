@@ -13,6 +13,7 @@ use order_kit::{
     now_ms, trace,
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use tracing::Instrument;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -30,6 +31,9 @@ use crate::{
 const CHECKOUT: Duration = Duration::from_secs(5);
 /// The most that a reader may wait.
 const LONGEST_WAIT: u64 = 25;
+/// How many may wait at once for orders to be decided, by `checkout` and `Prefer` together; whoever comes then is told at once how the order
+/// stands. Each holds one of the gateway's places for orders, and most of those are for others.
+pub(crate) const MOST_WAITING: usize = 48;
 /// How often it is looked whether another process has moved the order.
 const LOOK: Duration = Duration::from_millis(250);
 /// The longest key of a client, in bytes.
@@ -50,6 +54,7 @@ pub(crate) struct App {
     pub(crate) users: Directory,
     pub(crate) prices: Prices,
     pub(crate) moved_by: MovedBy,
+    pub(crate) waiting: Arc<Semaphore>,
 }
 
 type Shared = State<Arc<App>>;
@@ -159,7 +164,7 @@ async fn checkout(
     Json(new): Json<NewOrder>,
 ) -> Result<Response, ApiError> {
     let order = app.place(&headers, new).await?;
-    let order = app.decided(&order.id, CHECKOUT).await?;
+    let (order, _) = app.decided(&order.id, CHECKOUT).await?;
     match order.status {
         Status::Confirmed => {
             Ok(Json(CheckedOut { success: true, order: OrderView::of(order) }).into_response())
@@ -174,7 +179,8 @@ async fn checkout(
     }
 }
 
-/// An order. With `Prefer: wait=2` the answer waits up to that many seconds until it is decided.
+/// An order. With `Prefer: wait=2` the answer waits up to that many seconds until it is decided, unless very many wait; `Preference-Applied`
+/// says so.
 #[utoipa::path(get, path = "/orders/{id}",
     params(("id" = String, Path, description = "The order"), ("Prefer" = Option<String>, Header, description = "`wait=SECONDS`")),
     responses(
@@ -185,9 +191,9 @@ async fn show(State(app): Shared, Path(id): Path<String>, headers: HeaderMap) ->
     let Some(seconds) = wait(&headers) else {
         return Ok(Json(OrderView::of(app.find(&id).await?)).into_response());
     };
-    let order = app.decided(&id, Duration::from_secs(seconds)).await?;
+    let (order, waited) = app.decided(&id, Duration::from_secs(seconds)).await?;
     let mut response = Json(OrderView::of(order)).into_response();
-    if let Ok(applied) = HeaderValue::from_str(&format!("wait={seconds}")) {
+    if waited && let Ok(applied) = HeaderValue::from_str(&format!("wait={seconds}")) {
         response.headers_mut().insert(&PREFERENCE_APPLIED, applied);
     }
     Ok(response)
@@ -483,8 +489,9 @@ impl App {
         })
     }
 
-    /// The order, once it is decided, or as it stands after so long.
-    async fn decided(&self, id: &str, patience: Duration) -> Result<Order, ApiError> {
+    /// The order, once it is decided, or as it stands after so long; and whether that was waited for, which not too many do at once.
+    async fn decided(&self, id: &str, patience: Duration) -> Result<(Order, bool), ApiError> {
+        let Ok(_place) = self.waiting.try_acquire() else { return Ok((self.find(id).await?, false)) };
         let until = tokio::time::Instant::now() + patience;
         let waiter = self.store.waiters().register(id);
         loop {

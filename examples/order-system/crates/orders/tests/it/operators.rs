@@ -1,5 +1,6 @@
 //! What operators see and do.
 
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use http::{Method, StatusCode};
 use serde_json::json;
 use tower::ServiceExt;
@@ -88,5 +89,28 @@ async fn the_audit_shows_all_orders_a_page_at_a_time() {
     assert_eq!(over, [true, true, true, true, true, false]);
     assert_eq!((&seen[1]["status"], &seen[1]["total"]), (&json!("cancelled"), &json!("0.20")));
     assert_eq!(world.get("/_audit?limit=x").await.status, StatusCode::BAD_REQUEST);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn only_so_many_wait_at_once_and_the_next_are_told_how_it_stands() {
+    let world = World::new().await;
+    world.neighbours.set("charge", Mood::Hanging);
+    let id = world.order("ada", 1).await;
+    let path = format!("/orders/{id}");
+    let began = std::time::Instant::now();
+    let ask = || world.send(Method::GET, &path, &[("prefer", "wait=20")], None);
+    let mut asked: FuturesUnordered<_> = (0..60).map(|_| ask()).collect();
+    for _ in 0..12 {
+        let answer = asked.next().await.unwrap();
+        assert_eq!(answer.status, StatusCode::OK);
+        assert_eq!(answer.headers.get("preference-applied"), None);
+    }
+    assert!(began.elapsed().as_secs() < 15, "nobody has waited");
+    assert!(asked.next().now_or_never().is_none(), "the others wait");
+    drop(asked);
+    world.neighbours.set("charge", Mood::Well);
+    let answer = world.send(Method::GET, &path, &[("prefer", "wait=1")], None).await;
+    assert_eq!(answer.headers["preference-applied"], "wait=1", "their places are free again");
     world.end().await;
 }
