@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
+use http::HeaderMap;
 use order_broker::Queue;
 use order_kit::{
     ApiError, BoxError, Context, Db, Json, Service, Tx,
@@ -19,6 +20,7 @@ use crate::{
     checks,
     order::Status,
     place,
+    routes::may_see,
     store::{self, Store},
     wire::{CANCELLED, CONFIRMED, CREATED, OrderEvent, UPDATED, USER_CREATED, USER_UPDATED, User},
 };
@@ -206,12 +208,17 @@ pub(crate) fn routes(read: ReadStore) -> OpenApiRouter {
 /// A user's orders, the newest first.
 #[utoipa::path(get, path = "/orders/user/{userId}", params(("userId" = String, Path, description = "The user")), responses(
     (status = 200, description = "The newest 500; none, if there is no such user", body = Vec<OrderRow>),
+    (status = 404, description = "Another user asks", body = ErrorBody),
     (status = 503, description = "The read side's database does not answer", body = ErrorBody),
 ))]
 async fn of_user(
     State(read): State<Arc<ReadStore>>,
     Path(user): Path<String>,
+    headers: HeaderMap,
 ) -> Result<Json<Vec<OrderRow>>, ApiError> {
+    if !may_see(&headers, &user) {
+        return Err(ApiError::not_found("User not found"));
+    }
     Ok(Json(read.of_user(user).await?))
 }
 

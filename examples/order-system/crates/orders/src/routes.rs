@@ -44,6 +44,8 @@ static PREFER: HeaderName = HeaderName::from_static("prefer");
 static PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 /// Who asks, for what stands in a saga's records.
 static OPERATOR: HeaderName = HeaderName::from_static("x-operator");
+/// For whom the gateway asks: the subject of the token that it was shown. Services that ask for themselves don't send it.
+static USER: HeaderName = HeaderName::from_static("x-user-id");
 
 /// What the routes work on.
 #[derive(Clone)]
@@ -128,6 +130,7 @@ struct Accepted {
     responses(
     (status = 202, description = "Accepted; `Location` says where it can be looked at", body = Accepted),
     (status = 400, description = "A quantity, a number of items or a total that cannot be, or a body that cannot be read", body = ErrorBody),
+    (status = 403, description = "A user orders for another one", body = ErrorBody),
     (status = 413, description = "The body is too large", body = ErrorBody),
     (status = 422, description = "An unknown user or product, or a key that belongs to another order", body = ErrorBody),
     (status = 503, description = "The prices are not to be had; nothing was stored", body = ErrorBody),
@@ -153,6 +156,7 @@ struct CheckedOut {
     (status = 202, description = "It is accepted, and not decided yet", body = Accepted),
     (status = 400, description = "As for `POST /orders`", body = ErrorBody),
     (status = 402, description = "`card_declined`", body = ErrorBody),
+    (status = 403, description = "As for `POST /orders`", body = ErrorBody),
     (status = 409, description = "It was cancelled for another reason: `out_of_stock`", body = ErrorBody),
     (status = 413, description = "The body is too large", body = ErrorBody),
     (status = 422, description = "As for `POST /orders`", body = ErrorBody),
@@ -185,12 +189,11 @@ async fn checkout(
     params(("id" = String, Path, description = "The order"), ("Prefer" = Option<String>, Header, description = "`wait=SECONDS`")),
     responses(
     (status = 200, description = "The order", body = OrderView),
-    (status = 404, description = "`Order not found`", body = ErrorBody),
+    (status = 404, description = "`Order not found`, or it is another user's", body = ErrorBody),
 ))]
 async fn show(State(app): Shared, Path(id): Path<String>, headers: HeaderMap) -> Result<Response, ApiError> {
-    let Some(seconds) = wait(&headers) else {
-        return Ok(Json(OrderView::of(app.find(&id).await?)).into_response());
-    };
+    let order = app.find_for(&headers, &id).await?;
+    let Some(seconds) = wait(&headers) else { return Ok(Json(OrderView::of(order)).into_response()) };
     let (order, waited) = app.decided(&id, Duration::from_secs(seconds)).await?;
     let mut response = Json(OrderView::of(order)).into_response();
     if waited && let Ok(applied) = HeaderValue::from_str(&format!("wait={seconds}")) {
@@ -211,10 +214,14 @@ struct Details {
 /// `x-fallback: user` says so.
 #[utoipa::path(get, path = "/orders/{id}/details", params(("id" = String, Path, description = "The order")), responses(
     (status = 200, description = "The order and its user", body = Details),
-    (status = 404, description = "`Order not found`", body = ErrorBody),
+    (status = 404, description = "`Order not found`, or it is another user's", body = ErrorBody),
 ))]
-async fn details(State(app): Shared, Path(id): Path<String>) -> Result<Response, ApiError> {
-    let order = OrderView::of(app.find(&id).await?);
+async fn details(
+    State(app): Shared,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let order = OrderView::of(app.find_for(&headers, &id).await?);
     let found = app.users.find(&order.user_id).await;
     if let Ok(Some(user)) = found {
         return Ok(Json(Details { order, user }).into_response());
@@ -264,10 +271,14 @@ struct StepView {
 /// What has happened to an order, step by step.
 #[utoipa::path(get, path = "/orders/{id}/timeline", params(("id" = String, Path, description = "The order")), responses(
     (status = 200, description = "A line for each record", body = TimelineView),
-    (status = 404, description = "`Order not found`", body = ErrorBody),
+    (status = 404, description = "`Order not found`, or it is another user's", body = ErrorBody),
 ))]
-async fn timeline(State(app): Shared, Path(id): Path<String>) -> Result<Json<TimelineView>, ApiError> {
-    let order = app.find(&id).await?;
+async fn timeline(
+    State(app): Shared,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<TimelineView>, ApiError> {
+    let order = app.find_for(&headers, &id).await?;
     match &app.moved_by {
         MovedBy::Saga(engine, _) => {
             let stored = engine.load(&id).await.map_err(ApiError::internal)?;
@@ -324,15 +335,16 @@ fn of_saga(order: &str, timeline: Timeline) -> TimelineView {
 /// Asks that an order be cancelled, which is possible until it is confirmed.
 #[utoipa::path(post, path = "/orders/{id}/cancel", params(("id" = String, Path, description = "The order")), responses(
     (status = 202, description = "It is asked for, or was cancelled before: what comes of it is seen at the order", body = OrderView),
-    (status = 404, description = "`Order not found`", body = ErrorBody),
+    (status = 404, description = "`Order not found`, or it is another user's", body = ErrorBody),
     (status = 409, description = "It is confirmed", body = ErrorBody),
 ))]
 async fn cancel(
     State(app): Shared,
     Path(id): Path<String>,
+    headers: HeaderMap,
 ) -> Result<(StatusCode, Json<OrderView>), ApiError> {
     const REASON: &str = "cancelled_by_customer";
-    let order = app.find(&id).await?;
+    let order = app.find_for(&headers, &id).await?;
     let confirmed = || ApiError::conflict("The order is confirmed");
     match (order.status, &app.moved_by) {
         (Status::Cancelled, _) => return Ok((StatusCode::ACCEPTED, Json(OrderView::of(order)))),
@@ -372,6 +384,7 @@ struct Attention {
 #[utoipa::path(get, path = "/orders/attention", responses(
     (status = 200, description = "At most 100", body = Vec<Attention>),
     (status = 401, description = "A service token is needed", body = ErrorBody),
+    (status = 403, description = "A user asks", body = ErrorBody),
 ))]
 async fn attention(State(app): Shared, headers: HeaderMap) -> Result<Json<Vec<Attention>>, ApiError> {
     app.operators_only(&headers)?;
@@ -390,7 +403,8 @@ async fn attention(State(app): Shared, headers: HeaderMap) -> Result<Json<Vec<At
 #[utoipa::path(post, path = "/orders/{id}/retry", params(("id" = String, Path, description = "The order")), responses(
     (status = 202, description = "It is asked for"),
     (status = 401, description = "A service token is needed", body = ErrorBody),
-    (status = 404, description = "`Order not found`", body = ErrorBody),
+    (status = 403, description = "A user asks", body = ErrorBody),
+    (status = 404, description = "`Order not found`, or it is another user's", body = ErrorBody),
     (status = 409, description = "No saga moves this order on", body = ErrorBody),
 ))]
 async fn retry(
@@ -464,12 +478,21 @@ impl App {
         serde_json::to_value(books).map_err(ApiError::internal)
     }
 
+    /// What comes from a user comes with the gateway's token, so that the token alone makes nobody an operator.
     fn operators_only(&self, headers: &HeaderMap) -> Result<(), ApiError> {
-        if self.context.tokens().accepts(headers) {
+        if headers.contains_key(&USER) {
+            Err(ApiError::new(StatusCode::FORBIDDEN, "For operators only"))
+        } else if self.context.tokens().accepts(headers) {
             Ok(())
         } else {
             Err(ApiError::unauthorized("A service token is needed"))
         }
+    }
+
+    /// The order, if whoever asks may know of it.
+    async fn find_for(&self, headers: &HeaderMap, id: &str) -> Result<Order, ApiError> {
+        let order = self.find(id).await?;
+        if may_see(headers, &order.user_id) { Ok(order) } else { Err(ApiError::not_found("Order not found")) }
     }
 
     async fn find(&self, id: &str) -> Result<Order, ApiError> {
@@ -498,7 +521,7 @@ impl App {
             let next = waiter.next();
             let order = self.find(id).await?;
             if order.status.is_final() || tokio::time::Instant::now() >= until {
-                return Ok(order);
+                return Ok((order, true));
             }
             let look = until.min(tokio::time::Instant::now() + LOOK);
             let _ = tokio::time::timeout_at(look, next).await;
@@ -508,6 +531,9 @@ impl App {
     /// Takes an order in: once for each key of a client.
     async fn place(&self, headers: &HeaderMap, new: NewOrder) -> Result<Order, ApiError> {
         new.check().map_err(|error| ApiError::bad_request(error.to_string()))?;
+        if !may_see(headers, &new.user_id) {
+            return Err(ApiError::new(StatusCode::FORBIDDEN, "Nobody orders for another user"));
+        }
         let key = client_key(headers)?;
         if let Some(key) = &key
             && let Some(known) = self.store.of_client_key(key).await?
@@ -571,6 +597,11 @@ impl App {
             }
         });
     }
+}
+
+/// Whether these headers are a service's own, or ask for this user: what is another user's is nobody else's.
+pub(crate) fn may_see(headers: &HeaderMap, user: &str) -> bool {
+    headers.get_all(&USER).iter().all(|asks| asks.as_bytes() == user.as_bytes())
 }
 
 fn same(new: &NewOrder, known: Order) -> Result<Order, ApiError> {

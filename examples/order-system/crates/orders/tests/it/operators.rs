@@ -5,7 +5,7 @@ use http::{Method, StatusCode};
 use serde_json::json;
 use tower::ServiceExt;
 
-use crate::world::{Mood, World, eventually};
+use crate::world::{Mood, World, eventually, order_of};
 
 #[tokio::test]
 async fn a_compensation_that_fails_is_shown_tried_again_and_never_forgotten() {
@@ -89,6 +89,47 @@ async fn the_audit_shows_all_orders_a_page_at_a_time() {
     assert_eq!(over, [true, true, true, true, true, false]);
     assert_eq!((&seen[1]["status"], &seen[1]["total"]), (&json!("cancelled"), &json!("0.20")));
     assert_eq!(world.get("/_audit?limit=x").await.status, StatusCode::BAD_REQUEST);
+    world.end().await;
+}
+
+/// The headers with which the gateway asks for a user.
+fn of(user: &str) -> [(&str, &str); 1] {
+    [("x-user-id", user)]
+}
+
+#[tokio::test]
+async fn an_order_is_its_users_and_a_service_may_see_all() {
+    let world = World::new().await;
+    let placed = world.send(Method::POST, "/orders", &of("ada"), Some(order_of("ada", 1))).await;
+    assert_eq!(placed.status, StatusCode::ACCEPTED);
+    let id = placed.body["id"].as_str().unwrap().to_owned();
+    world.over(&id).await;
+    for path in ["/orders", "/orders/checkout"] {
+        let answer = world.send(Method::POST, path, &of("eve"), Some(order_of("ada", 1))).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{path}");
+    }
+    eventually("it is in the list", async || world.get("/orders/user/ada").await.body[0]["orderId"] == *id).await;
+    for (method, path, status) in [
+        (Method::GET, format!("/orders/{id}"), StatusCode::OK),
+        (Method::GET, format!("/orders/{id}/details"), StatusCode::OK),
+        (Method::GET, format!("/orders/{id}/timeline"), StatusCode::OK),
+        (Method::GET, "/orders/user/ada".to_owned(), StatusCode::OK),
+        (Method::POST, format!("/orders/{id}/cancel"), StatusCode::CONFLICT),
+    ] {
+        let asked = |headers: &'static [(&str, &str)]| world.send(method.clone(), &path, headers, None);
+        assert_eq!(asked(&[("x-user-id", "eve")]).await.status, StatusCode::NOT_FOUND, "{method} {path}");
+        assert_eq!(asked(&[("x-user-id", "")]).await.status, StatusCode::NOT_FOUND, "{method} {path}");
+        assert_eq!(asked(&[("x-user-id", "ada")]).await.status, status, "{method} {path}");
+        assert_eq!(asked(&[]).await.status, status, "{method} {path}");
+    }
+    let (path, headers) = (format!("/orders/{id}"), [("x-user-id", "eve"), ("prefer", "wait=1")]);
+    assert_eq!(world.send(Method::GET, &path, &headers, None).await.status, StatusCode::NOT_FOUND);
+    for (method, path) in
+        [(Method::GET, "/orders/attention".to_owned()), (Method::POST, format!("/orders/{id}/retry"))]
+    {
+        let answer = world.send(method, &path, &of("ada"), None).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{path}: the gateway's token makes no operator");
+    }
     world.end().await;
 }
 
