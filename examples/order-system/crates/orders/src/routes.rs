@@ -261,6 +261,7 @@ struct StepView {
     kind: String,
     attempts: Option<u32>,
     ms: Option<u64>,
+    /// What came of it: for customers in words of this service, for operators as it was recorded.
     outcome: String,
     /// Who wrote it: begins with the number of the process.
     process: String,
@@ -288,7 +289,11 @@ async fn timeline(
                 note: "its saga has not begun".to_owned(),
                 steps: Vec::new(),
             };
-            Ok(Json(stored.map_or_else(waits, |stored| of_saga(&id, Timeline::of(&stored)))))
+            let mut timeline = stored.map_or_else(waits, |stored| of_saga(&id, Timeline::of(&stored)));
+            if headers.contains_key(&USER) {
+                timeline.for_customers(order.reason.as_deref());
+            }
+            Ok(Json(timeline))
         }
         MovedBy::Events => {
             let kept = app.store.events_of(&id).await?;
@@ -307,6 +312,26 @@ async fn timeline(
             let steps = kept.into_iter().map(step).collect();
             let note = order.reason.unwrap_or_default();
             Ok(Json(TimelineView { order_id: id, phase: order.status.to_string(), note, steps }))
+        }
+    }
+}
+
+impl TimelineView {
+    /// Inputs, outputs and what other services have said in their errors are not for customers.
+    fn for_customers(&mut self, reason: Option<&str>) {
+        let reason = reason.unwrap_or_default();
+        self.note = if self.phase == "completed" { String::new() } else { reason.to_owned() };
+        for step in &mut self.steps {
+            step.outcome = match step.kind.as_str() {
+                "begun" => "the order was accepted".to_owned(),
+                "completed" => "done".to_owned(),
+                "undone" => "undone".to_owned(),
+                "aborted" if reason.is_empty() => "it is cancelled".to_owned(),
+                "aborted" => format!("it is cancelled: {reason}"),
+                "stuck" | "parked" => "it is taken care of".to_owned(),
+                "ordered" => "it was asked for".to_owned(),
+                _ => String::new(),
+            };
         }
     }
 }

@@ -108,7 +108,8 @@ async fn an_order_is_its_users_and_a_service_may_see_all() {
         let answer = world.send(Method::POST, path, &of("eve"), Some(order_of("ada", 1))).await;
         assert_eq!(answer.status, StatusCode::FORBIDDEN, "{path}");
     }
-    eventually("it is in the list", async || world.get("/orders/user/ada").await.body[0]["orderId"] == *id).await;
+    eventually("it is in the list", async || world.get("/orders/user/ada").await.body[0]["orderId"] == *id)
+        .await;
     for (method, path, status) in [
         (Method::GET, format!("/orders/{id}"), StatusCode::OK),
         (Method::GET, format!("/orders/{id}/details"), StatusCode::OK),
@@ -130,6 +131,34 @@ async fn an_order_is_its_users_and_a_service_may_see_all() {
         let answer = world.send(method, &path, &of("ada"), None).await;
         assert_eq!(answer.status, StatusCode::FORBIDDEN, "{path}: the gateway's token makes no operator");
     }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_customer_sees_what_has_happened_and_not_what_services_say_to_each_other() {
+    let world = World::new().await;
+    world.neighbours.declined.lock().unwrap().insert("eve".to_owned());
+    world.neighbours.set("release", Mood::Failing);
+    let id = world.order("eve", 3).await;
+    let path = format!("/orders/{id}/timeline");
+    eventually("it is stuck", async || world.get(&path).await.body["phase"] == "stuck").await;
+    let operators = world.get(&path).await.body.to_string();
+    assert!(operators.contains("lamp") && operators.contains("circuit open"), "{operators}");
+    let stuck = world.send(Method::GET, &path, &of("eve"), None).await.body;
+    world.neighbours.set("release", Mood::Well);
+    world.send(Method::POST, &format!("/orders/{id}/retry"), &[], None).await;
+    world.over(&id).await;
+    let over = world.send(Method::GET, &path, &of("eve"), None).await.body;
+    for timeline in [&stuck, &over] {
+        let text = timeline.to_string();
+        assert!(!text.contains("lamp") && !text.contains("circuit") && !text.contains("inventory"), "{text}");
+        let steps = timeline["steps"].as_array().unwrap();
+        let reserved = steps.iter().find(|step| step["step"] == "reserve-stock").unwrap();
+        assert_eq!((&reserved["outcome"], &reserved["attempts"]), (&json!("done"), &json!(1)));
+        assert!(reserved["ms"].is_u64() && reserved["process"].as_str().is_some_and(|it| !it.is_empty()));
+    }
+    let said = |kind: &str| over["steps"].as_array().unwrap().iter().any(|step| step["outcome"] == kind);
+    assert!(said("it is cancelled: card_declined") && said("undone"), "{over}");
     world.end().await;
 }
 
