@@ -7,7 +7,6 @@
 //! | the journal of the sagas | `orders-saga.db`, or the schema `orders_saga` |
 //! | lists of orders, names of users | `orders-read.db`, or the schema `orders_read` |
 
-mod cache;
 mod choreography;
 mod journey;
 pub mod order;

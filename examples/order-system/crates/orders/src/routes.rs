@@ -530,7 +530,11 @@ impl App {
             tracing::warn!(%error, "the names of users cannot be read");
             None
         });
-        replica.or_else(|| self.users.recent(id)).unwrap_or_else(|| User {
+        let known = match replica {
+            Some(user) => Some(user),
+            None => self.users.recent(id).await,
+        };
+        known.unwrap_or_else(|| User {
             id: id.to_owned(),
             name: "Unknown (service unavailable)".to_owned(),
             email: None,
