@@ -65,23 +65,23 @@ pub async fn run(number: u64, time: Duration, play: &Play) -> Result<bool, BoxEr
     println!("chaos --seed {number} --for {}", time.as_secs());
     let data = tempfile::tempdir()?;
     let processes = start(play, data.path()).await?;
-    let mut remote = processes.remote();
+    let remote = processes.remote();
     let seed = seed(&remote).await?;
-    remote.log_in(&seed.users[0].1).await?;
+    let customers = seed.customers(&remote).await?;
     // One of the three has a card that is declined.
     let card = format!("/payments/cards/{}", seed.users[2].1);
     remote.put("payments", &card, json!({ "behaviour": "decline" })).await?.expect(200)?;
 
     let began = Instant::now();
     let orders = {
-        let (remote, seed) = (remote.clone(), seed.clone());
+        let seed = seed.clone();
         tokio::spawn(async move {
             let mut chance = Chance(number ^ 0x5eed);
             let (mut accepted, mut other) = (0_u64, 0_u64);
             for order in 0..time.as_secs() * ORDERS_A_SECOND {
                 tokio::time::sleep_until(began + Duration::from_millis(order * 1_000 / ORDERS_A_SECOND))
                     .await;
-                let user = &seed.users[chance.below(3) as usize].1;
+                let (user, remote) = &customers[chance.below(3) as usize];
                 let product = &seed.products[chance.below(3) as usize].1;
                 let body = json!({ "userId": user, "items": [{ "productId": product, "quantity": 1 + chance.below(3) }] });
                 match remote.post("gateway", "/api/orders", body).await {

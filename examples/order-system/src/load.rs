@@ -73,9 +73,8 @@ pub async fn run(options: &Options) -> Result<Report, BoxError> {
         system = system.with(name, value.clone());
     }
     let system = System::start(system).await?;
-    let mut remote = Remote::to(&system);
+    let remote = Remote::to(&system);
     let seed = seed(&remote).await?;
-    remote.log_in(&seed.users[0].1).await?;
     stock_up(&remote, &seed).await?;
     if options.freeze_payment {
         remote.put("payments", "/_faults", json!({ "hang": true })).await?.expect(200)?;
@@ -114,6 +113,7 @@ async fn send(options: &Options, remote: &Remote, seed: &Seed) -> Result<Report,
         statuses: Mutex::default(),
         accepted: AtomicU64::new(0),
     });
+    let customers = seed.customers(remote).await?;
     let began = Instant::now();
     let total = u64::from(options.rps) * options.time.as_millis() as u64 / 1_000;
     let mut calls = JoinSet::new();
@@ -131,9 +131,9 @@ async fn send(options: &Options, remote: &Remote, seed: &Seed) -> Result<Report,
         // Spread evenly, without chance.
         let share = u64::from(options.orders_percent.min(100));
         let is_order = (number + 1) * share / 100 > number * share / 100;
-        let user = seed.users[(number % 3) as usize].1.clone();
+        let (user, remote) = customers[(number % 3) as usize].clone();
         let product = seed.products[(number % 3) as usize].1.clone();
-        let (remote, seen) = (remote.clone(), seen.clone());
+        let seen = seen.clone();
         calls.spawn(async move {
             let answer = if is_order {
                 let body = json!({ "userId": user, "items": [{ "productId": product, "quantity": 1 }] });

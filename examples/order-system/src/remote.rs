@@ -136,6 +136,17 @@ impl Remote {
         Ok(())
     }
 
+    /// The same for another user, whose token is shown.
+    ///
+    /// # Errors
+    ///
+    /// That there is none.
+    pub async fn as_user(&self, user: &str) -> Result<Remote, BoxError> {
+        let mut remote = self.clone();
+        remote.log_in(user).await?;
+        Ok(remote)
+    }
+
     /// The token that is shown to the gateway.
     pub fn token(&self) -> Option<&str> {
         self.user_token.as_deref()

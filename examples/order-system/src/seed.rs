@@ -54,6 +54,18 @@ pub async fn seed(remote: &Remote) -> Result<Seed, BoxError> {
     Ok(seed)
 }
 
+impl Seed {
+    /// Each user with a remote that shows his token: nobody orders for another one.
+    ///
+    /// # Errors
+    ///
+    /// That the gateway gives no token.
+    pub async fn customers(&self, remote: &Remote) -> Result<Vec<(String, Remote)>, BoxError> {
+        let customer = async |user: &str| Ok((user.to_owned(), remote.as_user(user).await?));
+        futures::future::try_join_all(self.users.iter().map(|(_, user)| customer(user))).await
+    }
+}
+
 async fn existing(remote: &Remote) -> Result<Seed, BoxError> {
     let named = async |service: &str| {
         let list = remote.get(service, &format!("/{service}?limit=100")).await?.expect(200)?.json();

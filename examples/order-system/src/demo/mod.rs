@@ -141,7 +141,10 @@ impl Stage {
             "userId": self.user(user),
             "items": [{ "productId": self.product(product), "quantity": quantity }],
         });
-        self.remote.post("gateway", "/api/orders", body).await
+        // The first is logged in.
+        let customer =
+            if user == 0 { self.remote.clone() } else { self.remote.as_user(self.user(user)).await? };
+        customer.post("gateway", "/api/orders", body).await
     }
 
     /// Waits until an order is over.

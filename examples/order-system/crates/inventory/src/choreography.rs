@@ -22,15 +22,20 @@ const QUEUE: &str = "inventory.saga";
 /// How many orders are handled at once.
 const PARALLEL: u16 = 8;
 
-pub(crate) async fn start(context: &Context, db: &Db) -> Result<(), BoxError> {
+/// An event is handled again as long as the database is away, for more than a day: a dead letter would be stock that nobody can buy.
+const ATTEMPTS: u32 = 10_000;
+
+fn queue() -> Queue {
     let topics =
         [heard::ORDER_CREATED, heard::ORDER_CONFIRMED, heard::ORDER_CANCELLED, heard::PAYMENT_FAILED];
-    // A database may be away for minutes before an event is given up.
-    let queue =
-        Queue::new(QUEUE).max_attempts(30).backoff(Duration::from_millis(100), Duration::from_secs(10));
-    let queue = topics.into_iter().fold(queue, Queue::bind);
+    let queue = Queue::new(QUEUE).max_attempts(ATTEMPTS);
+    let queue = queue.backoff(Duration::from_millis(100), Duration::from_secs(10));
+    topics.into_iter().fold(queue, Queue::bind)
+}
+
+pub(crate) async fn start(context: &Context, db: &Db) -> Result<(), BoxError> {
     let db = db.clone();
-    events::consume(context, queue, PARALLEL, move |event| {
+    events::consume(context, queue(), PARALLEL, move |event| {
         let db = db.clone();
         async move { handle(&db, event).await }
     })
@@ -81,5 +86,17 @@ fn trouble(error: ApiError) -> Trouble {
         Trouble::Later(error.to_string())
     } else {
         Trouble::Poison(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_of_a_day_makes_no_dead_letter() {
+        let queue = queue();
+        let waits: Duration = (1..queue.max_attempts).map(|failures| queue.backoff.after(failures)).sum();
+        assert!(waits > Duration::from_secs(24 * 3_600), "{waits:?}");
     }
 }

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use mainstay::saga::outbox::{Message as Outgoing, Unsent};
 use order_broker::{Broker, Delivery, Message, PublishError, Queue, Topology};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Value, value::to_raw_value};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -82,6 +82,7 @@ impl Envelope {
 }
 
 /// Puts an event into the outbox. It is published if, and only if, the transaction is committed; events of one `key` in their order.
+/// Returns its [`Envelope`] as the text that is published.
 ///
 /// # Errors
 ///
@@ -92,11 +93,12 @@ pub async fn emit<T: Serialize + ?Sized>(
     kind: &str,
     key: &str,
     data: &T,
-) -> Result<Envelope, DbError> {
+) -> Result<String, DbError> {
+    let unwritable = |error: serde_json::Error| DbError::Statement(error.to_string());
     let envelope = Envelope {
         id: crate::new_id(),
         kind: kind.to_owned(),
-        data: serde_json::to_value(data).map_err(|error| DbError::Statement(error.to_string()))?,
+        data: serde_json::to_value(data).map_err(unwritable)?,
         metadata: Metadata {
             timestamp: crate::iso(crate::now_ms()),
             version: VERSION.to_owned(),
@@ -105,8 +107,9 @@ pub async fn emit<T: Serialize + ?Sized>(
             traceparent: trace::traceparent(),
         },
     };
-    tx.outbox(EXCHANGE, key, &envelope).await?;
-    Ok(envelope)
+    let text = to_raw_value(&envelope).map_err(unwritable)?;
+    tx.outbox(EXCHANGE, key, &text).await?;
+    Ok(Box::<str>::from(text).into_string())
 }
 
 /// Takes what is in the outbox of this database to the broker, until the service ends and the outbox is empty or the broker away. What

@@ -5,6 +5,7 @@
 //! what runs beside them. The kit knows no business: nothing here names an order, a user or a payment.
 
 pub mod auth;
+mod cache;
 pub mod client;
 pub mod context;
 pub mod db;
@@ -25,6 +26,7 @@ pub mod step;
 pub mod telemetry;
 pub mod trace;
 
+pub use cache::Cache;
 pub use context::{Context, Service};
 pub use db::{Db, Tx};
 pub use error::{ApiError, Json};

@@ -6,7 +6,6 @@
 //! This one writes to users: one mail when an order is received, one when it is confirmed and one when it is cancelled.
 
 pub mod analytics;
-mod cache;
 pub mod loyalty;
 mod mail;
 mod recipients;
@@ -100,7 +99,7 @@ impl Notifier {
             ORDER_CANCELLED => Kind::Cancelled,
             USER_UPDATED => {
                 let user: User = event.data()?;
-                self.recipients.changed(&user.id, Recipient { name: user.name, email: user.email });
+                self.recipients.changed(&user.id, Recipient { name: user.name, email: user.email }).await;
                 return Ok(());
             }
             // A binding of an older version of this service; the rest of the system goes on.

@@ -3,14 +3,18 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use order_kit::{client::Client, events::Trouble};
+use order_kit::{
+    Cache,
+    client::{CallError, Client},
+    events::Trouble,
+};
 
-use crate::{cache::Cache, wire::User};
+use crate::wire::User;
 
 /// How long an address is taken to be right; an event of its change that comes here ends it earlier.
 pub const RECIPIENT_TTL: Duration = Duration::from_secs(60);
 /// How many are remembered.
-pub const MOST_RECIPIENTS: usize = 10_000;
+pub const MOST_RECIPIENTS: u64 = 10_000;
 
 /// Whom a mail goes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,26 +35,29 @@ impl Recipients {
 
     /// `None` if there is no such user. That is not remembered: the next event asks again.
     pub async fn find(&self, id: &str) -> Result<Option<Recipient>, Trouble> {
-        if let Some(known) = self.known.get(id) {
-            return Ok(Some(known));
+        let asked = ask(self.users.clone(), format!("/users/{}", in_path(id)));
+        match self.known.get_or(id, asked).await.as_ref().map_err(|error| (**error).clone()) {
+            Ok(recipient) => Ok(Some(recipient.clone())),
+            Err(None) => Ok(None),
+            Err(Some(trouble)) => Err(trouble),
         }
-        let later =
-            |error: &dyn std::fmt::Display| Trouble::Later(format!("the user cannot be looked up: {error}"));
-        let reply =
-            self.users.get(&format!("/users/{}", in_path(id))).await.map_err(|error| later(&error))?;
-        if reply.status == StatusCode::NOT_FOUND {
-            return Ok(None);
-        }
-        let user: User = reply.success().and_then(|reply| reply.json()).map_err(|error| later(&error))?;
-        let found = Recipient { name: user.name, email: user.email };
-        self.known.put(id, found.clone());
-        Ok(Some(found))
     }
 
     /// The user has another name or address now.
-    pub fn changed(&self, id: &str, recipient: Recipient) {
-        self.known.put(id, recipient);
+    pub async fn changed(&self, id: &str, recipient: Recipient) {
+        self.known.put(id, recipient).await;
     }
+}
+
+/// The recipient; `Err(None)` if there is no such user.
+async fn ask(users: Client, path: String) -> Result<Recipient, Option<Trouble>> {
+    let later = |error: CallError| Some(Trouble::Later(format!("the user cannot be looked up: {error}")));
+    let reply = users.get(&path).await.map_err(later)?;
+    if reply.status == StatusCode::NOT_FOUND {
+        return Err(None);
+    }
+    let user: User = reply.success().and_then(|reply| reply.json()).map_err(later)?;
+    Ok(Recipient { name: user.name, email: user.email })
 }
 
 /// An id as one segment of a path, whatever it holds.

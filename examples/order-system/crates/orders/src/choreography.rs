@@ -94,7 +94,7 @@ async fn paid(store: &Store, users: &Directory, order: &Order) -> Result<Decided
         match users.validate(&order.user_id).await {
             Known::Yes => {}
             Known::No => return Ok(store.cancel(&order.id, UNKNOWN_USER).await?),
-            Known::Unknown => return Err(Trouble::Later("the user service does not answer".to_owned())),
+            Known::Unknown(_) => return Err(Trouble::Later("the user service does not answer".to_owned())),
         }
     }
     Ok(store.confirm(&order.id).await?)

@@ -7,7 +7,6 @@
 //! | the journal of the sagas | `orders-saga.db`, or the schema `orders_saga` |
 //! | lists of orders, names of users | `orders-read.db`, or the schema `orders_read` |
 
-mod cache;
 mod choreography;
 mod journey;
 pub mod order;
@@ -25,7 +24,7 @@ pub mod wire;
 use std::{sync::Arc, time::Duration};
 
 use order_kit::{BoxError, Context, Db, Service, db::Place, env, health::Check};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 pub use choreography::QUEUE as CHOREOGRAPHY_QUEUE;
 pub use read::{ORDERS_QUEUE, OrderRow, USERS_QUEUE, build_read, rebuild};
@@ -62,7 +61,7 @@ pub async fn build_with(context: Context, users: Arc<dyn Users>) -> Result<Servi
         "orchestrated" => {
             let steps = steps::Steps::new(&context, store.clone(), users.clone())?;
             let (tell, turned) = mpsc::unbounded_channel();
-            let engine = saga::Engine::start(&context, &steps, deadline, tell).await?;
+            let engine = saga::Engine::start(&context, &steps, deadline, saga::MOST_AT_ONCE, tell).await?;
             let missed = sweeper::Missed::default();
             sweeper::start(&context, store.clone(), engine.clone(), missed.clone(), turned);
             MovedBy::Saga(engine, missed)
@@ -84,7 +83,8 @@ pub async fn build_with(context: Context, users: Arc<dyn Users>) -> Result<Servi
         }));
     }
     let routes = read::routes(read.clone());
-    let app = routes::App { context, store, read, users, prices, moved_by };
+    let waiting = Arc::new(Semaphore::new(routes::MOST_WAITING));
+    let app = routes::App { context, store, read, users, prices, moved_by, waiting };
     Ok(Service { routes: routes.merge(routes::routes(app)), checks })
 }
 

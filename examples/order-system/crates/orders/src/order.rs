@@ -7,8 +7,10 @@ use serde::{Deserialize, Serialize};
 
 /// The most lines of one order.
 pub(crate) const MOST_ITEMS: usize = 100;
-/// The most pieces of one line.
+/// The most pieces of one product, in however many lines: the inventory keeps no more for an order.
 pub(crate) const MOST_PIECES: i64 = 10_000;
+/// The most that an order may cost, ten thousand million: the payment service charges no more.
+const MOST_TOTAL: Cents = Cents(1_000_000_000_000);
 /// The longest id of a user or a product, in bytes.
 const LONGEST_ID: usize = 100;
 
@@ -28,7 +30,7 @@ pub struct NewOrder {
 pub struct Wanted {
     /// Which product.
     pub product_id: String,
-    /// How many pieces, from 1 to 10,000.
+    /// How many pieces, from 1 to 10,000; of a product in several lines, all of them together.
     #[schema(minimum = 1, maximum = 10_000)]
     pub quantity: i64,
 }
@@ -113,12 +115,15 @@ pub enum NoOrder {
     /// There are too many.
     #[error("An order has at most {MOST_ITEMS} items")]
     TooMany,
-    /// A line is of no pieces, or of too many.
+    /// A line is of no pieces, or there are too many of a product.
     #[error("Invalid quantity: 1 to {MOST_PIECES} are possible")]
     Quantity,
-    /// The total can't be written.
+    /// The total is more than can be charged.
     #[error("The total is too large")]
     Total,
+    /// There is nothing to pay.
+    #[error("An order costs something")]
+    Free,
 }
 
 impl NewOrder {
@@ -137,13 +142,17 @@ impl NewOrder {
         if self.items.len() > MOST_ITEMS {
             return Err(NoOrder::TooMany);
         }
+        // What is accepted has to be possible: the inventory is asked for the lines of a product as one.
+        let mut pieces: BTreeMap<&str, i64> = BTreeMap::new();
         for item in &self.items {
             if !is_id(&item.product_id) {
                 return Err(NoOrder::Product);
             }
-            if !(1..=MOST_PIECES).contains(&item.quantity) {
+            let left = MOST_PIECES - pieces.get(item.product_id.as_str()).copied().unwrap_or_default();
+            if !(1..=left).contains(&item.quantity) {
                 return Err(NoOrder::Quantity);
             }
+            *pieces.entry(&item.product_id).or_default() += item.quantity;
         }
         Ok(())
     }
@@ -167,10 +176,14 @@ fn is_id(text: &str) -> bool {
 ///
 /// # Errors
 ///
-/// [`NoOrder::Total`] if that does not fit.
+/// [`NoOrder::Total`] or [`NoOrder::Free`] if that cannot be charged.
 pub fn total(items: &[Item]) -> Result<Cents, NoOrder> {
     let add = |sum: Cents, item: &Item| sum.plus(item.price.times(item.quantity)?);
-    items.iter().try_fold(Cents(0), add).ok_or(NoOrder::Total)
+    match items.iter().try_fold(Cents(0), add) {
+        Some(Cents(0)) => Err(NoOrder::Free),
+        Some(total) if total <= MOST_TOTAL => Ok(total),
+        _ => Err(NoOrder::Total),
+    }
 }
 
 /// How many pieces of each product, with the products that stand in several lines once.
@@ -197,10 +210,13 @@ mod tests {
     }
 
     #[test]
-    fn a_total_that_does_not_fit_is_refused_and_not_wrapped() {
+    fn a_total_that_cannot_be_charged_is_refused_and_not_wrapped() {
         assert_eq!(total(&[line(10_000, i64::MAX / 100)]), Err(NoOrder::Total));
         assert_eq!(total(&[line(1, i64::MAX), line(1, 1)]), Err(NoOrder::Total));
-        assert_eq!(total(&[line(1, i64::MAX)]), Ok(Cents(i64::MAX)));
+        assert_eq!(total(&[line(1, 1_000_000_000_000)]), Ok(Cents(1_000_000_000_000)));
+        assert_eq!(total(&[line(1, 1_000_000_000_000), line(1, 1)]), Err(NoOrder::Total));
+        assert_eq!(total(&[line(7, 0)]), Err(NoOrder::Free));
+        assert_eq!(total(&[line(1, 0), line(1, 1)]), Ok(Cents(1)));
     }
 
     #[test]
@@ -230,6 +246,8 @@ mod tests {
         for quantity in [0, -1, 10_001, i64::MIN, i64::MAX] {
             assert_eq!(new("u", &[("p", quantity)]).check(), Err(NoOrder::Quantity), "{quantity}");
         }
+        assert_eq!(new("u", &[("p", 6_000), ("q", 6_000), ("p", 4_000)]).check(), Ok(()));
+        assert_eq!(new("u", &[("p", 6_000), ("q", 1), ("p", 4_001)]).check(), Err(NoOrder::Quantity));
         for id in ["", "a/b", "a?b", "..%2f", "ä", &"x".repeat(101)] {
             assert_eq!(new(id, &[("p", 1)]).check(), Err(NoOrder::User), "{id}");
             assert_eq!(new("u", &[(id, 1)]).check(), Err(NoOrder::Product), "{id}");

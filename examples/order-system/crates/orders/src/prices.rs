@@ -6,19 +6,18 @@ use futures::future::try_join_all;
 use http::StatusCode;
 use mainstay::ConfigError;
 use order_kit::{
-    ApiError, Cents, Context,
+    ApiError, Cache, Cents, Context,
     client::{Client, Options},
 };
 
 use crate::{
-    cache::Cache,
     order::{Item, Wanted},
     wire::Product,
 };
 
 /// How long a price holds.
 const HOLDS: Duration = Duration::from_secs(5);
-const MOST: usize = 50_000;
+const MOST: u64 = 50_000;
 
 #[derive(Clone)]
 pub(crate) struct Prices {
@@ -49,18 +48,19 @@ impl Prices {
     }
 
     async fn price(&self, id: &str) -> Result<Cents, ApiError> {
-        if let Some(price) = self.known.get(id) {
-            return Ok(price);
-        }
-        let reply = self.products.get(&format!("/products/{id}")).await?;
-        if reply.status == StatusCode::NOT_FOUND {
-            return Err(ApiError::unprocessable("Unknown product"));
-        }
-        let Product { price } = reply.success().and_then(|reply| reply.json())?;
-        if price < Cents(0) {
-            return Err(ApiError::internal(format!("product {id} has a negative price")));
-        }
-        self.known.put(id, price);
-        Ok(price)
+        let asked = ask(self.products.clone(), id.to_owned());
+        self.known.get_or(id, asked).await.map_err(|error| (*error).clone())
     }
+}
+
+async fn ask(products: Client, id: String) -> Result<Cents, ApiError> {
+    let reply = products.get(&format!("/products/{id}")).await?;
+    if reply.status == StatusCode::NOT_FOUND {
+        return Err(ApiError::unprocessable("Unknown product"));
+    }
+    let Product { price } = reply.success().and_then(|reply| reply.json())?;
+    if price < Cents(0) {
+        return Err(ApiError::internal(format!("product {id} has a negative price")));
+    }
+    Ok(price)
 }

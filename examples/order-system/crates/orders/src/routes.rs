@@ -13,6 +13,7 @@ use order_kit::{
     iso, new_id, now_ms, prune::Keep, trace,
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use tracing::Instrument;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -30,6 +31,9 @@ use crate::{
 const CHECKOUT: Duration = Duration::from_secs(5);
 /// The most that a reader may wait.
 const LONGEST_WAIT: u64 = 25;
+/// How many may wait at once for orders to be decided, by `checkout` and `Prefer` together; whoever comes then is told at once how the order
+/// stands. Each holds one of the gateway's places for orders, and most of those are for others.
+pub(crate) const MOST_WAITING: usize = 48;
 /// How often it is looked whether another process has moved the order.
 const LOOK: Duration = Duration::from_millis(250);
 /// The longest key of a client, in bytes.
@@ -40,6 +44,8 @@ static PREFER: HeaderName = HeaderName::from_static("prefer");
 static PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 /// Who asks, for what stands in a saga's records.
 static OPERATOR: HeaderName = HeaderName::from_static("x-operator");
+/// For whom the gateway asks: the subject of the token that it was shown. Services that ask for themselves don't send it.
+static USER: HeaderName = HeaderName::from_static("x-user-id");
 
 /// What the routes work on.
 #[derive(Clone)]
@@ -50,6 +56,7 @@ pub(crate) struct App {
     pub(crate) users: Directory,
     pub(crate) prices: Prices,
     pub(crate) moved_by: MovedBy,
+    pub(crate) waiting: Arc<Semaphore>,
 }
 
 type Shared = State<Arc<App>>;
@@ -123,6 +130,7 @@ struct Accepted {
     responses(
     (status = 202, description = "Accepted; `Location` says where it can be looked at", body = Accepted),
     (status = 400, description = "A quantity, a number of items or a total that cannot be, or a body that cannot be read", body = ErrorBody),
+    (status = 403, description = "A user orders for another one", body = ErrorBody),
     (status = 413, description = "The body is too large", body = ErrorBody),
     (status = 422, description = "An unknown user or product, or a key that belongs to another order", body = ErrorBody),
     (status = 503, description = "The prices are not to be had; nothing was stored", body = ErrorBody),
@@ -148,6 +156,7 @@ struct CheckedOut {
     (status = 202, description = "It is accepted, and not decided yet", body = Accepted),
     (status = 400, description = "As for `POST /orders`", body = ErrorBody),
     (status = 402, description = "`card_declined`", body = ErrorBody),
+    (status = 403, description = "As for `POST /orders`", body = ErrorBody),
     (status = 409, description = "It was cancelled for another reason: `out_of_stock`", body = ErrorBody),
     (status = 413, description = "The body is too large", body = ErrorBody),
     (status = 422, description = "As for `POST /orders`", body = ErrorBody),
@@ -159,7 +168,7 @@ async fn checkout(
     Json(new): Json<NewOrder>,
 ) -> Result<Response, ApiError> {
     let order = app.place(&headers, new).await?;
-    let order = app.decided(&order.id, CHECKOUT).await?;
+    let (order, _) = app.decided(&order.id, CHECKOUT).await?;
     match order.status {
         Status::Confirmed => {
             Ok(Json(CheckedOut { success: true, order: OrderView::of(order) }).into_response())
@@ -174,20 +183,20 @@ async fn checkout(
     }
 }
 
-/// An order. With `Prefer: wait=2` the answer waits up to that many seconds until it is decided.
+/// An order. With `Prefer: wait=2` the answer waits up to that many seconds until it is decided, unless very many wait; `Preference-Applied`
+/// says so.
 #[utoipa::path(get, path = "/orders/{id}",
     params(("id" = String, Path, description = "The order"), ("Prefer" = Option<String>, Header, description = "`wait=SECONDS`")),
     responses(
     (status = 200, description = "The order", body = OrderView),
-    (status = 404, description = "`Order not found`", body = ErrorBody),
+    (status = 404, description = "`Order not found`, or it is another user's", body = ErrorBody),
 ))]
 async fn show(State(app): Shared, Path(id): Path<String>, headers: HeaderMap) -> Result<Response, ApiError> {
-    let Some(seconds) = wait(&headers) else {
-        return Ok(Json(OrderView::of(app.find(&id).await?)).into_response());
-    };
-    let order = app.decided(&id, Duration::from_secs(seconds)).await?;
+    let order = app.find_for(&headers, &id).await?;
+    let Some(seconds) = wait(&headers) else { return Ok(Json(OrderView::of(order)).into_response()) };
+    let (order, waited) = app.decided(&id, Duration::from_secs(seconds)).await?;
     let mut response = Json(OrderView::of(order)).into_response();
-    if let Ok(applied) = HeaderValue::from_str(&format!("wait={seconds}")) {
+    if waited && let Ok(applied) = HeaderValue::from_str(&format!("wait={seconds}")) {
         response.headers_mut().insert(&PREFERENCE_APPLIED, applied);
     }
     Ok(response)
@@ -205,10 +214,14 @@ struct Details {
 /// `x-fallback: user` says so.
 #[utoipa::path(get, path = "/orders/{id}/details", params(("id" = String, Path, description = "The order")), responses(
     (status = 200, description = "The order and its user", body = Details),
-    (status = 404, description = "`Order not found`", body = ErrorBody),
+    (status = 404, description = "`Order not found`, or it is another user's", body = ErrorBody),
 ))]
-async fn details(State(app): Shared, Path(id): Path<String>) -> Result<Response, ApiError> {
-    let order = OrderView::of(app.find(&id).await?);
+async fn details(
+    State(app): Shared,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let order = OrderView::of(app.find_for(&headers, &id).await?);
     let found = app.users.find(&order.user_id).await;
     if let Ok(Some(user)) = found {
         return Ok(Json(Details { order, user }).into_response());
@@ -248,6 +261,7 @@ struct StepView {
     kind: String,
     attempts: Option<u32>,
     ms: Option<u64>,
+    /// What came of it: for customers in words of this service, for operators as it was recorded.
     outcome: String,
     /// Who wrote it: begins with the number of the process.
     process: String,
@@ -258,10 +272,14 @@ struct StepView {
 /// What has happened to an order, step by step.
 #[utoipa::path(get, path = "/orders/{id}/timeline", params(("id" = String, Path, description = "The order")), responses(
     (status = 200, description = "A line for each record", body = TimelineView),
-    (status = 404, description = "`Order not found`", body = ErrorBody),
+    (status = 404, description = "`Order not found`, or it is another user's", body = ErrorBody),
 ))]
-async fn timeline(State(app): Shared, Path(id): Path<String>) -> Result<Json<TimelineView>, ApiError> {
-    let order = app.find(&id).await?;
+async fn timeline(
+    State(app): Shared,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<TimelineView>, ApiError> {
+    let order = app.find_for(&headers, &id).await?;
     match &app.moved_by {
         MovedBy::Saga(engine, _) => {
             let stored = engine.load(&id).await.map_err(ApiError::internal)?;
@@ -274,7 +292,11 @@ async fn timeline(State(app): Shared, Path(id): Path<String>) -> Result<Json<Tim
                 },
                 steps: Vec::new(),
             };
-            Ok(Json(stored.map_or_else(waits, |stored| of_saga(&id, Timeline::of(&stored)))))
+            let mut timeline = stored.map_or_else(waits, |stored| of_saga(&id, Timeline::of(&stored)));
+            if headers.contains_key(&USER) {
+                timeline.for_customers(order.reason.as_deref());
+            }
+            Ok(Json(timeline))
         }
         MovedBy::Events => {
             let kept = app.store.events_of(&id).await?;
@@ -293,6 +315,26 @@ async fn timeline(State(app): Shared, Path(id): Path<String>) -> Result<Json<Tim
             let steps = kept.into_iter().map(step).collect();
             let note = order.reason.unwrap_or_default();
             Ok(Json(TimelineView { order_id: id, phase: order.status.to_string(), note, steps }))
+        }
+    }
+}
+
+impl TimelineView {
+    /// Inputs, outputs and what other services have said in their errors are not for customers.
+    fn for_customers(&mut self, reason: Option<&str>) {
+        let reason = reason.unwrap_or_default();
+        self.note = if self.phase == "completed" { String::new() } else { reason.to_owned() };
+        for step in &mut self.steps {
+            step.outcome = match step.kind.as_str() {
+                "begun" => "the order was accepted".to_owned(),
+                "completed" => "done".to_owned(),
+                "undone" => "undone".to_owned(),
+                "aborted" if reason.is_empty() => "it is cancelled".to_owned(),
+                "aborted" => format!("it is cancelled: {reason}"),
+                "stuck" | "parked" => "it is taken care of".to_owned(),
+                "ordered" => "it was asked for".to_owned(),
+                _ => String::new(),
+            };
         }
     }
 }
@@ -321,15 +363,16 @@ fn of_saga(order: &str, timeline: Timeline) -> TimelineView {
 /// Asks that an order be cancelled, which is possible until it is confirmed.
 #[utoipa::path(post, path = "/orders/{id}/cancel", params(("id" = String, Path, description = "The order")), responses(
     (status = 202, description = "It is asked for, or was cancelled before: what comes of it is seen at the order", body = OrderView),
-    (status = 404, description = "`Order not found`", body = ErrorBody),
+    (status = 404, description = "`Order not found`, or it is another user's", body = ErrorBody),
     (status = 409, description = "It is confirmed", body = ErrorBody),
 ))]
 async fn cancel(
     State(app): Shared,
     Path(id): Path<String>,
+    headers: HeaderMap,
 ) -> Result<(StatusCode, Json<OrderView>), ApiError> {
     const REASON: &str = "cancelled_by_customer";
-    let order = app.find(&id).await?;
+    let order = app.find_for(&headers, &id).await?;
     let confirmed = || ApiError::conflict("The order is confirmed");
     match (order.status, &app.moved_by) {
         (Status::Cancelled, _) => return Ok((StatusCode::ACCEPTED, Json(OrderView::of(order)))),
@@ -369,6 +412,7 @@ struct Attention {
 #[utoipa::path(get, path = "/orders/attention", responses(
     (status = 200, description = "At most 100", body = Vec<Attention>),
     (status = 401, description = "A service token is needed", body = ErrorBody),
+    (status = 403, description = "A user asks", body = ErrorBody),
 ))]
 async fn attention(State(app): Shared, headers: HeaderMap) -> Result<Json<Vec<Attention>>, ApiError> {
     app.operators_only(&headers)?;
@@ -387,7 +431,8 @@ async fn attention(State(app): Shared, headers: HeaderMap) -> Result<Json<Vec<At
 #[utoipa::path(post, path = "/orders/{id}/retry", params(("id" = String, Path, description = "The order")), responses(
     (status = 202, description = "It is asked for"),
     (status = 401, description = "A service token is needed", body = ErrorBody),
-    (status = 404, description = "`Order not found`", body = ErrorBody),
+    (status = 403, description = "A user asks", body = ErrorBody),
+    (status = 404, description = "`Order not found`, or it is another user's", body = ErrorBody),
     (status = 409, description = "No saga moves this order on, or none any more", body = ErrorBody),
 ))]
 async fn retry(
@@ -471,12 +516,21 @@ impl App {
         serde_json::to_value(books).map_err(ApiError::internal)
     }
 
+    /// What comes from a user comes with the gateway's token, so that the token alone makes nobody an operator.
     fn operators_only(&self, headers: &HeaderMap) -> Result<(), ApiError> {
-        if self.context.tokens().accepts(headers) {
+        if headers.contains_key(&USER) {
+            Err(ApiError::new(StatusCode::FORBIDDEN, "For operators only"))
+        } else if self.context.tokens().accepts(headers) {
             Ok(())
         } else {
             Err(ApiError::unauthorized("A service token is needed"))
         }
+    }
+
+    /// The order, if whoever asks may know of it.
+    async fn find_for(&self, headers: &HeaderMap, id: &str) -> Result<Order, ApiError> {
+        let order = self.find(id).await?;
+        if may_see(headers, &order.user_id) { Ok(order) } else { Err(ApiError::not_found("Order not found")) }
     }
 
     async fn find(&self, id: &str) -> Result<Order, ApiError> {
@@ -489,22 +543,27 @@ impl App {
             tracing::warn!(%error, "the names of users cannot be read");
             None
         });
-        replica.or_else(|| self.users.recent(id)).unwrap_or_else(|| User {
+        let known = match replica {
+            Some(user) => Some(user),
+            None => self.users.recent(id).await,
+        };
+        known.unwrap_or_else(|| User {
             id: id.to_owned(),
             name: "Unknown (service unavailable)".to_owned(),
             email: None,
         })
     }
 
-    /// The order, once it is decided, or as it stands after so long.
-    async fn decided(&self, id: &str, patience: Duration) -> Result<Order, ApiError> {
+    /// The order, once it is decided, or as it stands after so long; and whether that was waited for, which not too many do at once.
+    async fn decided(&self, id: &str, patience: Duration) -> Result<(Order, bool), ApiError> {
+        let Ok(_place) = self.waiting.try_acquire() else { return Ok((self.find(id).await?, false)) };
         let until = tokio::time::Instant::now() + patience;
         let waiter = self.store.waiters().register(id);
         loop {
             let next = waiter.next();
             let order = self.find(id).await?;
             if order.status.is_final() || tokio::time::Instant::now() >= until {
-                return Ok(order);
+                return Ok((order, true));
             }
             let look = until.min(tokio::time::Instant::now() + LOOK);
             let _ = tokio::time::timeout_at(look, next).await;
@@ -514,6 +573,9 @@ impl App {
     /// Takes an order in: once for each key of a client.
     async fn place(&self, headers: &HeaderMap, new: NewOrder) -> Result<Order, ApiError> {
         new.check().map_err(|error| ApiError::bad_request(error.to_string()))?;
+        if !may_see(headers, &new.user_id) {
+            return Err(ApiError::new(StatusCode::FORBIDDEN, "Nobody orders for another user"));
+        }
         let key = client_key(headers)?;
         if let Some(key) = &key
             && let Some(known) = self.store.of_client_key(key).await?
@@ -536,7 +598,7 @@ impl App {
             self.users.validate(&new.user_id).instrument(validate),
             self.prices.of(&new.items),
         );
-        if user == Known::No {
+        if matches!(user, Known::No) {
             return Err(ApiError::unprocessable("Unknown user"));
         }
         let items = items?;
@@ -551,7 +613,7 @@ impl App {
             total,
             status: Status::Pending,
             reason: None,
-            user_known: user == Known::Yes,
+            user_known: matches!(user, Known::Yes),
             version: 1,
             created_at: now,
             updated_at: now,
@@ -573,10 +635,15 @@ impl App {
         self.context.spawn(async move {
             if let Err(error) = engine.begin(&order).await {
                 tracing::info!(%error, order = order.id, "an order's saga is started later");
-                missed.one();
+                missed.one(&order.id);
             }
         });
     }
+}
+
+/// Whether these headers are a service's own, or ask for this user: what is another user's is nobody else's.
+pub(crate) fn may_see(headers: &HeaderMap, user: &str) -> bool {
+    headers.get_all(&USER).iter().all(|asks| asks.as_bytes() == user.as_bytes())
 }
 
 fn same(new: &NewOrder, known: Order) -> Result<Order, ApiError> {

@@ -3,12 +3,12 @@
 //! `create-order` → `reserve-stock` → `charge-card` → `confirm-order` (no way back behind it) → `commit-stock`. Orders whose user could not
 //! be validated when they were accepted follow a definition of their own, with `validate-user` behind the first step.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use mainstay::{
     ConfigError, Event, Retry,
     saga::{
-        AskError, Attempted, Cause, Failure, Opening, Orchestrator, Order as Decision, Record, Saga,
+        AskError, Attempted, Cause, Failure, Opening, Orchestrator, Order as Decision, Record, Saga, SagaId,
         StartError, StartOptions, Step, StoreError,
         journal::{Head, Phase, Query, Stored},
         postgres::Postgres,
@@ -18,7 +18,7 @@ use mainstay::{
 use order_kit::{
     BoxError, Context,
     db::Place,
-    env,
+    env, now_ms,
     prune::{self, Keep},
 };
 use tokio::sync::{mpsc, watch};
@@ -32,8 +32,8 @@ use crate::{
 /// How often what is stuck is tried anew, and the same for those who can't wait.
 const STUCK_AGAIN: Duration = Duration::from_secs(30);
 const STUCK_AGAIN_FAST: Duration = Duration::from_secs(3);
-/// How many orders are moved on at once. More are accepted, and started when there is room.
-const MOST_AT_ONCE: usize = 20_000;
+/// How many orders are moved on at once: for as many the saga's engine was measured. More are accepted, and started when there is room.
+pub(crate) const MOST_AT_ONCE: usize = 10_000;
 /// How long what runs may take when the service ends.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long the file of a process that is just ending is waited for.
@@ -194,12 +194,13 @@ fn reason(stored: &Stored) -> Option<String> {
 }
 
 impl Engine {
-    /// Opens the journal and takes up what was left in it. Ends with the service. `turned` is told of each order whose saga has ended
-    /// without completing.
+    /// Opens the journal and takes up what was left in it. Ends with the service. Moves `at_once` orders on at the same time. `turned` is
+    /// told of each order whose saga has ended without completing.
     pub(crate) async fn start(
         context: &Context,
         steps: &Arc<Steps>,
         deadline: Duration,
+        at_once: usize,
         turned: mpsc::UnboundedSender<String>,
     ) -> Result<Self, BoxError> {
         order_kit::telemetry::sagas_are_of(NAME);
@@ -212,7 +213,7 @@ impl Engine {
             .await?
             .register(&plain)
             .register(&unvalidated)
-            .max_live(MOST_AT_ONCE)
+            .max_live(at_once)
             .stuck_retry(Some(if fast { STUCK_AGAIN_FAST } else { STUCK_AGAIN }))
             .observe(mainstay::observe::Tracing)
             .observe(mainstay::observe::Metrics)
@@ -249,10 +250,10 @@ impl Engine {
         Ok(Engine { orchestrator, plain, unvalidated, deadline })
     }
 
-    /// Starts the order's saga; again changes nothing.
+    /// Starts the order's saga; again changes nothing. It may take what is left of the order's time, however long the start was waited for.
     pub(crate) async fn begin(&self, order: &Order) -> Result<(), StartError> {
         let saga = if order.user_known { &self.plain } else { &self.unvalidated };
-        let options = StartOptions::default().deadline(self.deadline);
+        let options = StartOptions::default().deadline(left(self.deadline, order.created_at, now_ms()));
         self.orchestrator.start_with(saga, &order.id, &Purchase::of(order), options).await.map(drop)
     }
 
@@ -289,14 +290,36 @@ impl Engine {
 
     /// Sagas behind an id, in the order of their ids.
     pub(crate) async fn page(&self, after: &str, limit: usize) -> Result<Vec<Head>, BoxError> {
-        let after = if after.is_empty() { None } else { Some(mainstay::saga::SagaId::new(after)?) };
+        let after = if after.is_empty() { None } else { Some(SagaId::new(after)?) };
         Ok(self.orchestrator.list(Query { after, limit, ..Query::default() }).await?)
+    }
+
+    /// Which sagas with ids behind `after`, up to this id, are under way.
+    pub(crate) async fn under_way(&self, after: &str, to: &str) -> Result<HashSet<String>, BoxError> {
+        let phases = vec![Phase::Running, Phase::Waiting, Phase::Unwinding, Phase::Stuck, Phase::Parked];
+        let mut query = Query { phases, limit: 1_000, ..Query::default() };
+        query.after = if after.is_empty() { None } else { Some(SagaId::new(after)?) };
+        let mut ids = HashSet::new();
+        loop {
+            let page = self.orchestrator.list(query.clone()).await?;
+            query.after = page.last().map(|head| head.id.clone());
+            let whole = page.len() == query.limit;
+            ids.extend(page.iter().map(|head| head.id.to_string()).take_while(|id| id.as_str() <= to));
+            if !whole || query.after.as_ref().is_none_or(|last| last.as_str() >= to) {
+                return Ok(ids);
+            }
+        }
     }
 
     /// Whether the journal has failed for good.
     pub(crate) fn failed(&self) -> bool {
         self.orchestrator.failed()
     }
+}
+
+/// What is left at `now` of the time that an order has from when it was accepted.
+fn left(deadline: Duration, created_at: i64, now: i64) -> Duration {
+    deadline.saturating_sub(Duration::from_millis(u64::try_from(now.saturating_sub(created_at)).unwrap_or(0)))
 }
 
 async fn open(context: &Context) -> Result<Opening, BoxError> {
@@ -316,5 +339,21 @@ async fn open(context: &Context) -> Result<Opening, BoxError> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_has_its_time_from_when_it_was_accepted() {
+        let (deadline, accepted) = (Duration::from_secs(300), 1_000_000);
+        for (now, rest) in
+            [(accepted, 300), (accepted + 299_000, 1), (accepted + 300_000, 0), (accepted + 900_000, 0)]
+        {
+            assert_eq!(left(deadline, accepted, now), Duration::from_secs(rest), "{now}");
+        }
+        assert_eq!(left(deadline, accepted, accepted - 7_000), deadline, "another process's clock is behind");
     }
 }

@@ -11,7 +11,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use http::StatusCode;
 use mainstay::{
-    ConfigError,
+    ConfigError, Error,
     saga::{Failure, Step},
 };
 use order_kit::{
@@ -78,7 +78,8 @@ enum Said {
     Done(Reply),
     /// It has not happened and will not, for this reason.
     No(String),
-    NotYet(String),
+    /// With when to ask again, where a policy knows it.
+    NotYet(Failure),
     Unknown(String),
 }
 
@@ -121,7 +122,7 @@ impl Steps {
                     self.journeys.refused(step.saga().as_str(), UNKNOWN_USER);
                     Err(Failure::rejected(UNKNOWN_USER))
                 }
-                Known::Unknown => Err(Failure::unstarted("the user service does not answer")),
+                Known::Unknown(error) => Err(not_yet(error)),
             }
         };
         self.within(&step, validate).await
@@ -215,7 +216,8 @@ impl Steps {
         let concerning = Concerning { order_id: step.saga().as_str() };
         match self.within(step, self.ask(service, path, step, &concerning)).await {
             Said::Done(_) => Ok(()),
-            Said::No(why) | Said::NotYet(why) | Said::Unknown(why) => Err(Failure::unknown(why)),
+            Said::NotYet(failure) => Err(Failure::unknown(failure)),
+            Said::No(why) | Said::Unknown(why) => Err(Failure::unknown(why)),
         }
     }
 
@@ -226,7 +228,7 @@ impl Steps {
                 self.journeys.refused(step.saga().as_str(), &reason);
                 Err(Failure::rejected(reason))
             }
-            Said::NotYet(why) => Err(Failure::unstarted(why)),
+            Said::NotYet(failure) => Err(failure),
             Said::Unknown(why) => Err(Failure::unknown(why)),
         }
     }
@@ -248,7 +250,7 @@ fn said(answer: Result<Reply, CallError>) -> Said {
     let reply = match answer {
         Ok(reply) => reply,
         Err(error) if error.may_have_happened() => return Said::Unknown(error.to_string()),
-        Err(error) => return Said::NotYet(error.to_string()),
+        Err(error) => return Said::NotYet(not_yet(error)),
     };
     let reason = || reply.error().filter(|reason| is_reason(reason));
     match reply.status {
@@ -260,9 +262,20 @@ fn said(answer: Result<Reply, CallError>) -> Said {
             Said::No(reason().unwrap_or_else(|| "refused".to_owned()))
         }
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
-            Said::NotYet(format!("it answered {}", reply.status))
+            Said::NotYet(Failure::unstarted(format!("it answered {}", reply.status)))
         }
         status => Said::Unknown(format!("it answered {status}")),
+    }
+}
+
+/// What was not begun. An open breaker says when it is of use to ask again: the library waits that long, and a second otherwise. Thousands
+/// of orders that asked once a second while a service is away would be all that this one does.
+fn not_yet(error: CallError) -> Failure {
+    match error {
+        CallError::Refused(refused) if !refused.was_started() => {
+            Failure::of_call::<CallError>(Error::Refused(refused))
+        }
+        error => Failure::unstarted(error),
     }
 }
 
@@ -294,7 +307,8 @@ mod tests {
         let word = |answer| match said(answer) {
             Said::Done(_) => "done".to_owned(),
             Said::No(reason) => reason,
-            Said::NotYet(_) => "not yet".to_owned(),
+            Said::NotYet(failure) if failure.is_clean() => "not yet".to_owned(),
+            Said::NotYet(_) => "not yet, and something has happened".to_owned(),
             Said::Unknown(_) => "unknown".to_owned(),
         };
         let connection = |sent| CallError::Connection { text: String::new(), sent };
@@ -316,5 +330,22 @@ mod tests {
         ] {
             assert_eq!(word(answer), meaning);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_left_alone_is_asked_again_when_that_is_over() {
+        let breaker = mainstay::CircuitBreaker::config();
+        let breaker =
+            breaker.consecutive_failures(1).open_wait(Duration::from_secs(30), 1.0, Duration::from_secs(30));
+        let breaker = breaker.open_wait_jitter(0.0).build().unwrap();
+        let failed: Result<(), Error<CallError>> =
+            breaker.call(async || Err(CallError::Garbled(String::new()))).await;
+        assert!(failed.is_err());
+        let refused: Result<(), Error<CallError>> = breaker.call(async || Ok(())).await;
+        let Err(Error::Refused(refused)) = refused else { panic!("{refused:?}") };
+        let Said::NotYet(failure) = said(Err(CallError::Refused(refused))) else {
+            panic!("nothing was sent")
+        };
+        assert!(format!("{failure:?}").contains("30s"), "{failure:?}");
     }
 }

@@ -315,8 +315,7 @@ async fn change(
 
 /// Puts an event into the outbox, and into the list of all events.
 async fn emit(tx: &Tx<'_>, kind: &str, order: &Order) -> Result<(), DbError> {
-    let envelope = events::emit(tx, NAME, kind, &order.id, &order.event()).await?;
-    let text = serde_json::to_string(&envelope).map_err(|error| DbError::Statement(error.to_string()))?;
+    let text = events::emit(tx, NAME, kind, &order.id, &order.event()).await?;
     tx.execute(
         "insert into order_event (order_id, version, kind, envelope) values ($1, $2, $3, $4)",
         &[(&order.id).into(), order.version.into(), kind.into(), text.into()],

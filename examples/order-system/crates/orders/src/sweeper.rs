@@ -1,11 +1,18 @@
 //! Starts the sagas whose start was lost: the order was accepted, and the process died, or was busy.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use order_kit::{Context, db::DbError, now_ms};
-use tokio::sync::{Notify, mpsc};
+use mainstay::saga::StartError;
+use order_kit::{Context, now_ms};
+use tokio::sync::mpsc;
 
-use crate::{saga::Engine, store::Store};
+use crate::{
+    saga::Engine,
+    store::{Order, Store},
+};
 
 /// How old an order is when its saga is missed.
 const MISSED: Duration = Duration::from_secs(5);
@@ -15,14 +22,29 @@ const EVERY: Duration = Duration::from_secs(2);
 const ALL: u32 = 150;
 const PAGE: i64 = 500;
 
-/// Wakes the sweeper.
+/// The first of the orders whose sagas could not be started, however many they are.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Missed(Arc<Notify>);
+pub(crate) struct Missed(Arc<Mutex<Option<String>>>);
 
 impl Missed {
+    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// An order's saga could not be started.
-    pub(crate) fn one(&self) {
-        self.0.notify_one();
+    pub(crate) fn one(&self, order: &str) {
+        let mut first = self.lock();
+        if first.as_deref().is_none_or(|first| order < first) {
+            *first = Some(order.to_owned());
+        }
+    }
+
+    /// A place before all of them, to go on from; they are not remembered any more.
+    fn before(&self) -> Option<String> {
+        let mut first = self.lock().take()?;
+        // Without its last letter it stands before itself, and hardly before anything else.
+        first.pop();
+        Some(first)
     }
 }
 
@@ -40,21 +62,14 @@ pub(crate) fn start(
         let (mut after, mut looks) = (String::new(), 0);
         let mut age = Duration::ZERO;
         while !stop.is_cancelled() {
-            match sweep(&orders, &sagas, &after, age).await {
-                Ok(Swept { last, complete }) => after = if complete { last } else { after },
-                Err(error) => tracing::warn!(%error, "open orders could not be looked at"),
+            if let Some(first) = missed.before() {
+                (after, age) = (after.min(first), Duration::ZERO);
             }
+            after = sweep(&orders, &sagas, after, age).await;
             age = MISSED;
             looks += 1;
             tokio::select! {
                 () = tokio::time::sleep(EVERY) => {}
-                () = missed.0.notified() => {
-                    after.clear();
-                    tokio::select! {
-                        () = tokio::time::sleep(EVERY) => {}
-                        () = stop.cancelled() => {}
-                    }
-                }
                 () = stop.cancelled() => {}
             }
             if looks % ALL == 0 {
@@ -77,34 +92,55 @@ pub(crate) fn start(
     });
 }
 
-struct Swept {
-    /// The last order that was looked at.
-    last: String,
-    /// Whether each was dealt with.
-    complete: bool,
-}
-
-async fn sweep(store: &Store, engine: &Engine, after: &str, age: Duration) -> Result<Swept, DbError> {
+/// Deals with open orders behind `after` that are of that age. Returns the last one up to which all are: what is behind it, for which there
+/// was no room or no database, is the next look's.
+async fn sweep(store: &Store, engine: &Engine, mut after: String, age: Duration) -> String {
     let before = now_ms().saturating_sub(i64::try_from(age.as_millis()).unwrap_or(0));
-    let mut swept = Swept { last: after.to_owned(), complete: true };
     loop {
-        let page = store.open(&swept.last, before, PAGE).await?;
-        for order in &page {
-            if let Err(error) = engine.begin(order).await {
-                tracing::debug!(%error, order = order.id, "a saga could not be started yet");
-                swept.complete = false;
-                return Ok(swept);
+        let page = match open(store, engine, &after, before).await {
+            Ok(page) if page.is_empty() => return after,
+            Ok(page) => page,
+            Err(error) => {
+                tracing::warn!(%error, "open orders could not be looked at");
+                return after;
             }
-            if let Err(error) = close(store, engine, &order.id).await {
-                tracing::warn!(%error, order = order.id, "whether a saga is over could not be seen");
-                swept.complete = false;
+        };
+        for (order, under_way) in page {
+            if !under_way {
+                match engine.begin(&order).await {
+                    Ok(()) => {}
+                    Err(error @ (StartError::Busy(_) | StartError::Closed | StartError::Store(_))) => {
+                        tracing::debug!(%error, order = order.id, "a saga could not be started yet");
+                        return after;
+                    }
+                    // It will not be otherwise at the next look, and must not keep the others from being looked at.
+                    Err(error) => tracing::error!(%error, order = order.id, "a saga cannot be started"),
+                }
+                if let Err(error) = close(store, engine, &order.id).await {
+                    tracing::warn!(%error, order = order.id, "whether a saga is over could not be seen");
+                    return after;
+                }
             }
-        }
-        match page.last() {
-            Some(last) => swept.last = last.id.clone(),
-            None => return Ok(swept),
+            after = order.id;
         }
     }
+}
+
+/// A page of open orders, and of each whether its saga is under way: those take nothing but the two pages, however many they are.
+async fn open(
+    store: &Store,
+    engine: &Engine,
+    after: &str,
+    before: i64,
+) -> Result<Vec<(Order, bool)>, order_kit::BoxError> {
+    let orders = store.open(after, before, PAGE).await?;
+    let Some(last) = orders.last() else { return Ok(Vec::new()) };
+    let under_way = engine.under_way(after, &last.id).await?;
+    let known = |order: Order| {
+        let known = under_way.contains(&order.id);
+        (order, known)
+    };
+    Ok(orders.into_iter().map(known).collect())
 }
 
 /// Cancels an order whose saga was turned round before its first step was tried: there was nothing to compensate then.
@@ -114,4 +150,77 @@ async fn close(store: &Store, engine: &Engine, order: &str) -> Result<(), order_
         store.cancel(order, &reason).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use order_kit::{Cents, Db, env};
+
+    use super::*;
+    use crate::{
+        order::{Item, Status},
+        steps::Steps,
+        store::{self, Placed},
+        users::{Directory, OverHttp},
+    };
+
+    /// Where nobody answers, so that no order comes to an end.
+    const NOBODY: &str = "http://127.0.0.1:1";
+
+    fn order(number: i64) -> Order {
+        Order {
+            id: format!("order-{number:03}"),
+            user_id: "ada".to_owned(),
+            items: vec![Item { product_id: "lamp".to_owned(), quantity: 1, price: Cents(10) }],
+            total: Cents(10),
+            status: Status::Pending,
+            reason: None,
+            user_known: true,
+            correlation: "c".to_owned(),
+            traceparent: None,
+            version: 1,
+            created_at: now_ms() - 1,
+            updated_at: now_ms(),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_started_is_not_started_over_when_there_is_no_room_for_the_next() {
+        let data = tempfile::tempdir().unwrap();
+        let env = [env::USER_SERVICE_URL, env::INVENTORY_SERVICE_URL, env::PAYMENT_SERVICE_URL]
+            .into_iter()
+            .fold(order_kit::env::Env::empty(), |env, url| env.with(url, NOBODY));
+        let broker = order_broker::open("memory:").await.unwrap();
+        let ports = Arc::new(order_kit::context::Ports(3_000));
+        let context = Context::new(crate::NAME, env, data.path(), broker, ports);
+        let db = Db::open(crate::place(&context, crate::NAME), store::MIGRATIONS).await.unwrap();
+        let store = Store::new(db);
+        let users = Directory::new(Arc::new(OverHttp::new(&context).unwrap()));
+        let steps = Steps::new(&context, store.clone(), users).unwrap();
+        let (tell, _turned) = mpsc::unbounded_channel();
+        let hour = Duration::from_secs(3_600);
+        let engine = Engine::start(&context, &steps, hour, 3, tell).await.unwrap();
+        for number in 0..5 {
+            let placed = store.place(order(number), None).await.unwrap();
+            assert!(matches!(placed, Placed::New));
+        }
+
+        let ago = Duration::ZERO;
+        let after = sweep(&store, &engine, String::new(), ago).await;
+        assert_eq!(after, "order-002", "three have begun, and there is no room for the fourth");
+        let under_way = engine.under_way("", "order-004").await.unwrap();
+        assert_eq!(under_way.len(), 3);
+        assert_eq!(engine.under_way("order-000", "order-001").await.unwrap().len(), 1);
+
+        let missed = Missed::default();
+        for one in ["order-004", "order-001", "order-003"] {
+            missed.one(one);
+        }
+        let back = missed.before().unwrap();
+        assert!(back.as_str() < "order-001" && back.as_str() > "order-", "{back}");
+        assert_eq!(sweep(&store, &engine, back, ago).await, "order-002");
+        assert_eq!(missed.before(), None);
+        context.stop().cancel();
+        context.finished().await;
+    }
 }

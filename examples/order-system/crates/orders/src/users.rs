@@ -6,15 +6,15 @@ use futures::future::BoxFuture;
 use http::StatusCode;
 use mainstay::ConfigError;
 use order_kit::{
-    Context,
+    Cache, Context,
     client::{CallError, Client, Options},
 };
 
-use crate::{cache::Cache, wire::User};
+use crate::wire::User;
 
 /// How long a user who exists is believed to. Users are never deleted.
 const BELIEVED: Duration = Duration::from_secs(10);
-const MOST: usize = 50_000;
+const MOST: u64 = 50_000;
 
 /// The user service, whatever it speaks.
 pub trait Users: Send + Sync {
@@ -23,12 +23,12 @@ pub trait Users: Send + Sync {
 }
 
 /// Whether there is a user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Known {
     Yes,
     No,
     /// The service does not answer.
-    Unknown,
+    Unknown(CallError),
 }
 
 /// The user service over HTTP.
@@ -75,27 +75,27 @@ impl Directory {
     pub(crate) async fn find(&self, id: &str) -> Result<Option<User>, CallError> {
         let found = self.service.find(id).await?;
         if let Some(user) = &found {
-            self.believed.put(id, user.clone());
+            self.believed.put(id, user.clone()).await;
         }
         Ok(found)
     }
 
     /// The one of a moment ago.
-    pub(crate) fn recent(&self, id: &str) -> Option<User> {
-        self.believed.get(id)
+    pub(crate) async fn recent(&self, id: &str) -> Option<User> {
+        self.believed.get(id).await
     }
 
     /// Whether there is such a user.
     pub(crate) async fn validate(&self, id: &str) -> Known {
-        if self.recent(id).is_some() {
-            return Known::Yes;
-        }
-        match self.find(id).await {
-            Ok(Some(_)) => Known::Yes,
-            Ok(None) => Known::No,
-            Err(error) => {
+        let (service, user) = (self.service.clone(), id.to_owned());
+        // That there is none is not remembered.
+        let ask = async move { service.find(&user).await.map_err(Some)?.ok_or(None) };
+        match self.believed.get_or(id, ask).await.as_ref().map_err(|error| (**error).clone()) {
+            Ok(_) => Known::Yes,
+            Err(None) => Known::No,
+            Err(Some(error)) => {
                 tracing::warn!(%error, "whether there is the user cannot be found out");
-                Known::Unknown
+                Known::Unknown(error)
             }
         }
     }

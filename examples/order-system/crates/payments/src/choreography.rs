@@ -21,15 +21,20 @@ const PARALLEL: u16 = 10;
 /// The step, as the saga calls it: what was charged for a saga is not charged again for an event.
 const STEP: &str = "charge-card";
 
-pub(crate) async fn start(context: &Context, payments: &Payments) -> Result<(), BoxError> {
-    // A provider may be away for minutes before an event is given up.
-    let queue = Queue::new(QUEUE)
+/// An event is handled again as long as the provider is away, for more than a day: a dead letter would be a refund that nobody gets.
+const ATTEMPTS: u32 = 10_000;
+
+fn queue() -> Queue {
+    Queue::new(QUEUE)
         .bind(heard::INVENTORY_RESERVED)
         .bind(heard::ORDER_CANCELLED)
-        .max_attempts(30)
-        .backoff(Duration::from_millis(100), Duration::from_secs(10));
+        .max_attempts(ATTEMPTS)
+        .backoff(Duration::from_millis(100), Duration::from_secs(10))
+}
+
+pub(crate) async fn start(context: &Context, payments: &Payments) -> Result<(), BoxError> {
     let payments = payments.clone();
-    events::consume(context, queue, PARALLEL, move |event| {
+    events::consume(context, queue(), PARALLEL, move |event| {
         let payments = payments.clone();
         async move { handle(&payments, event).await }
     })
@@ -70,5 +75,17 @@ fn trouble(error: ApiError) -> Trouble {
         Trouble::Later(error.to_string())
     } else {
         Trouble::Poison(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_of_a_day_makes_no_dead_letter() {
+        let queue = queue();
+        let waits: Duration = (1..queue.max_attempts).map(|failures| queue.backoff.after(failures)).sum();
+        assert!(waits > Duration::from_secs(24 * 3_600), "{waits:?}");
     }
 }

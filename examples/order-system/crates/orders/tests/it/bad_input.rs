@@ -16,6 +16,7 @@ async fn what_is_no_order_is_refused_and_not_kept() {
         (400, "Invalid quantity: 1 to 10000 are possible", lines(1, 0)),
         (400, "Invalid quantity: 1 to 10000 are possible", lines(1, -1)),
         (400, "Invalid quantity: 1 to 10000 are possible", lines(1, 10_001)),
+        (400, "Invalid quantity: 1 to 10000 are possible", lines(2, 6_000)),
         (400, "An order needs items", lines(0, 1)),
         (400, "An order has at most 100 items", lines(101, 1)),
         (400, "Invalid userId", order_of("a/../b", 1)),
@@ -23,7 +24,12 @@ async fn what_is_no_order_is_refused_and_not_kept() {
         (
             400,
             "The total is too large",
-            json!({ "userId": "ada", "items": [{ "productId": "dear", "quantity": 2 }] }),
+            json!({ "userId": "ada", "items": [{ "productId": "dear", "quantity": 1 }] }),
+        ),
+        (
+            400,
+            "An order costs something",
+            json!({ "userId": "ada", "items": [{ "productId": "gift", "quantity": 1 }] }),
         ),
         (422, "Unknown user", order_of("nobody", 1)),
         (

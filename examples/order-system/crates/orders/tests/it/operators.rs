@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use http::{Method, StatusCode};
 use order_kit::{
     Context,
@@ -11,7 +12,7 @@ use order_kit::{
 use serde_json::json;
 use tower::ServiceExt;
 
-use crate::world::{Mood, World, eventually};
+use crate::world::{Mood, World, eventually, order_of};
 
 #[tokio::test]
 async fn a_compensation_that_fails_is_shown_tried_again_and_never_forgotten() {
@@ -143,5 +144,98 @@ async fn the_audit_shows_all_orders_a_page_at_a_time() {
     assert_eq!(over, [true, true, true, true, true, false]);
     assert_eq!((&seen[1]["status"], &seen[1]["total"]), (&json!("cancelled"), &json!("0.20")));
     assert_eq!(world.get("/_audit?limit=x").await.status, StatusCode::BAD_REQUEST);
+    world.end().await;
+}
+
+/// The headers with which the gateway asks for a user.
+fn of(user: &str) -> [(&str, &str); 1] {
+    [("x-user-id", user)]
+}
+
+#[tokio::test]
+async fn an_order_is_its_users_and_a_service_may_see_all() {
+    let world = World::new().await;
+    let placed = world.send(Method::POST, "/orders", &of("ada"), Some(order_of("ada", 1))).await;
+    assert_eq!(placed.status, StatusCode::ACCEPTED);
+    let id = placed.body["id"].as_str().unwrap().to_owned();
+    world.over(&id).await;
+    for path in ["/orders", "/orders/checkout"] {
+        let answer = world.send(Method::POST, path, &of("eve"), Some(order_of("ada", 1))).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{path}");
+    }
+    eventually("it is in the list", async || world.get("/orders/user/ada").await.body[0]["orderId"] == *id)
+        .await;
+    for (method, path, status) in [
+        (Method::GET, format!("/orders/{id}"), StatusCode::OK),
+        (Method::GET, format!("/orders/{id}/details"), StatusCode::OK),
+        (Method::GET, format!("/orders/{id}/timeline"), StatusCode::OK),
+        (Method::GET, "/orders/user/ada".to_owned(), StatusCode::OK),
+        (Method::POST, format!("/orders/{id}/cancel"), StatusCode::CONFLICT),
+    ] {
+        let asked = |headers: &'static [(&str, &str)]| world.send(method.clone(), &path, headers, None);
+        assert_eq!(asked(&[("x-user-id", "eve")]).await.status, StatusCode::NOT_FOUND, "{method} {path}");
+        assert_eq!(asked(&[("x-user-id", "")]).await.status, StatusCode::NOT_FOUND, "{method} {path}");
+        assert_eq!(asked(&[("x-user-id", "ada")]).await.status, status, "{method} {path}");
+        assert_eq!(asked(&[]).await.status, status, "{method} {path}");
+    }
+    let (path, headers) = (format!("/orders/{id}"), [("x-user-id", "eve"), ("prefer", "wait=1")]);
+    assert_eq!(world.send(Method::GET, &path, &headers, None).await.status, StatusCode::NOT_FOUND);
+    for (method, path) in
+        [(Method::GET, "/orders/attention".to_owned()), (Method::POST, format!("/orders/{id}/retry"))]
+    {
+        let answer = world.send(method, &path, &of("ada"), None).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{path}: the gateway's token makes no operator");
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_customer_sees_what_has_happened_and_not_what_services_say_to_each_other() {
+    let world = World::new().await;
+    world.neighbours.declined.lock().unwrap().insert("eve".to_owned());
+    world.neighbours.set("release", Mood::Failing);
+    let id = world.order("eve", 3).await;
+    let path = format!("/orders/{id}/timeline");
+    eventually("it is stuck", async || world.get(&path).await.body["phase"] == "stuck").await;
+    let operators = world.get(&path).await.body.to_string();
+    assert!(operators.contains("lamp") && operators.contains("circuit open"), "{operators}");
+    let stuck = world.send(Method::GET, &path, &of("eve"), None).await.body;
+    world.neighbours.set("release", Mood::Well);
+    world.send(Method::POST, &format!("/orders/{id}/retry"), &[], None).await;
+    world.over(&id).await;
+    let over = world.send(Method::GET, &path, &of("eve"), None).await.body;
+    for timeline in [&stuck, &over] {
+        let text = timeline.to_string();
+        assert!(!text.contains("lamp") && !text.contains("circuit") && !text.contains("inventory"), "{text}");
+        let steps = timeline["steps"].as_array().unwrap();
+        let reserved = steps.iter().find(|step| step["step"] == "reserve-stock").unwrap();
+        assert_eq!((&reserved["outcome"], &reserved["attempts"]), (&json!("done"), &json!(1)));
+        assert!(reserved["ms"].is_u64() && reserved["process"].as_str().is_some_and(|it| !it.is_empty()));
+    }
+    let said = |kind: &str| over["steps"].as_array().unwrap().iter().any(|step| step["outcome"] == kind);
+    assert!(said("it is cancelled: card_declined") && said("undone"), "{over}");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn only_so_many_wait_at_once_and_the_next_are_told_how_it_stands() {
+    let world = World::new().await;
+    world.neighbours.set("charge", Mood::Hanging);
+    let id = world.order("ada", 1).await;
+    let path = format!("/orders/{id}");
+    let began = std::time::Instant::now();
+    let ask = || world.send(Method::GET, &path, &[("prefer", "wait=20")], None);
+    let mut asked: FuturesUnordered<_> = (0..60).map(|_| ask()).collect();
+    for _ in 0..12 {
+        let answer = asked.next().await.unwrap();
+        assert_eq!(answer.status, StatusCode::OK);
+        assert_eq!(answer.headers.get("preference-applied"), None);
+    }
+    assert!(began.elapsed().as_secs() < 15, "nobody has waited");
+    assert!(asked.next().now_or_never().is_none(), "the others wait");
+    drop(asked);
+    world.neighbours.set("charge", Mood::Well);
+    let answer = world.send(Method::GET, &path, &[("prefer", "wait=1")], None).await;
+    assert_eq!(answer.headers["preference-applied"], "wait=1", "their places are free again");
     world.end().await;
 }

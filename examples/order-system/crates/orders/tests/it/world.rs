@@ -170,7 +170,11 @@ async fn product(State(all): State<Arc<Neighbours>>, Path(id): Path<String>) -> 
     match all.mood("products") {
         Mood::Well if id.starts_with("no-") => StatusCode::NOT_FOUND.into_response(),
         Mood::Well => {
-            let price = if id == "dear" { "92233720368547758.07" } else { "0.10" };
+            let price = match id.as_str() {
+                "dear" => "10000000000.01",
+                "gift" => "0.00",
+                _ => "0.10",
+            };
             Json(json!({ "id": id, "name": id, "price": price })).into_response()
         }
         _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
