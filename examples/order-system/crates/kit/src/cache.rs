@@ -49,8 +49,7 @@ impl<T: Clone + Send + Sync + 'static> Cache<T> {
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
         let asked = async {
-            let correlation = trace::correlation().unwrap_or_default();
-            match tokio::spawn(trace::with_correlation(correlation, ask).in_current_span()).await {
+            match tokio::spawn(trace::carried().with(ask).in_current_span()).await {
                 Ok(answer) => answer,
                 Err(error) => match error.try_into_panic() {
                     Ok(panic) => resume_unwind(panic),
