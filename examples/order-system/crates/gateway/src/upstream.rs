@@ -2,9 +2,9 @@
 //!
 //! What the policies surround is the head of an exchange: until the answer's status and headers are there. Bodies pass through as they come.
 //!
-//! Outermost first: a deadline, or what is left of the client's; a circuit breaker (5 failures in a row within 60 s, or half of at least
-//! 20 calls in that time; open for 30 s, then one probe); a retry for requests without a body that may be repeated, paid for by successes;
-//! a bulkhead with a short queue; and a limit for how long the service may be silent.
+//! Outermost first: the client's deadline, which ends a call from outside; a limit for it all; a circuit breaker (5 failures in a row within
+//! 60 s, or half of at least 20 calls in that time; open for 30 s, then one probe); a retry for requests without a body that may be
+//! repeated, paid for by successes; a bulkhead with a short queue; and a limit for how long the service may be silent.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,7 +18,10 @@ use hyper_util::{
 use mainstay::{BoxedStack, CircuitBreaker, ConfigError, Error, Kind, Refused, Retry, circuit_breaker};
 use order_kit::{
     Context,
-    client::{policies, tell_deadline},
+    client::{
+        policies::{self, CallersEnd},
+        tell_deadline,
+    },
     trace,
 };
 use tokio::time::Instant;
@@ -55,6 +58,9 @@ pub enum Trouble {
     /// The service had all it needed and did not answer.
     #[error("no answer in time")]
     Silent,
+    /// The client's own time was over, before the service had as long as it may take.
+    #[error("the client's time is over")]
+    Late,
     /// The client did not send what it had announced.
     #[error("the client's body: {0}")]
     Client(Broken),
@@ -70,7 +76,9 @@ impl Trouble {
             Trouble::Connection { .. } | Trouble::Address(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "The service cannot be reached")
             }
-            Trouble::Silent => (StatusCode::GATEWAY_TIMEOUT, "The service did not answer in time"),
+            Trouble::Silent | Trouble::Late => {
+                (StatusCode::GATEWAY_TIMEOUT, "The service did not answer in time")
+            }
             Trouble::Client(Broken::Still) => {
                 (StatusCode::REQUEST_TIMEOUT, "The body of the request did not come")
             }
@@ -154,14 +162,14 @@ impl std::fmt::Debug for Upstream {
     }
 }
 
-/// Answers of 500 and above and 429 are failures; what the client did wrong says nothing.
+/// Answers of 500 and above and 429 are failures; what the client did wrong, and how long it waits, says nothing.
 fn classify(outcome: &Outcome) -> circuit_breaker::Class {
     use circuit_breaker::Class;
     match outcome {
         Ok(response) if response.status().is_server_error() => Class::Failure,
         Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => Class::Failure,
         Ok(_) => Class::Success,
-        Err(Trouble::Client(_)) => Class::Ignored,
+        Err(Trouble::Client(_) | Trouble::Late) => Class::Ignored,
         Err(_) => Class::Failure,
     }
 }
@@ -195,8 +203,9 @@ impl Upstream {
             .name(name)
             .observe(mainstay::observe::Metrics)
             .build()?;
+        // Timeouts, since a deadline would also be the client's: see `CallersEnd`.
         let repeated = mainstay::stack(name)
-            .deadline(DEADLINE_LIMIT)
+            .timeout(DEADLINE_LIMIT)
             .circuit_breaker(breaker.clone())
             .retry(retry.clone())
             .bulkhead(bulkhead.clone())
@@ -205,7 +214,7 @@ impl Upstream {
             .boxed();
         // How long this may take depends on who is to move: the exchange itself looks at that.
         let once = mainstay::stack(name)
-            .deadline(DEADLINE_LIMIT)
+            .timeout(DEADLINE_LIMIT)
             .circuit_breaker(breaker.clone())
             .bulkhead(bulkhead.clone())
             .build()?
@@ -245,9 +254,15 @@ impl Upstream {
         let wait = preferred_wait(&headers);
         let plain = method.is_idempotent() && body.is_end_stream() && wait.is_zero();
         let upload = Upload::new(body);
+        let end = CallersEnd::of(DEADLINE_LIMIT);
         let attempt = || {
             let head = (method.clone(), path.as_str(), headers.clone());
-            async { self.0.exchange(head, upload.clone(), PATIENCE + wait).await }
+            async {
+                let outcome = self.0.exchange(head, upload.clone(), PATIENCE + wait).await;
+                outcome.and_then(
+                    |answer| if end.explains(answer.status()) { Err(Trouble::Late) } else { Ok(answer) },
+                )
+            }
         };
         let stack = if plain { &self.0.repeated } else { &self.0.once };
         let (side, only_path) = (self.name(), path.split('?').next());
@@ -257,10 +272,13 @@ impl Upstream {
             otel.status_code = tracing::field::Empty,
         );
         let call = async {
-            let outcome = stack.call(attempt).await.map_err(|error| match error {
-                Error::Inner(trouble) => trouble,
-                Error::Refused(refused) => Trouble::Refused(refused),
-            });
+            let outcome = match end.run(stack.call(attempt)).await {
+                Some(outcome) => outcome.map_err(|error| match error {
+                    Error::Inner(trouble) => trouble,
+                    Error::Refused(refused) => Trouble::Refused(refused),
+                }),
+                None => Err(Trouble::Late),
+            };
             let span = tracing::Span::current();
             match &outcome {
                 Ok(response) => span.record("http.response.status_code", response.status().as_u16()),
