@@ -20,6 +20,7 @@ use order_kit::{
     Context,
     client::{
         policies::{self, CallersEnd},
+        IDLE,
         tell_deadline,
     },
     trace,
@@ -28,7 +29,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::{
-    body::{Broken, Download, Upload},
+    body::{self, Broken, Download, Upload},
     headers,
     proxy::MONOLITH,
     resolve::Names,
@@ -42,6 +43,9 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 const CONCURRENCY: (usize, usize) = (128, 128);
 
 /// Why there is no answer.
+/// A body that says that it is no longer than this is read before its request takes a place: a slow client keeps none. Services take no
+/// longer ones; what is passed as a stream nevertheless has its place from the beginning.
+const SMALL: u64 = order_kit::server::BODY_LIMIT as u64;
 #[derive(Debug, thiserror::Error)]
 pub enum Trouble {
     /// A policy ended it.
@@ -227,7 +231,7 @@ impl Upstream {
         connector.set_nodelay(true);
         let http = Http::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(30))
+            .pool_idle_timeout(IDLE)
             .set_host(false)
             .build(connector);
         let context = context.clone();
@@ -262,6 +266,10 @@ impl Upstream {
                 outcome.and_then(
                     |answer| if end.explains(answer.status()) { Err(Trouble::Late) } else { Ok(answer) },
                 )
+        let body = match body.size_hint().exact() {
+            Some(1..=SMALL) => body::whole(body).await.map_err(Trouble::Client)?,
+            _ => body,
+        };
             }
         };
         let stack = if plain { &self.0.repeated } else { &self.0.once };

@@ -1,13 +1,19 @@
 //! What clients do to themselves is no fault of the service.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
-use axum::Router;
+use axum::{Router, extract::ConnectInfo};
 use http::{Method, StatusCode};
 use order_gateway::upstream::PATIENCE;
-use tokio::sync::mpsc;
+use order_kit::{client::IDLE, server::HEAD_TIMEOUT};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::support::{Fake, Running, env, standing_clock};
+use crate::support::{Fake, Running, TOKEN, env, gateway, mirror, standing_clock};
 
 /// A service that says when it is asked and answers after so long.
 async fn slow(after: Duration) -> (Running, Fake, mpsc::UnboundedReceiver<()>) {
@@ -37,7 +43,7 @@ async fn clients_in_a_hurry_do_not_open_the_breaker_for_others() {
         tokio::join!(answer, passes).0
     };
     for _ in 0..6 {
-        let hurried = ask(&[("x-request-timeout-ms", "5")], 6).await;
+        let hurried = ask(&[("x-request-timeout-ms", "5")], 5).await;
         assert_eq!(hurried.status, StatusCode::GATEWAY_TIMEOUT);
     }
     assert_eq!(ask(&[], 40).await.status, StatusCode::OK);
@@ -79,4 +85,90 @@ async fn a_service_that_is_slow_fails_however_much_time_its_clients_have() {
     let refused = gateway.send(Method::GET, "/api/products", &[], "").await;
     assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(asks.try_recv().is_err(), "nobody was asked");
+}
+
+/// What is answered within the next seconds.
+async fn answer(stream: &TcpStream) -> String {
+    for _ in 0..20 {
+        settle().await;
+        let mut part = [0; 1_024];
+        if let Ok(read) = stream.try_read(&mut part) {
+            return String::from_utf8_lossy(&part[..read]).into_owned();
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    panic!("no answer")
+}
+
+/// What is on its way over a connection arrives.
+async fn settle() {
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_sends_a_byte_now_and_then_is_the_clients_fault() {
+    let _clock = standing_clock();
+    let (gateway, fake) = Running::before(env(), "users", mirror()).await;
+    for (length, byte, places) in
+        [("content-length: 1000", " ", 0), ("transfer-encoding: chunked", "1\r\n \r\n", 6)]
+    {
+        gateway.register("users", fake.address);
+        let mut clients = Vec::new();
+        for _ in 0..6 {
+            let mut client = TcpStream::connect(gateway.address).await.unwrap();
+            let head = format!(
+                "POST /api/users HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\n{length}\r\n\r\n"
+            );
+            client.write_all(head.as_bytes()).await.unwrap();
+            clients.push(client);
+        }
+        for _ in 0..14 {
+            settle().await;
+            tokio::time::advance(Duration::from_secs(1)).await;
+            for client in &mut clients {
+                client.write_all(byte.as_bytes()).await.unwrap();
+            }
+        }
+        settle().await;
+        let policies =
+            gateway.send(Method::GET, "/_policies", &[("x-service-token", TOKEN)], "").await.json();
+        let bulkhead = policies
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|it| it["name"] == "users" && it.get("in_use").is_some());
+        assert_eq!(bulkhead.unwrap()["in_use"], places, "{length}");
+        for client in &clients {
+            let answer = answer(client).await;
+            assert!(answer.starts_with("HTTP/1.1 408"), "{length}: {answer}");
+        }
+        gateway.register("users", fake.address);
+        let other = gateway.send(Method::POST, "/api/users", &[], "{}").await;
+        assert_eq!(other.status, StatusCode::OK, "{length}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_given_up_before_the_service_does() {
+    let _clock = standing_clock();
+    let gateway = gateway(env()).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let peer = Router::new().fallback(async |ConnectInfo(peer): ConnectInfo<SocketAddr>| peer.to_string());
+    let service = peer.into_make_service_with_connect_info::<SocketAddr>();
+    let _serving = AbortOnDropHandle::new(tokio::spawn(async { axum::serve(listener, service).await }));
+    let ask = async || {
+        gateway.register("products", address);
+        let answer = gateway.send(Method::GET, "/api/products", &[], "").await;
+        settle().await;
+        answer.body
+    };
+    let first = ask().await;
+    tokio::time::advance(IDLE - Duration::from_secs(1)).await;
+    assert_eq!(ask().await, first, "it is used again");
+    tokio::time::advance(IDLE + Duration::from_secs(1)).await;
+    assert!(IDLE + Duration::from_secs(1) < HEAD_TIMEOUT);
+    assert_ne!(ask().await, first);
 }

@@ -28,7 +28,7 @@ pub static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-ke
 /// How many milliseconds whoever asked will wait.
 pub static DEADLINE: HeaderName = HeaderName::from_static(deadline::header::REQUEST_TIMEOUT_MS);
 /// For how long a connection that is not in use is kept: not as long as the server does, which would close it under a request.
-const IDLE: Duration = Duration::from_secs(5);
+pub const IDLE: Duration = Duration::from_secs(5);
 /// The most that is read of an answer.
 const ANSWER_LIMIT: usize = 4 * 1024 * 1024;
 
