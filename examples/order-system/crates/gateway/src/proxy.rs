@@ -84,7 +84,7 @@ pub async fn handle(State(gateway): State<Gateway>, mut request: Request) -> Res
     let way = gateway.way(service, path, who.as_ref().map(|who| who.sub.as_str())).ok_or_else(nothing)?;
 
     let method = request.method().clone();
-    let _forget = (!method.is_safe()).then(|| gateway.0.cache.forget_after(path));
+    let _forget = if method.is_safe() { None } else { gateway.0.cache.forget_after(path) };
     let looked_up = cache::concerns(&method, path, request.headers()).then(|| {
         let key = Key { by: way.by, path: path.to_owned() };
         (gateway.0.cache.get(&key), key)
