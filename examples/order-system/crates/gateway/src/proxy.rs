@@ -98,7 +98,7 @@ pub async fn handle(State(gateway): State<Gateway>, mut request: Request) -> Res
     let client = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|it| it.0.ip());
     let (mut parts, body) = request.into_parts();
     let from = headers::From { client, secure: gateway.0.secure, who: who.as_ref() };
-    headers::to_service(&mut parts.headers, from, gateway.0.context.tokens().send());
+    headers::to_service(&mut parts.headers, from);
     let shadow = way.shadow.filter(|_| method == Method::GET && body.is_end_stream()).map(|other| {
         let mut headers = parts.headers.clone();
         headers.insert(HeaderName::from_static("x-shadow"), HeaderValue::from_static("1"));

@@ -18,12 +18,13 @@ use hyper_util::{
 use mainstay::{BoxedStack, CircuitBreaker, ConfigError, Error, Kind, Refused, Retry, circuit_breaker};
 use order_kit::{
     Context,
+    auth::SERVICE_TOKEN,
     client::{
-        policies::{self, CallersEnd},
         IDLE,
+        policies::{self, CallersEnd},
         tell_deadline,
     },
-    trace,
+    env, trace,
 };
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -41,11 +42,11 @@ pub const DEADLINE_LIMIT: Duration = Duration::from_secs(29);
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Requests to one side at once, and how many more wait a second for their turn.
 const CONCURRENCY: (usize, usize) = (128, 128);
-
-/// Why there is no answer.
 /// A body that says that it is no longer than this is read before its request takes a place: a slow client keeps none. Services take no
 /// longer ones; what is passed as a stream nevertheless has its place from the beginning.
 const SMALL: u64 = order_kit::server::BODY_LIMIT as u64;
+
+/// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Trouble {
     /// A policy ended it.
@@ -153,6 +154,8 @@ pub struct Upstream(Arc<Inner>);
 struct Inner {
     side: Side,
     context: Context,
+    /// What this side is shown: services what they show each other, a monolith what was chosen for it.
+    token: Option<HeaderValue>,
     names: Names,
     http: Http<HttpConnector, Upload>,
     repeated: BoxedStack<Response<Body>, Trouble>,
@@ -234,8 +237,13 @@ impl Upstream {
             .pool_idle_timeout(IDLE)
             .set_host(false)
             .build(connector);
+        let token = match &side {
+            Side::Service(_) => Some(context.tokens().send().to_owned()),
+            Side::Legacy(_) => context.env().get(env::LEGACY_TOKEN),
+        };
+        let token = token.and_then(|token| HeaderValue::try_from(token).ok());
         let context = context.clone();
-        Ok(Upstream(Arc::new(Inner { side, context, names, http, repeated, once, breaker })))
+        Ok(Upstream(Arc::new(Inner { side, context, token, names, http, repeated, once, breaker })))
     }
 
     /// What it is called.
@@ -257,6 +265,10 @@ impl Upstream {
         let Outgoing { method, path, headers, body } = request;
         let wait = preferred_wait(&headers);
         let plain = method.is_idempotent() && body.is_end_stream() && wait.is_zero();
+        let body = match body.size_hint().exact() {
+            Some(1..=SMALL) => body::whole(body).await.map_err(Trouble::Client)?,
+            _ => body,
+        };
         let upload = Upload::new(body);
         let end = CallersEnd::of(DEADLINE_LIMIT);
         let attempt = || {
@@ -266,10 +278,6 @@ impl Upstream {
                 outcome.and_then(
                     |answer| if end.explains(answer.status()) { Err(Trouble::Late) } else { Ok(answer) },
                 )
-        let body = match body.size_hint().exact() {
-            Some(1..=SMALL) => body::whole(body).await.map_err(Trouble::Client)?,
-            _ => body,
-        };
             }
         };
         let stack = if plain { &self.0.repeated } else { &self.0.once };
@@ -362,6 +370,7 @@ impl Inner {
             .build()
             .map_err(|error| wrong(&error))?;
         headers.insert(header::HOST, HeaderValue::from_str(host.as_str()).map_err(|error| wrong(&error))?);
+        headers.extend(self.token.clone().map(|token| (SERVICE_TOKEN.clone(), token)));
         tell_deadline(&mut headers, DEADLINE_LIMIT);
         trace::inject(&mut headers);
         let mut request = Request::new(upload.clone());

@@ -62,6 +62,7 @@ variables! {
     DEV_TOKENS = "": "`1`: the gateway makes tokens for whoever asks, also with a JWT_SECRET that is not the default";
     STRANGLE = "": "With LEGACY_URL: the services whose routes the gateway takes to the new system, separated by commas";
     LEGACY_URL = "": "The monolith behind the gateway; what is not in STRANGLE goes there";
+    #[secret] LEGACY_TOKEN = "": "What the gateway shows the monolith in `X-Service-Token`; without it nothing, since INTERNAL_TOKEN is for services";
     READY_DEGRADED_STATUS = "200": "What `/health/ready` answers when only an optional check fails: 200 or 503";
     DATABASE_SCHEMA_PREFIX = "": "What stands before the names of the schemas in PostgreSQL, so that two systems can share a database";
     SHUTDOWN_DELAY_MS = "0": "How long a process that was told to end still takes new connections, while it already says that it is not ready: as long as a load balancer needs to notice";
