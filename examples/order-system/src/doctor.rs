@@ -53,7 +53,9 @@ pub async fn doctor(env: &Env, data: &Path) -> Result<usize, BoxError> {
             );
         }
     }
-    for secret in [env::INTERNAL_TOKEN, env::JWT_SECRET] {
+    let secrets = [env::INTERNAL_TOKEN, env::JWT_SECRET];
+    say(env::HOST, env::guarded(env, &secrets).map(|()| "the secrets will do for it".to_owned()));
+    for secret in secrets {
         if env.get(secret).is_none() {
             println!("note  {secret}: the default is for development only");
         }

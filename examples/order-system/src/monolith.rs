@@ -48,6 +48,7 @@ impl Monolith {
     ///
     /// A port that is taken, data that cannot be opened, a setting that is none.
     pub async fn start(port: u16, data: &Path, env: Env) -> Result<Self, BoxError> {
+        order_kit::env::guarded(&env, &[order_kit::env::INTERNAL_TOKEN])?;
         std::fs::create_dir_all(data)?;
         order_kit::telemetry::init(&env)?;
         let broker = order_broker::open(&broker_address(&env, data)).await?;

@@ -128,6 +128,11 @@ impl System {
     ///
     /// As of [`start`](System::start).
     pub async fn start_with(options: Options, broker: Arc<dyn Broker>) -> Result<Self, BoxError> {
+        let secrets: &[&str] = match options.parts.contains(&order_gateway::NAME) {
+            true => &[env::INTERNAL_TOKEN, env::JWT_SECRET],
+            false => &[env::INTERNAL_TOKEN],
+        };
+        env::guarded(&options.env, secrets)?;
         std::fs::create_dir_all(&options.data)?;
         order_kit::telemetry::init(&options.env)?;
         let table = Arc::new(Table::default());

@@ -3,6 +3,10 @@
 use std::{collections::BTreeSet, path::PathBuf};
 
 use order_kit::{context::SERVICES, env};
+use order_system::{
+    monolith::Monolith,
+    system::{Options, System},
+};
 use serde_json::Value;
 use serde_norway as yaml;
 
@@ -43,6 +47,21 @@ fn the_image_builds_what_seldom_changes_first_and_runs_as_nobody_in_particular()
         let name = entry.expect("an entry").file_name().into_string().expect("text");
         assert!(text.contains(&format!("COPY examples/order-system/crates/{name}/Cargo.toml ")), "{name}");
     }
+}
+
+/// The image listens for other machines; who starts it as it is would have a system that everybody has the keys of.
+#[tokio::test]
+async fn nothing_listens_for_other_machines_with_secrets_that_everybody_knows() {
+    assert!(file("Dockerfile").contains("ENV HOST=0.0.0.0"));
+    let data = tempfile::tempdir().expect("a folder");
+    let open = Options::alone(data.path()).with(env::HOST, "0.0.0.0");
+    let why = System::start(open.clone()).await.expect_err("it listens").to_string();
+    assert!(why.contains(env::INTERNAL_TOKEN) && why.contains(env::JWT_SECRET), "{why}");
+    let users = Options { parts: vec!["users"], ..open.clone() };
+    let why = System::start(users).await.expect_err("it listens").to_string();
+    assert!(why.contains(env::INTERNAL_TOKEN) && !why.contains(env::JWT_SECRET), "{why}");
+    let why = Monolith::start(0, data.path(), open.env).await.expect_err("it listens").to_string();
+    assert!(why.contains(env::INTERNAL_TOKEN), "{why}");
 }
 
 #[test]

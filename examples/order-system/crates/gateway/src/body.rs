@@ -10,17 +10,21 @@ use std::{
 use axum::body::Body;
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep, sleep};
 
 /// How long a client's body may stand still.
 pub const STILL: Duration = Duration::from_secs(10);
+/// How long a client may be waited for over a whole body: standing still for a little less each time is no way to keep a place. What the
+/// service takes its time with is not counted.
+pub const ALTOGETHER: Duration = Duration::from_secs(15);
 /// How long a service's may: longer, because of those that say something only when something happens.
 pub const QUIET: Duration = Duration::from_secs(60);
 
 /// Why a body ended too early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    /// Nothing came for too long.
+    /// Nothing came for too long, at once or altogether.
     #[error("the body stood still")]
     Still,
     /// Whoever sent it went away, or sent what is no body.
@@ -32,25 +36,38 @@ pub enum Broken {
 struct Paced {
     body: Body,
     limit: Duration,
-    /// Runs while somebody waits for the next part.
-    still: Option<Pin<Box<Sleep>>>,
+    /// For how much longer it may stand still altogether.
+    left: Duration,
+    /// Runs while somebody waits for the next part, since then.
+    still: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
 impl Paced {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(frame) => {
-                self.still = None;
+                if let Some((since, _)) = self.still.take() {
+                    self.left = self.left.saturating_sub(since.elapsed());
+                }
                 Poll::Ready(frame.map(|frame| frame.map_err(|_| Broken::Away)))
             }
             Poll::Pending => {
-                let limit = self.limit;
-                let still = self.still.get_or_insert_with(|| Box::pin(sleep(limit)));
+                let limit = self.limit.min(self.left);
+                let (_, still) = self.still.get_or_insert_with(|| (Instant::now(), Box::pin(sleep(limit))));
                 ready!(still.as_mut().poll(cx));
                 Poll::Ready(Some(Err(Broken::Still)))
             }
         }
     }
+}
+
+/// Reads a client's body as a whole, at the pace that a client is to keep.
+///
+/// # Errors
+///
+/// [`Broken`].
+pub async fn whole(body: Body) -> Result<Body, Broken> {
+    Ok(Body::from(Upload::new(body).collect().await?.to_bytes()))
 }
 
 /// The body of a client's request on its way to a service. Clones are the same body, so that a request of which nothing was sent can be
@@ -70,7 +87,7 @@ struct State {
 impl Upload {
     /// Of a request.
     pub fn new(body: Body) -> Self {
-        let paced = Paced { body, limit: STILL, still: None };
+        let paced = Paced { body, limit: STILL, left: ALTOGETHER, still: None };
         let state =
             State { paced, touched: false, waits_for_client: false, moved: Instant::now(), broken: None };
         Upload(Arc::new(Mutex::new(state)))
@@ -129,7 +146,7 @@ pub struct Download(Paced);
 impl Download {
     /// Of an answer.
     pub fn new(body: hyper::body::Incoming) -> Self {
-        Download(Paced { body: Body::new(body), limit: QUIET, still: None })
+        Download(Paced { body: Body::new(body), limit: QUIET, left: Duration::MAX, still: None })
     }
 }
 
@@ -155,13 +172,39 @@ impl http_body::Body for Download {
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::BodyExt;
-
     use super::*;
 
     fn never_more() -> Body {
         let first = futures::stream::iter([Ok::<_, Broken>(Bytes::from_static(b"first"))]);
         Body::from_stream(futures::StreamExt::chain(first, futures::stream::pending()))
+    }
+
+    fn every(pause: Duration, parts: usize) -> Body {
+        let parts = futures::stream::iter(0..parts);
+        Body::from_stream(futures::StreamExt::then(parts, move |_| async move {
+            sleep(pause).await;
+            Ok::<_, Broken>(Bytes::from_static(b"x"))
+        }))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_sends_a_little_now_and_then_is_cut() {
+        let begun = Instant::now();
+        assert_eq!(whole(every(STILL / 4, 1_000)).await.unwrap_err(), Broken::Still);
+        assert_eq!(begun.elapsed(), ALTOGETHER);
+        let all = whole(every(ALTOGETHER / 10, 9)).await.unwrap().collect().await.unwrap();
+        assert_eq!(all.to_bytes(), "xxxxxxxxx");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_takes_a_little_now_and_then_does_not_cut_the_client() {
+        let parts = futures::stream::iter(vec![Ok::<_, Broken>(Bytes::from_static(b"x")); 20]);
+        let mut upload = Upload::new(Body::from_stream(parts));
+        while let Some(part) = upload.frame().await {
+            part.unwrap();
+            sleep(ALTOGETHER / 4).await;
+        }
+        assert_eq!(upload.broken(), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -169,9 +169,12 @@ impl Cache {
         state.entries.insert(key, entry);
     }
 
-    /// Forgets what a write to this path concerns, when the guard is dropped: when the write is over, however it ends.
-    pub fn forget_after<'a>(&'a self, path: &'a str) -> Forget<'a> {
-        Forget { cache: self, path: path.split('?').next().unwrap_or(path) }
+    /// Forgets what a write to this path concerns, when the guard is dropped: when the write is over, however it ends. `None` where nothing
+    /// can be remembered.
+    pub fn forget_after<'a>(&'a self, path: &'a str) -> Option<Forget<'a>> {
+        let path = path.split('?').next().unwrap_or(path);
+        let name = path.split('/').nth(1).unwrap_or_default();
+        REMEMBERED.contains(&name).then(|| Forget { cache: self, path })
     }
 
     /// Forgets everything.
@@ -262,6 +265,18 @@ mod tests {
         assert!(cache.get(&key("/products/3")).is_err());
         drop(cache.forget_after("/products"));
         assert!(cache.get(&key("/products/2")).is_err(), "a write to all of them");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_to_something_else_forgets_nothing() {
+        let cache = Cache::default();
+        remember(&cache, "/products/1", 3);
+        let Err(ticket) = cache.get(&key("/products/2")) else { panic!() };
+        for path in ["/orders", "/orders/products", "/productsx/1", "/", ""] {
+            assert!(cache.forget_after(path).is_none(), "{path}");
+        }
+        cache.put(ticket, key("/products/2"), &HeaderMap::new(), &Bytes::new(), (TTL, Duration::ZERO));
+        assert!(cache.get(&key("/products/1")).is_ok() && cache.get(&key("/products/2")).is_ok());
     }
 
     #[tokio::test(start_paused = true)]

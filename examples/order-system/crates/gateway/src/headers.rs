@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use order_kit::{auth::SERVICE_TOKEN, client::DEADLINE};
+use order_kit::client::DEADLINE;
 
 /// The subject of the token.
 pub static USER_ID: HeaderName = HeaderName::from_static("x-user-id");
@@ -30,18 +30,32 @@ const HOP_BY_HOP: [&str; 9] = [
 ];
 
 /// What only the gateway says to a service. From a client it would be a lie about who it is, or where it comes from.
-const ONLY_OURS: [&str; 16] = [
+const ONLY_OURS: [&str; 30] = [
     "forwarded",
+    "remote-user",
+    "x-actor",
+    "x-auth-request-groups",
+    "x-auth-request-user",
+    "x-authenticated-user",
+    "x-client-cert",
+    "x-forwarded-client-cert",
     "x-forwarded-for",
+    "x-forwarded-groups",
     "x-forwarded-host",
     "x-forwarded-port",
     "x-forwarded-prefix",
     "x-forwarded-proto",
     "x-forwarded-server",
+    "x-forwarded-user",
+    "x-groups",
+    "x-operator",
     "x-plan",
     "x-real-ip",
+    "x-remote-user",
     "x-role",
     "x-roles",
+    "x-scope",
+    "x-scopes",
     "x-service-token",
     "x-shadow",
     "x-tenant",
@@ -82,8 +96,9 @@ pub struct From<'a> {
 }
 
 /// Makes a client's headers those of a request to a service: without what ends here, without what a client may not say, with what only
-/// the gateway says. The token itself ends here as well: a service is told whose it was.
-pub fn to_service(headers: &mut HeaderMap, from: From<'_>, service_token: &str) {
+/// the gateway says. The token itself ends here as well: a service is told whose it was. What the gateway shows of itself depends on who is
+/// asked, and is not here.
+pub fn to_service(headers: &mut HeaderMap, from: From<'_>) {
     let host = headers.remove(header::HOST);
     end_hop(headers);
     for name in ONLY_OURS {
@@ -102,7 +117,6 @@ pub fn to_service(headers: &mut HeaderMap, from: From<'_>, service_token: &str) 
         set(HeaderName::from_static("x-forwarded-for"), &client.to_string());
     }
     set(HeaderName::from_static("x-forwarded-proto"), if from.secure { "https" } else { "http" });
-    set(SERVICE_TOKEN.clone(), service_token);
     if let Some(who) = from.who {
         set(USER_ID.clone(), &who.sub);
         set(TENANT.clone(), who.tenant.as_deref().unwrap_or_default());
@@ -145,6 +159,10 @@ mod tests {
         let lies = [
             ("x-user-id", "root"),
             ("x-tenant", "all"),
+            ("x-operator", "grace"),
+            ("x-scopes", "admin"),
+            ("x-forwarded-user", "root"),
+            ("remote-user", "root"),
             ("x-service-token", "guess"),
             ("x-forwarded-for", "127.0.0.1"),
             ("forwarded", "for=127.0.0.1"),
@@ -154,21 +172,22 @@ mod tests {
         let who = Claims { sub: "u1".into(), tenant: Some("t1".into()), plan: None, exp: 0 };
         let mut got = headers(&lies);
         let client = Some([192, 0, 2, 1].into());
-        to_service(&mut got, From { client, secure: true, who: Some(&who) }, "ours");
+        to_service(&mut got, From { client, secure: true, who: Some(&who) });
         let expected = [
             ("x-forwarded-for", "192.0.2.1"),
             ("x-forwarded-proto", "https"),
             ("x-forwarded-host", "shop.example"),
-            ("x-service-token", "ours"),
             ("x-user-id", "u1"),
             ("x-tenant", "t1"),
             ("x-plan", ""),
         ];
         assert_eq!(got, headers(&expected));
         let mut got = headers(&lies);
-        to_service(&mut got, From { client: None, secure: false, who: None }, "ours");
+        to_service(&mut got, From { client: None, secure: false, who: None });
         assert!(
-            !got.contains_key("x-user-id")
+            !got.contains_key("x-service-token")
+                && !got.contains_key("x-operator")
+                && !got.contains_key("x-user-id")
                 && !got.contains_key("x-tenant")
                 && !got.contains_key("authorization")
         );

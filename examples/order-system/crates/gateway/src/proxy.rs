@@ -84,7 +84,7 @@ pub async fn handle(State(gateway): State<Gateway>, mut request: Request) -> Res
     let way = gateway.way(service, path, who.as_ref().map(|who| who.sub.as_str())).ok_or_else(nothing)?;
 
     let method = request.method().clone();
-    let _forget = (!method.is_safe()).then(|| gateway.0.cache.forget_after(path));
+    let _forget = if method.is_safe() { None } else { gateway.0.cache.forget_after(path) };
     let looked_up = cache::concerns(&method, path, request.headers()).then(|| {
         let key = Key { by: way.by, path: path.to_owned() };
         (gateway.0.cache.get(&key), key)
@@ -98,7 +98,7 @@ pub async fn handle(State(gateway): State<Gateway>, mut request: Request) -> Res
     let client = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|it| it.0.ip());
     let (mut parts, body) = request.into_parts();
     let from = headers::From { client, secure: gateway.0.secure, who: who.as_ref() };
-    headers::to_service(&mut parts.headers, from, gateway.0.context.tokens().send());
+    headers::to_service(&mut parts.headers, from);
     let shadow = way.shadow.filter(|_| method == Method::GET && body.is_end_stream()).map(|other| {
         let mut headers = parts.headers.clone();
         headers.insert(HeaderName::from_static("x-shadow"), HeaderValue::from_static("1"));

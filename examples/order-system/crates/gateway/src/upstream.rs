@@ -2,9 +2,9 @@
 //!
 //! What the policies surround is the head of an exchange: until the answer's status and headers are there. Bodies pass through as they come.
 //!
-//! Outermost first: a deadline, or what is left of the client's; a circuit breaker (5 failures in a row within 60 s, or half of at least
-//! 20 calls in that time; open for 30 s, then one probe); a retry for requests without a body that may be repeated, paid for by successes;
-//! a bulkhead with a short queue; and a limit for how long the service may be silent.
+//! Outermost first: the client's deadline, which ends a call from outside; a limit for it all; a circuit breaker (5 failures in a row within
+//! 60 s, or half of at least 20 calls in that time; open for 30 s, then one probe); a retry for requests without a body that may be
+//! repeated, paid for by successes; a bulkhead with a short queue; and a limit for how long the service may be silent.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,15 +18,20 @@ use hyper_util::{
 use mainstay::{BoxedStack, CircuitBreaker, ConfigError, Error, Kind, Refused, Retry, circuit_breaker};
 use order_kit::{
     Context,
-    client::{policies, tell_deadline},
-    trace,
+    auth::SERVICE_TOKEN,
+    client::{
+        IDLE,
+        policies::{self, CallersEnd},
+        tell_deadline,
+    },
+    env, trace,
 };
 use tokio::{net::TcpStream, time::Instant};
 use tower::{ServiceExt, util::MapResponse};
 use tracing::Instrument;
 
 use crate::{
-    body::{Broken, Download, Upload},
+    body::{self, Broken, Download, Upload},
     early::Answering,
     headers,
     proxy::MONOLITH,
@@ -39,6 +44,9 @@ pub const DEADLINE_LIMIT: Duration = Duration::from_secs(29);
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Requests to one side at once, and how many more wait a second for their turn.
 const CONCURRENCY: (usize, usize) = (128, 128);
+/// A body that says that it is no longer than this is read before its request takes a place: a slow client keeps none. Services take no
+/// longer ones; what is passed as a stream nevertheless has its place from the beginning.
+const SMALL: u64 = order_kit::server::BODY_LIMIT as u64;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +65,9 @@ pub enum Trouble {
     /// The service had all it needed and did not answer.
     #[error("no answer in time")]
     Silent,
+    /// The client's own time was over, before the service had as long as it may take.
+    #[error("the client's time is over")]
+    Late,
     /// The client did not send what it had announced.
     #[error("the client's body: {0}")]
     Client(Broken),
@@ -72,7 +83,9 @@ impl Trouble {
             Trouble::Connection { .. } | Trouble::Address(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "The service cannot be reached")
             }
-            Trouble::Silent => (StatusCode::GATEWAY_TIMEOUT, "The service did not answer in time"),
+            Trouble::Silent | Trouble::Late => {
+                (StatusCode::GATEWAY_TIMEOUT, "The service did not answer in time")
+            }
             Trouble::Client(Broken::Still) => {
                 (StatusCode::REQUEST_TIMEOUT, "The body of the request did not come")
             }
@@ -145,6 +158,8 @@ type Connector = MapResponse<HttpConnector, fn(TokioIo<TcpStream>) -> Answering>
 struct Inner {
     side: Side,
     context: Context,
+    /// What this side is shown: services what they show each other, a monolith what was chosen for it.
+    token: Option<HeaderValue>,
     names: Names,
     http: Http<Connector, Upload>,
     repeated: BoxedStack<Response<Body>, Trouble>,
@@ -158,14 +173,14 @@ impl std::fmt::Debug for Upstream {
     }
 }
 
-/// Answers of 500 and above and 429 are failures; what the client did wrong says nothing.
+/// Answers of 500 and above and 429 are failures; what the client did wrong, and how long it waits, says nothing.
 fn classify(outcome: &Outcome) -> circuit_breaker::Class {
     use circuit_breaker::Class;
     match outcome {
         Ok(response) if response.status().is_server_error() => Class::Failure,
         Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => Class::Failure,
         Ok(_) => Class::Success,
-        Err(Trouble::Client(_)) => Class::Ignored,
+        Err(Trouble::Client(_) | Trouble::Late) => Class::Ignored,
         Err(_) => Class::Failure,
     }
 }
@@ -199,8 +214,9 @@ impl Upstream {
             .name(name)
             .observe(mainstay::observe::Metrics)
             .build()?;
+        // Timeouts, since a deadline would also be the client's: see `CallersEnd`.
         let repeated = mainstay::stack(name)
-            .deadline(DEADLINE_LIMIT)
+            .timeout(DEADLINE_LIMIT)
             .circuit_breaker(breaker.clone())
             .retry(retry.clone())
             .bulkhead(bulkhead.clone())
@@ -209,7 +225,7 @@ impl Upstream {
             .boxed();
         // How long this may take depends on who is to move: the exchange itself looks at that.
         let once = mainstay::stack(name)
-            .deadline(DEADLINE_LIMIT)
+            .timeout(DEADLINE_LIMIT)
             .circuit_breaker(breaker.clone())
             .bulkhead(bulkhead.clone())
             .build()?
@@ -222,11 +238,16 @@ impl Upstream {
         connector.set_nodelay(true);
         let http = Http::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(30))
+            .pool_idle_timeout(IDLE)
             .set_host(false)
             .build(connector.map_response(Answering::new as fn(_) -> _));
+        let token = match &side {
+            Side::Service(_) => Some(context.tokens().send().to_owned()),
+            Side::Legacy(_) => context.env().get(env::LEGACY_TOKEN),
+        };
+        let token = token.and_then(|token| HeaderValue::try_from(token).ok());
         let context = context.clone();
-        Ok(Upstream(Arc::new(Inner { side, context, names, http, repeated, once, breaker })))
+        Ok(Upstream(Arc::new(Inner { side, context, token, names, http, repeated, once, breaker })))
     }
 
     /// What it is called.
@@ -248,10 +269,20 @@ impl Upstream {
         let Outgoing { method, path, headers, body } = request;
         let wait = preferred_wait(&headers);
         let plain = method.is_idempotent() && body.is_end_stream() && wait.is_zero();
+        let body = match body.size_hint().exact() {
+            Some(1..=SMALL) => body::whole(body).await.map_err(Trouble::Client)?,
+            _ => body,
+        };
         let upload = Upload::new(body);
+        let end = CallersEnd::of(DEADLINE_LIMIT);
         let attempt = || {
             let head = (method.clone(), path.as_str(), headers.clone());
-            async { self.0.exchange(head, upload.clone(), PATIENCE + wait).await }
+            async {
+                let outcome = self.0.exchange(head, upload.clone(), PATIENCE + wait).await;
+                outcome.and_then(
+                    |answer| if end.explains(answer.status()) { Err(Trouble::Late) } else { Ok(answer) },
+                )
+            }
         };
         let stack = if plain { &self.0.repeated } else { &self.0.once };
         let (side, only_path) = (self.name(), path.split('?').next());
@@ -261,10 +292,13 @@ impl Upstream {
             otel.status_code = tracing::field::Empty,
         );
         let call = async {
-            let outcome = stack.call(attempt).await.map_err(|error| match error {
-                Error::Inner(trouble) => trouble,
-                Error::Refused(refused) => Trouble::Refused(refused),
-            });
+            let outcome = match end.run(stack.call(attempt)).await {
+                Some(outcome) => outcome.map_err(|error| match error {
+                    Error::Inner(trouble) => trouble,
+                    Error::Refused(refused) => Trouble::Refused(refused),
+                }),
+                None => Err(Trouble::Late),
+            };
             let span = tracing::Span::current();
             match &outcome {
                 Ok(response) => span.record("http.response.status_code", response.status().as_u16()),
@@ -340,6 +374,7 @@ impl Inner {
             .build()
             .map_err(|error| wrong(&error))?;
         headers.insert(header::HOST, HeaderValue::from_str(host.as_str()).map_err(|error| wrong(&error))?);
+        headers.extend(self.token.clone().map(|token| (SERVICE_TOKEN.clone(), token)));
         tell_deadline(&mut headers, DEADLINE_LIMIT);
         trace::inject(&mut headers);
         let mut request = Request::new(upload.clone());

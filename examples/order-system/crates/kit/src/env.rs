@@ -39,7 +39,7 @@ variables! {
     #[secret] INTERNAL_TOKEN = "internal-dev-token": "What services show each other in `X-Service-Token`; two of them, separated by a comma, while one replaces the other: the first is sent, both are accepted";
     #[secret] JWT_SECRET = "dev-secret-change-me": "The key of the tokens that the gateway accepts (HS256)";
     SERVICE_NAME = "": "The name under which a process registers and its spans are collected; by default each service's";
-    HOST = "127.0.0.1": "The address on which services listen";
+    HOST = "127.0.0.1": "The address on which services listen; one that other machines reach needs an INTERNAL_TOKEN, and at the gateway a JWT_SECRET, that are not the defaults";
     PORT = "": "The port of the one service that a process serves; by default the service's documented one";
     USER_SERVICE_URL = "": "Where users are; by default the registry, then 127.0.0.1 and the documented port";
     ORDER_SERVICE_URL = "": "Where orders are";
@@ -59,9 +59,10 @@ variables! {
     CORS_ORIGINS = "http://localhost:8080": "The origins that browsers may call the gateway from, separated by commas";
     RATE_LIMIT = "100/15m": "Requests of one client address at the gateway, in any such time; `off`: no limits at all";
     RATE_LIMIT_PLANS = "free=100/15m,gold=10000/15m": "Requests of one tenant, by the plan in its token";
-    DEV_TOKENS = "": "`1`: the gateway makes tokens for whoever asks, also with a JWT_SECRET that is not the default";
+    DEV_TOKENS = "": "`1`: this is for development: the gateway makes tokens for whoever asks, also with a JWT_SECRET that is not the default, and secrets that everybody knows will do on any HOST";
     STRANGLE = "": "With LEGACY_URL: the services whose routes the gateway takes to the new system, separated by commas";
     LEGACY_URL = "": "The monolith behind the gateway; what is not in STRANGLE goes there";
+    #[secret] LEGACY_TOKEN = "": "What the gateway shows the monolith in `X-Service-Token`; without it nothing, since INTERNAL_TOKEN is for services";
     READY_DEGRADED_STATUS = "200": "What `/health/ready` answers when only an optional check fails: 200 or 503";
     DATABASE_SCHEMA_PREFIX = "": "What stands before the names of the schemas in PostgreSQL, so that two systems can share a database";
     LONGEST_SAGA_MS = "5184000000": "The longest time from a step of a saga to the saga's end, waits and people included (60 days): what undoes a step is remembered for so long";
@@ -122,7 +123,63 @@ impl Env {
     }
 }
 
+/// Whether the secrets will do for the address: where other machines can come in, a default that stands in the documentation is none.
+///
+/// # Errors
+///
+/// What is to be set.
+pub fn guarded(env: &Env, secrets: &[&str]) -> Result<(), String> {
+    let host = env.get_or_default(HOST);
+    let alone = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
+    if alone || env.get(DEV_TOKENS).is_some_and(|value| value == "1") {
+        return Ok(());
+    }
+    let known = |name: &&&str| {
+        let default = declared(name).map_or("", |it| it.default);
+        // Of several, each opens the door.
+        env.get_or_default(name).split(',').any(|secret| secret.trim() == default)
+    };
+    let known: Vec<&str> = secrets.iter().filter(known).copied().collect();
+    match known.as_slice() {
+        [] => Ok(()),
+        known => Err(format!(
+            "{HOST}={host} is open to other machines, and everybody knows the default of {}: set another, or {DEV_TOKENS}=1 where that is meant",
+            known.join(" and of ")
+        )),
+    }
+}
+
 /// The variable of that name.
 pub fn declared(name: &str) -> Option<&'static Variable> {
     VARIABLES.iter().find(|it| it.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_other_machines_come_in_known_secrets_are_none() {
+        let secrets = &[INTERNAL_TOKEN, JWT_SECRET];
+        let env = |pairs: &[(&str, &str)]| {
+            pairs.iter().fold(Env::empty(), |env, (name, value)| env.with(name, *value))
+        };
+        let chosen = [(INTERNAL_TOKEN, "chosen"), (JWT_SECRET, "chosen")];
+        for host in ["127.0.0.1", "127.8.0.1", "::1", "localhost", ""] {
+            assert_eq!(guarded(&env(&[(HOST, host)]), secrets), Ok(()), "{host}");
+        }
+        for host in ["0.0.0.0", "::", "192.0.2.1", "localhost.example", "node"] {
+            let open = env(&[(HOST, host)]);
+            let why = guarded(&open, secrets).unwrap_err();
+            assert!(why.contains(INTERNAL_TOKEN) && why.contains(JWT_SECRET) && why.contains(host), "{why}");
+            let chosen = chosen.iter().fold(open.clone(), |env, (name, value)| env.with(name, *value));
+            assert_eq!(guarded(&chosen, secrets), Ok(()), "{host}");
+            let why = guarded(&chosen.clone().with(INTERNAL_TOKEN, "new, internal-dev-token"), secrets)
+                .unwrap_err();
+            assert!(!why.contains(JWT_SECRET), "{why}");
+            guarded(&chosen.with(JWT_SECRET, "dev-secret-change-me"), secrets).unwrap_err();
+            assert_eq!(guarded(&open.clone().with(DEV_TOKENS, "1"), secrets), Ok(()));
+            guarded(&open.with(DEV_TOKENS, "0"), secrets).unwrap_err();
+        }
+    }
 }

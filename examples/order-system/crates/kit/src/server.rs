@@ -71,7 +71,7 @@ pub fn router(context: &Context, service: Service, access: Access) -> Router {
         });
     telemetry::watch(context);
     // Not in `watched`: what a gateway passes on stays as it is.
-    watched(context, routes.layer(middleware::map_response(in_json)))
+    surrounded(Around { access, ..Around::of(context) }, routes.layer(middleware::map_response(in_json)))
 }
 
 /// Routes that the context's faults concern.
@@ -105,9 +105,11 @@ pub fn for_services(context: &Context, routes: Router) -> Router {
 /// With what surrounds every request: its span and log line, the caller's deadline, and a limit for the bodies that a handler reads as a
 /// whole. A handler that passes a body on as a stream has no limit.
 pub fn watched(context: &Context, routes: Router) -> Router {
-    routes
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(middleware::from_fn_with_state(Around::of(context), traced))
+    surrounded(Around { access: Access::Everybody, ..Around::of(context) }, routes)
+}
+
+fn surrounded(around: Around, routes: Router) -> Router {
+    routes.layer(DefaultBodyLimit::max(BODY_LIMIT)).layer(middleware::from_fn_with_state(around, traced))
 }
 
 fn open(around: Around, mut api: utoipa::openapi::OpenApi) -> Router {
@@ -306,7 +308,16 @@ async fn traced(State(around): State<Around>, request: Request, next: Next) -> R
             span.record("otel.status_code", "ERROR");
         }
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(target: telemetry::ACCESS, %method, path, status = status.as_u16(), ms, client, "request");
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(target: telemetry::ACCESS, %method, path, status = status.as_u16(), ms, client, "request")
+            };
+        }
+        // One line for each request: of what passed a gateway, the gateway's.
+        match around.access {
+            Access::Everybody => line!(info),
+            Access::Services => line!(debug),
+        }
         metrics::histogram!(metric::HTTP_REQUEST_SECONDS, "service" => around.context.name(),
             "route" => route.unwrap_or_default(), "status" => status_text(status))
         .record(took.as_secs_f64());

@@ -1,6 +1,7 @@
 //! The gateway as a whole: real connections to small services that are made up here.
 
 mod doors;
+mod hurried;
 mod log;
 mod nothing_of_the_domain;
 mod proxy;

@@ -31,6 +31,48 @@ async fn routes(gateway: &Running) -> serde_json::Value {
 }
 
 #[tokio::test]
+async fn the_monolith_is_shown_no_token_of_services() {
+    let monolith = fake(mirror()).await;
+    let legacy =
+        env().with(env::LEGACY_URL, format!("http://{}", monolith.address)).with(env::STRANGLE, "users");
+    for (env, token) in
+        [(legacy.clone(), None), (legacy.with(env::LEGACY_TOKEN, "for-legacy"), Some("for-legacy"))]
+    {
+        let (gateway, _users) = Running::before(env, "users", mirror()).await;
+        let shown = async |path: &str| {
+            let seen = gateway.get(path).await.json();
+            seen["headers"].get("x-service-token").map(|token| token.as_str().unwrap().to_owned())
+        };
+        assert_eq!(shown("/api/users/1").await.as_deref(), Some(TOKEN));
+        assert_eq!(shown("/api/orders/1").await.as_deref(), token);
+        assert_eq!(shown("/legacy").await.as_deref(), token);
+    }
+}
+
+#[tokio::test]
+async fn a_shadow_request_shows_what_is_for_the_side_that_it_goes_to() {
+    let (seen, mut sees) = tokio::sync::mpsc::unbounded_channel();
+    let side = |name: &'static str| {
+        let seen = seen.clone();
+        Router::new().fallback(move |headers: http::HeaderMap| async move {
+            let token = headers.get("x-service-token").map(|token| token.to_str().unwrap().to_owned());
+            seen.send((name, headers.contains_key("x-shadow"), token)).unwrap();
+        })
+    };
+    let (gateway, _sides) = two_sides(side("users"), side("monolith"), "users").await;
+    for (to, shadow) in [("new", "monolith"), ("legacy", "users")] {
+        let route = format!(r#"{{"to":"{to}","shadow":true}}"#);
+        assert_eq!(set(&gateway, "users", &route).await, StatusCode::OK);
+        gateway.get("/api/users/1").await;
+        for _ in 0..2 {
+            let (name, shadowed, token) = sees.recv().await.unwrap();
+            assert_eq!(shadowed, name == shadow);
+            assert_eq!(token.as_deref(), (name == "users").then_some(TOKEN), "{name}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_has_left_the_monolith_is_served_by_its_service() {
     let (gateway, _sides) = two_sides(mirror(), mirror(), "users").await;
     let by = async |path: &str| {

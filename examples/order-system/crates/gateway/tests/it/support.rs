@@ -40,6 +40,17 @@ pub fn env() -> Env {
     Env::empty().with(env::INTERNAL_TOKEN, TOKEN)
 }
 
+/// While it is there, time passes only by `tokio::time::advance`: a paused clock runs ahead while nothing is to be done, also when a
+/// connection has something to say in a moment, so something always is.
+pub fn standing_clock() -> tokio_util::task::AbortOnDropHandle<()> {
+    tokio::time::pause();
+    tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async {
+        loop {
+            tokio::task::yield_now().await;
+        }
+    }))
+}
+
 /// Starts a gateway. Services that are not registered are where nobody listens.
 pub async fn gateway(env: Env) -> Running {
     let data = tempfile::tempdir().unwrap();

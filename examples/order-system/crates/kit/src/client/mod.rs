@@ -1,9 +1,9 @@
 //! Calls to another service, through the policies that every such call goes through.
 //!
-//! Outermost first: a deadline for the whole call (5 s, or what is left of the caller's), a circuit breaker (5 failures in a row within
-//! 60 s, or half of at least 20 calls in that time; open for 30 s, then one probe, and if that fails for as long again), a retry for what
-//! may be repeated, paid for by successes, a bulkhead with a short queue, and a timeout for each attempt. Answers below 500 other than
-//! 429 are the service's word and no failure of its: a thousand unknown users open no breaker.
+//! Outermost first: the caller's deadline, which ends a call from outside; a limit for the whole call (5 s), a circuit breaker (5 failures in
+//! a row within 60 s, or half of at least 20 calls in that time; open for 30 s, then one probe, and if that fails for as long again), a
+//! retry for what may be repeated, paid for by successes, a bulkhead with a short queue, and a timeout for each attempt. Answers below 500
+//! other than 429 are the service's word and no failure of its: a thousand unknown users open no breaker.
 
 pub mod policies;
 
@@ -28,7 +28,7 @@ pub static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-ke
 /// How many milliseconds whoever asked will wait.
 pub static DEADLINE: HeaderName = HeaderName::from_static(deadline::header::REQUEST_TIMEOUT_MS);
 /// For how long a connection that is not in use is kept: not as long as the server does, which would close it under a request.
-const IDLE: Duration = Duration::from_secs(5);
+pub const IDLE: Duration = Duration::from_secs(5);
 /// The most that is read of an answer.
 const ANSWER_LIMIT: usize = 4 * 1024 * 1024;
 
@@ -126,6 +126,12 @@ pub enum CallError {
     /// A policy ended the call.
     #[error("{0}")]
     Refused(Refused),
+    /// The caller's own time was over, before the service had as long as it may take.
+    #[error("the caller's time is over")]
+    Late {
+        /// Whether the service may have seen the request.
+        sent: bool,
+    },
     /// The connection could not be made, or broke.
     #[error("no connection: {text}")]
     Connection {
@@ -157,7 +163,7 @@ impl CallError {
     pub fn may_have_happened(&self) -> bool {
         match self {
             CallError::Refused(refused) => refused.was_started(),
-            CallError::Connection { sent, .. } => *sent,
+            CallError::Connection { sent, .. } | CallError::Late { sent } => *sent,
             CallError::Status { status, .. } => status.is_server_error(),
             CallError::Garbled(_) => true,
             CallError::Request(_) => false,

@@ -1,11 +1,16 @@
 //! The policies of a client, around whatever it calls.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
+use http::StatusCode;
 use mainstay::{
     BoxedStack, Bulkhead, CircuitBreaker, ConfigError, Error, Registry, Retry, circuit_breaker,
-    circuit_breaker::Class,
+    circuit_breaker::Class, deadline,
 };
+use tokio::time::Instant;
 
 use crate::env::{self, Env};
 
@@ -54,6 +59,41 @@ pub fn bulkhead(name: &'static str, concurrency: usize, queue: usize) -> Result<
         .build()
 }
 
+/// When the caller of what runs here gives up, where that is before our own limit: what it ends says nothing about the service. A deadline
+/// inside the policies would be a service that did not answer in time; here the call is dropped from outside, as by a caller who went away.
+#[derive(Debug, Clone, Copy)]
+pub struct CallersEnd {
+    own: std::time::Instant,
+    at: Option<Instant>,
+}
+
+/// A service that was told how long its caller waits may be the first to say that it is over, and its own calls end earlier still.
+const NEAR: Duration = Duration::from_millis(100);
+
+impl CallersEnd {
+    /// To be asked when a call begins that may take as long as `own`.
+    pub fn of(own: Duration) -> Self {
+        let own = deadline::after(own);
+        let at = deadline::current().filter(|caller| *caller < own).map(Instant::from_std);
+        CallersEnd { own, at }
+    }
+
+    /// Runs a call, which sees our own limit as its deadline but is not ended by it. `None`: the caller's end came first.
+    pub async fn run<F: Future>(self, call: F) -> Option<F::Output> {
+        let call = deadline::within(self.own, call);
+        match self.at {
+            Some(at) => tokio::time::timeout_at(at, call).await.ok(),
+            None => Some(call.await),
+        }
+    }
+
+    /// Whether an answer of this status says no more than that the caller's time is over.
+    pub fn explains(self, status: StatusCode) -> bool {
+        let in_time = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+        in_time.contains(&status) && self.at.is_some_and(|at| at < Instant::now() + NEAR)
+    }
+}
+
 type Breaker = CircuitBreaker<circuit_breaker::ErrorClassifier<fn(&CallError) -> Class, CallError>>;
 
 pub(super) struct Policies {
@@ -61,12 +101,14 @@ pub(super) struct Policies {
     repeated: BoxedStack<Reply, CallError>,
     once: BoxedStack<Reply, CallError>,
     breaker: Breaker,
+    /// For the whole call.
+    deadline: Duration,
 }
 
 /// What an answer, or none, says of the service.
 fn classify(error: &CallError) -> Class {
     match error {
-        CallError::Request(_) => Class::Ignored,
+        CallError::Request(_) | CallError::Late { .. } => Class::Ignored,
         CallError::Garbled(_)
         | CallError::Refused(_)
         | CallError::Connection { .. }
@@ -94,8 +136,9 @@ impl Policies {
             .name(service)
             .observe(mainstay::observe::Metrics)
             .build()?;
+        // Timeouts, since a deadline would also be the caller's: see `CallersEnd`.
         let repeated = mainstay::stack(service)
-            .deadline(options.deadline)
+            .timeout(options.deadline)
             .circuit_breaker(breaker.clone())
             .retry(retry.clone())
             .bulkhead(bulkhead.clone())
@@ -103,7 +146,7 @@ impl Policies {
             .build()?
             .boxed();
         let once = mainstay::stack(service)
-            .deadline(options.deadline)
+            .timeout(options.deadline)
             .circuit_breaker(breaker.clone())
             .bulkhead(bulkhead.clone())
             .timeout(options.attempt)
@@ -112,7 +155,7 @@ impl Policies {
         registry.add(&breaker);
         registry.add(&bulkhead);
         registry.add(&retry);
-        Ok(Policies { repeated, once, breaker })
+        Ok(Policies { repeated, once, breaker, deadline: options.deadline })
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -122,16 +165,30 @@ impl Policies {
     pub(super) async fn call<F>(
         &self,
         repeatable: bool,
-        attempt: impl FnMut() -> F,
+        mut attempt: impl FnMut() -> F,
     ) -> Result<Reply, CallError>
     where
         F: Future<Output = Result<Reply, CallError>>,
     {
         let stack = if repeatable { &self.repeated } else { &self.once };
-        stack.call(attempt).await.map_err(|error| match error {
-            Error::Inner(error) => error,
-            Error::Refused(refused) => CallError::Refused(refused),
-        })
+        let (end, sent) = (CallersEnd::of(self.deadline), AtomicBool::new(false));
+        let attempt = || {
+            let (answer, sent) = (attempt(), &sent);
+            async move {
+                sent.store(true, Ordering::Relaxed);
+                answer.await.map_err(|error| match error {
+                    CallError::Status { status, .. } if end.explains(status) => CallError::Late { sent: true },
+                    error => error,
+                })
+            }
+        };
+        match end.run(stack.call(attempt)).await {
+            Some(answer) => answer.map_err(|error| match error {
+                Error::Inner(error) => error,
+                Error::Refused(refused) => CallError::Refused(refused),
+            }),
+            None => Err(CallError::Late { sent: sent.load(Ordering::Relaxed) }),
+        }
     }
 }
 
@@ -254,6 +311,75 @@ mod tests {
         }
         it.call(Ok(200)).await.expect_err("it is open");
         assert_eq!(it.calls.get(), 0);
+    }
+
+    async fn pending_for_a_caller(it: &Called, time: Duration) -> CallError {
+        let call = it.policies.call(false, std::future::pending);
+        deadline::within(deadline::after(time), call).await.unwrap_err()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_in_a_hurry_say_nothing_about_the_service() {
+        let it = Called::new();
+        for ms in [1, 5, 100, 2_000, 4_999].repeat(20) {
+            let began = Instant::now();
+            let late = pending_for_a_caller(&it, Duration::from_millis(ms)).await;
+            assert!(matches!(late, CallError::Late { sent: true }) && late.may_have_happened(), "{late}");
+            assert_eq!(began.elapsed(), Duration::from_millis(ms));
+        }
+        it.call(Ok(200)).await.expect("it is closed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_with_time_see_a_service_fail_that_is_slow() {
+        let it = Called::new();
+        for seconds in [6, 10, 30, 60, 3_600] {
+            let began = Instant::now();
+            let late = pending_for_a_caller(&it, Duration::from_secs(seconds)).await;
+            assert!(matches!(late, CallError::Refused(_)), "{late}");
+            assert_eq!(began.elapsed(), Duration::from_secs(5), "our own limit");
+        }
+        it.call(Ok(200)).await.expect_err("it is open");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_was_told_of_the_hurry_may_be_the_first_to_say_so() {
+        let it = Called::new();
+        let answers = |after: u64, status: u16, time: u64| {
+            let status = StatusCode::from_u16(status).unwrap();
+            let call = it.policies.call(false, move || async move {
+                tokio::time::sleep(Duration::from_millis(after)).await;
+                Err(CallError::Status { status, said: String::new(), retry_after: None })
+            });
+            deadline::within(deadline::after(Duration::from_millis(time)), call)
+        };
+        for _ in 0..20 {
+            assert!(matches!(answers(996, 504, 1_000).await, Err(CallError::Late { sent: true })));
+            assert!(matches!(answers(0, 503, 5).await, Err(CallError::Late { sent: true })));
+        }
+        // A quick one is not explained by a second that has hardly begun, and what is broken is so at any time.
+        for (after, status, time) in
+            [(0, 503, 1_000), (0, 504, 1_000), (4_990, 504, 30_000), (4, 500, 5), (0, 503, 3_600_000)]
+        {
+            assert!(
+                matches!(answers(after, status, time).await, Err(CallError::Status { .. })),
+                "{after} {status} {time}"
+            );
+        }
+        it.call(Ok(200)).await.expect_err("these were five");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_still_waited_for_a_place_has_sent_nothing() {
+        let it = Called::new();
+        let slow = || it.policies.call(false, std::future::pending);
+        let busy = futures::future::join_all((0..Options::default().concurrency).map(|_| slow()));
+        let hurried = async {
+            tokio::task::yield_now().await;
+            pending_for_a_caller(&it, Duration::from_millis(10)).await
+        };
+        let (_, late) = tokio::join!(busy, hurried);
+        assert!(!late.may_have_happened(), "{late}");
     }
 
     #[tokio::test(start_paused = true)]

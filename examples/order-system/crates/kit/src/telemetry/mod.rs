@@ -36,7 +36,8 @@ pub use service::sagas_are_of;
 
 use service::Named;
 
-/// The target of the lines that tell of each request; they say what its span says, and are no part of it.
+/// The target of the lines that tell of each request; they say what its span says, and are no part of it. Those of services behind a gateway
+/// are at `debug`: `LOG=info,access=debug` shows every hop.
 pub const ACCESS: &str = "access";
 
 /// Where most requests and calls are told apart: from half a millisecond to ten seconds.
