@@ -263,7 +263,7 @@ async fn up(place: Place) -> Result<(), BoxError> {
     for (part, address) in system.parts() {
         println!("{part:<14} http://{address}");
     }
-    println!("gRPC           {}", services::grpc_address(&Env::process(), place.port_base));
+    println!("gRPC           {}", system.options().env.get_or_default(env::USER_GRPC_URL));
     println!("\nready after {} ms\n", began.elapsed().as_millis());
     introduce(&remote, &seed);
     end_of_program().await;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use http::{HeaderMap, Method};
-use order_kit::BoxError;
+use order_kit::{BoxError, env};
 use order_system::{
     audit::settled,
     remote::{Answer, Remote},
@@ -28,6 +28,44 @@ macro_rules! contract {
             kept.expect("the contract is kept");
         }
     )*};
+}
+
+/// The same for whoever calls, when services ask for users by gRPC; and that they do, by nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_process_with_files_and_users_by_grpc() {
+    let mut servers = Servers::embedded();
+    servers.variables.push((env::USER_TRANSPORT.to_owned(), "grpc".to_owned()));
+    let _stage = crate::journeys::STAGE.lock().await;
+    let front = Front::one_process(&servers).await.expect("it starts");
+    let (before, kept) = (figures(&front.remote).await, suite(&front).await);
+    // Mails are written beside everything else.
+    let mailed = |answer: &Answer| {
+        calls(&answer.text, "notifications", "user.grpc")
+            > before.as_ref().map_or(0, |it| calls(it, "notifications", "user.grpc"))
+    };
+    let mailed = front.remote.until(SOON, "notifications", "/metrics", mailed).await;
+    let after = figures(&front.remote).await;
+    front.end().await;
+    kept.expect("the contract is kept");
+    mailed.expect("notifications ask by gRPC");
+    let (before, after) = (before.expect("figures"), after.expect("figures"));
+    for service in ["orders", "notifications"] {
+        let more = |to| calls(&after, service, to) - calls(&before, service, to);
+        assert!(more("user.grpc") > 0, "{service} asks by gRPC");
+        assert_eq!(more("user"), 0, "{service} asks by HTTP as well");
+    }
+}
+
+/// What the process has counted; other tests in it have counted before.
+async fn figures(remote: &Remote) -> Result<String, BoxError> {
+    Ok(remote.get("orders", "/metrics").await?.expect(200)?.text)
+}
+
+/// How many calls there were from one service to another, whatever came of them.
+fn calls(figures: &str, service: &str, to: &str) -> u64 {
+    let series = format!("http_call_seconds_count{{service=\"{service}\",to=\"{to}\",");
+    let counts = figures.lines().filter(|line| line.starts_with(&series));
+    counts.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
 }
 
 fn embedded(_: &str) -> Option<Servers> {

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
-use order_kit::{client::Client, events::Trouble};
+use order_kit::events::Trouble;
+use order_users_grpc::Users;
 
-use crate::{cache::Cache, wire::User};
+use crate::cache::Cache;
 
 /// How long an address is taken to be right; an event of its change that comes here ends it earlier.
 pub const RECIPIENT_TTL: Duration = Duration::from_secs(60);
@@ -20,12 +20,12 @@ pub struct Recipient {
 }
 
 pub struct Recipients {
-    users: Client,
+    users: Users,
     known: Cache<Recipient>,
 }
 
 impl Recipients {
-    pub fn new(users: Client) -> Self {
+    pub fn new(users: Users) -> Self {
         Recipients { users, known: Cache::new(RECIPIENT_TTL, MOST_RECIPIENTS) }
     }
 
@@ -34,14 +34,10 @@ impl Recipients {
         if let Some(known) = self.known.get(id) {
             return Ok(Some(known));
         }
-        let later =
-            |error: &dyn std::fmt::Display| Trouble::Later(format!("the user cannot be looked up: {error}"));
-        let reply =
-            self.users.get(&format!("/users/{}", in_path(id))).await.map_err(|error| later(&error))?;
-        if reply.status == StatusCode::NOT_FOUND {
-            return Ok(None);
-        }
-        let user: User = reply.success().and_then(|reply| reply.json()).map_err(|error| later(&error))?;
+        let found = self.users.find(id).await;
+        let found =
+            found.map_err(|error| Trouble::Later(format!("the user cannot be looked up: {error}")))?;
+        let Some(user) = found else { return Ok(None) };
         let found = Recipient { name: user.name, email: user.email };
         self.known.put(id, found.clone());
         Ok(Some(found))
@@ -51,16 +47,4 @@ impl Recipients {
     pub fn changed(&self, id: &str, recipient: Recipient) {
         self.known.put(id, recipient);
     }
-}
-
-/// An id as one segment of a path, whatever it holds.
-fn in_path(id: &str) -> String {
-    id.bytes().fold(String::with_capacity(id.len()), |mut path, byte| {
-        if byte.is_ascii_alphanumeric() || b"-_~".contains(&byte) {
-            path.push(char::from(byte));
-        } else {
-            path.push_str(&format!("%{byte:02X}"));
-        }
-        path
-    })
 }

@@ -22,37 +22,26 @@ mod users;
 mod waiters;
 pub mod wire;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use order_kit::{BoxError, Context, Db, Service, db::Place, env, health::Check};
 use tokio::sync::mpsc;
 
 pub use choreography::QUEUE as CHOREOGRAPHY_QUEUE;
 pub use read::{ORDERS_QUEUE, OrderRow, USERS_QUEUE, build_read, rebuild};
-pub use users::{OverHttp, Users};
 
 /// As in the kit's list of services.
 pub const NAME: &str = "orders";
 
-/// Opens the databases, takes up what is under way, and returns the routes. Users are asked over HTTP.
+/// Opens the databases, takes up what is under way, and returns the routes.
 ///
 /// # Errors
 ///
 /// A database or a journal that cannot be opened, or a setting that makes no sense.
 pub async fn build(context: Context) -> Result<Service, BoxError> {
-    let users = Arc::new(OverHttp::new(&context)?);
-    build_with(context, users).await
-}
-
-/// The same with another way to ask for users.
-///
-/// # Errors
-///
-/// As of [`build`].
-pub async fn build_with(context: Context, users: Arc<dyn Users>) -> Result<Service, BoxError> {
     let store = store::Store::new(Db::open(place(&context, NAME), store::MIGRATIONS).await?);
     let read = read::ReadStore::open(&context).await?;
-    let users = users::Directory::new(users);
+    let users = users::Directory::new(&context)?;
     let prices = prices::Prices::new(&context)?;
     order_kit::events::start_relay(&context, store.db());
     read::listen(&context, &read).await?;
