@@ -121,16 +121,23 @@ impl Remote {
         self.urls.insert(service.to_owned(), url);
     }
 
-    /// Gets a token of the gateway for this user; it is shown from then on.
+    /// Gets a token of the gateway for this user, who has no role; it is shown from then on.
     ///
     /// # Errors
     ///
     /// That there is none.
     pub async fn log_in(&mut self, user: &str) -> Result<(), BoxError> {
-        let answer = self
-            .call(Method::POST, "gateway", "/auth/token", Some(json!({ "userId": user })))
-            .await?
-            .expect(200)?;
+        self.log_in_as(user, &[]).await
+    }
+
+    /// The same for a user with roles.
+    ///
+    /// # Errors
+    ///
+    /// That there is no such token.
+    pub async fn log_in_as(&mut self, user: &str, roles: &[&str]) -> Result<(), BoxError> {
+        let wanted = json!({ "userId": user, "roles": roles });
+        let answer = self.post("gateway", "/auth/token", wanted).await?.expect(200)?;
         let token = answer.json()["token"].as_str().ok_or("no token in the answer")?.to_owned();
         self.user_token = Some(token);
         Ok(())

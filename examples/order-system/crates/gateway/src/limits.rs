@@ -164,7 +164,7 @@ mod tests {
     const QUARTER: Duration = Duration::from_secs(15 * 60);
 
     fn who(sub: &str, tenant: &str, plan: &str) -> Claims {
-        Claims { sub: sub.into(), tenant: Some(tenant.into()), plan: Some(plan.into()), exp: u64::MAX }
+        Claims { tenant: Some(tenant.into()), plan: Some(plan.into()), ..Claims::of(sub) }
     }
 
     fn address(last: u8) -> Option<IpAddr> {
