@@ -15,6 +15,7 @@ use crate::{
     remote::Remote,
     saga, seed, services,
     system::{Options, System},
+    top,
 };
 
 /// The documented order system, protected by mainstay throughout.
@@ -90,6 +91,12 @@ enum Command {
         /// For so many seconds.
         #[arg(long = "for", default_value = "60", value_parser = seconds)]
         time: Duration,
+    },
+    /// What every service says of itself, four times a second: health, policies, outbox, queues, sagas. Ctrl-C ends it.
+    Top {
+        /// One look, as plain text.
+        #[arg(long)]
+        once: bool,
     },
     /// Whether money, goods and orders of a running system agree.
     Audit,
@@ -216,6 +223,7 @@ async fn command(cli: Cli) -> Result<bool, BoxError> {
             return chaos::run(seed.unwrap_or_else(chaos::any_seed), time, &play).await;
         }
         Command::Audit => return Ok(audit::audit(&Remote::at(place.port_base, &env)).await?.print()),
+        Command::Top { once } => top::run(&Remote::at(place.port_base, &env), once).await?,
         Command::Saga { what } => saga::run(&what, &Remote::at(place.port_base, &env)).await?,
         Command::Rebuild => services::rebuild(&env, &place.data).await?,
         Command::Bench { calls } => services::compare_transports(calls).await?,

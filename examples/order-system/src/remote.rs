@@ -10,7 +10,7 @@ use hyper_util::{
 };
 use order_kit::{
     BoxError,
-    context::{LISTENERS, SERVICES},
+    context::{Known, LISTENERS, SERVICES},
     env::Env,
 };
 use serde::de::DeserializeOwned;
@@ -83,13 +83,14 @@ impl Answer {
 }
 
 impl Remote {
-    /// Of the documented ports, moved by a base.
+    /// Of the documented ports, moved by a base, and wherever a variable says otherwise.
     pub fn at(port_base: u16, env: &Env) -> Self {
-        let url = |offset: u16| format!("http://127.0.0.1:{}", port_base + offset);
-        Remote::of(
-            SERVICES.iter().chain(LISTENERS).map(|it| (it.name.to_owned(), url(it.offset))).collect(),
-            env,
-        )
+        let url = |it: &Known| {
+            let set = env.get(it.variable).map(|url| url.trim_end_matches('/').to_owned());
+            set.unwrap_or_else(|| format!("http://127.0.0.1:{}", port_base.saturating_add(it.offset)))
+        };
+        let all = SERVICES.iter().chain(LISTENERS);
+        Remote::of(all.map(|it| (it.name.to_owned(), url(it))).collect(), env)
     }
 
     /// Of a system in this process.

@@ -8,3 +8,4 @@ mod docs;
 mod journeys;
 mod listeners;
 mod shapes;
+mod top;

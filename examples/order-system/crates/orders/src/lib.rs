@@ -63,6 +63,19 @@ pub async fn build(context: Context) -> Result<Service, BoxError> {
             return Err(format!("SAGA_STYLE is {other:?}: orchestrated or choreography are possible").into());
         }
     };
+    let (orders, mover, service) = (store.clone(), moved_by.clone(), context.name());
+    context.measured(move || {
+        let (orders, mover) = (orders.clone(), mover.clone());
+        async move {
+            let attention = match &mover {
+                MovedBy::Saga(engine, _) => engine.attention().await.map(|heads| heads.len() as u64),
+                MovedBy::Events => Ok(0),
+            };
+            if let (Ok(open), Ok(attention)) = (orders.count_open().await, attention) {
+                order_kit::metric::sagas(service, open, attention);
+            }
+        }
+    });
     let mut checks = checks(&context, &[("database", store.db()), ("readDatabase", read.db())]);
     if let MovedBy::Saga(engine, _) = &moved_by {
         let engine = engine.clone();
