@@ -7,6 +7,7 @@ use order_kit::{
     BoxError,
     env::{self, Env},
 };
+use order_notifications::loyalty::{self, Replayed};
 
 use crate::{
     audit, chaos, demo, doctor, load, messages, monolith,
@@ -14,6 +15,7 @@ use crate::{
     remote::Remote,
     saga, seed, services,
     system::{Options, System},
+    top,
 };
 
 /// The documented order system, protected by mainstay throughout.
@@ -52,6 +54,9 @@ enum Command {
         /// End when standard input does: what a supervisor's death looks like.
         #[arg(long)]
         with_parent: bool,
+        /// Of loyalty: also what happened before it came, which orders has stored. Without it, what happens from then on.
+        #[arg(long)]
+        replay: bool,
     },
     /// Everything behind one address, without a gateway.
     Monolith,
@@ -86,6 +91,12 @@ enum Command {
         /// For so many seconds.
         #[arg(long = "for", default_value = "60", value_parser = seconds)]
         time: Duration,
+    },
+    /// What every service says of itself, four times a second: health, policies, outbox, queues, sagas. Ctrl-C ends it.
+    Top {
+        /// One look, as plain text.
+        #[arg(long)]
+        once: bool,
     },
     /// Whether money, goods and orders of a running system agree.
     Audit,
@@ -172,7 +183,9 @@ async fn command(cli: Cli) -> Result<bool, BoxError> {
     match command.unwrap_or(Command::Up { processes: false }) {
         Command::Up { processes: false } => up(place).await?,
         Command::Up { processes: true } => up_processes(place).await?,
-        Command::Serve { service, with_parent } => serve(place, &service, with_parent).await?,
+        Command::Serve { service, with_parent, replay } => {
+            serve(place, &service, with_parent, replay).await?;
+        }
         Command::Monolith => monolith::run(place.port_base, &place.data).await?,
         Command::Demo { name: None } => {
             for (name, what) in demo::NAMES {
@@ -210,6 +223,7 @@ async fn command(cli: Cli) -> Result<bool, BoxError> {
             return chaos::run(seed.unwrap_or_else(chaos::any_seed), time, &play).await;
         }
         Command::Audit => return Ok(audit::audit(&Remote::at(place.port_base, &env)).await?.print()),
+        Command::Top { once } => top::run(&Remote::at(place.port_base, &env), once).await?,
         Command::Saga { what } => saga::run(&what, &Remote::at(place.port_base, &env)).await?,
         Command::Rebuild => services::rebuild(&env, &place.data).await?,
         Command::Bench { calls } => services::compare_transports(calls).await?,
@@ -263,7 +277,7 @@ async fn up(place: Place) -> Result<(), BoxError> {
     for (part, address) in system.parts() {
         println!("{part:<14} http://{address}");
     }
-    println!("gRPC           {}", services::grpc_address(&Env::process(), place.port_base));
+    println!("gRPC           {}", system.options().env.get_or_default(env::USER_GRPC_URL));
     println!("\nready after {} ms\n", began.elapsed().as_millis());
     introduce(&remote, &seed);
     end_of_program().await;
@@ -314,11 +328,14 @@ fn introduce(remote: &Remote, seed: &seed::Seed) {
     println!("\nCtrl-C ends it.");
 }
 
-async fn serve(place: Place, service: &str, with_parent: bool) -> Result<(), BoxError> {
+async fn serve(place: Place, service: &str, with_parent: bool, replay: bool) -> Result<(), BoxError> {
     let part = services::PARTS
         .iter()
         .find(|known| **known == service)
         .ok_or_else(|| format!("there is no service `{service}`"))?;
+    if replay && *part != loyalty::NAME {
+        return Err(format!("--replay is for {}: {part} has heard everything", loyalty::NAME).into());
+    }
     let system = System::start(Options {
         port_base: place.port_base,
         data: place.data,
@@ -328,6 +345,17 @@ async fn serve(place: Place, service: &str, with_parent: bool) -> Result<(), Box
     .await?;
     for (part, address) in system.parts() {
         println!("{part} http://{address}");
+    }
+    if replay {
+        let replayed = loyalty::replay(system.context(part)).await;
+        let Replayed { counted, known, passed_over } = match replayed {
+            Ok(replayed) => replayed,
+            Err(error) => {
+                system.stop().await;
+                return Err(format!("what was before could not be replayed: {error}").into());
+            }
+        };
+        println!("replayed: {counted} counted, {known} known already, {passed_over} of no concern");
     }
     tokio::select! {
         () = end_of_program() => {}

@@ -14,3 +14,4 @@ pub mod saga;
 pub mod seed;
 pub mod services;
 pub mod system;
+pub mod top;

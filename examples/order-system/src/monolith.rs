@@ -1,11 +1,12 @@
 //! Everything behind one address, without a gateway: what the services were before they were services. Each keeps its own data all the same.
+//! Where users are asked by gRPC they have a port of their own for that, as everywhere.
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use order_kit::{
     ApiError, BoxError, Context, Service,
     context::Locate,
-    env::Env,
+    env::{self, Env},
     server::{Access, router, serve},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -47,13 +48,19 @@ impl Monolith {
     /// # Errors
     ///
     /// A port that is taken, data that cannot be opened, a setting that is none.
-    pub async fn start(port: u16, data: &Path, env: Env) -> Result<Self, BoxError> {
+    pub async fn start(port: u16, data: &Path, mut env: Env) -> Result<Self, BoxError> {
         order_kit::env::guarded(&env, &[order_kit::env::INTERNAL_TOKEN])?;
         std::fs::create_dir_all(data)?;
         order_kit::telemetry::init(&env)?;
         let broker = order_broker::open(&broker_address(&env, data)).await?;
-        let listener = TcpListener::bind((env.get_or_default(order_kit::env::HOST).as_str(), port)).await?;
+        let listener = TcpListener::bind((env.get_or_default(env::HOST).as_str(), port)).await?;
         let address = listener.local_addr()?;
+        let mut grpc = None;
+        if env.get_or_default(env::USER_TRANSPORT) == "grpc" {
+            let listener = services::listen_for_grpc(&env, services::grpc_port(port)).await?;
+            env = services::with_grpc(env, format!("http://{}", listener.local_addr()?));
+            grpc = Some(listener);
+        }
         let here: Arc<dyn Locate> = Arc::new(Here(format!("http://{address}")));
         let whole = Context::new("monolith", env.clone(), data, broker.clone(), here.clone());
         let mut all = Service { routes: OpenApiRouter::new(), checks: Vec::new() };
@@ -69,6 +76,11 @@ impl Monolith {
                 if all.checks.iter().all(|known| known.name() != check.name()) {
                     all.checks.push(check);
                 }
+            }
+            if part == "users"
+                && let Some(listener) = grpc.take()
+            {
+                services::serve_grpc(&context, listener);
             }
             books.push(context.clone());
             contexts.push(context);

@@ -10,7 +10,7 @@ use hyper_util::{
 };
 use order_kit::{
     BoxError,
-    context::{LISTENERS, SERVICES},
+    context::{Known, LISTENERS, SERVICES},
     env::Env,
 };
 use serde::de::DeserializeOwned;
@@ -83,13 +83,14 @@ impl Answer {
 }
 
 impl Remote {
-    /// Of the documented ports, moved by a base.
+    /// Of the documented ports, moved by a base, and wherever a variable says otherwise.
     pub fn at(port_base: u16, env: &Env) -> Self {
-        let url = |offset: u16| format!("http://127.0.0.1:{}", port_base + offset);
-        Remote::of(
-            SERVICES.iter().chain(LISTENERS).map(|it| (it.name.to_owned(), url(it.offset))).collect(),
-            env,
-        )
+        let url = |it: &Known| {
+            let set = env.get(it.variable).map(|url| url.trim_end_matches('/').to_owned());
+            set.unwrap_or_else(|| format!("http://127.0.0.1:{}", port_base.saturating_add(it.offset)))
+        };
+        let all = SERVICES.iter().chain(LISTENERS);
+        Remote::of(all.map(|it| (it.name.to_owned(), url(it))).collect(), env)
     }
 
     /// Of a system in this process.
@@ -121,16 +122,23 @@ impl Remote {
         self.urls.insert(service.to_owned(), url);
     }
 
-    /// Gets a token of the gateway for this user; it is shown from then on.
+    /// Gets a token of the gateway for this user, who has no role; it is shown from then on.
     ///
     /// # Errors
     ///
     /// That there is none.
     pub async fn log_in(&mut self, user: &str) -> Result<(), BoxError> {
-        let answer = self
-            .call(Method::POST, "gateway", "/auth/token", Some(json!({ "userId": user })))
-            .await?
-            .expect(200)?;
+        self.log_in_as(user, &[]).await
+    }
+
+    /// The same for a user with roles.
+    ///
+    /// # Errors
+    ///
+    /// That there is no such token.
+    pub async fn log_in_as(&mut self, user: &str, roles: &[&str]) -> Result<(), BoxError> {
+        let wanted = json!({ "userId": user, "roles": roles });
+        let answer = self.post("gateway", "/auth/token", wanted).await?.expect(200)?;
         let token = answer.json()["token"].as_str().ok_or("no token in the answer")?.to_owned();
         self.user_token = Some(token);
         Ok(())

@@ -10,6 +10,7 @@ use order_kit::{
     env::{self, Env},
     server::{Access, router},
 };
+use tokio::net::TcpListener;
 
 /// Everything that `up` starts.
 pub const ALL: &[&str] =
@@ -63,14 +64,39 @@ pub async fn build(context: &Context, registry: &Arc<Instances>) -> Result<Route
     Ok(router(context, service, Access::Services))
 }
 
-/// The port of users by gRPC: the documented one, moved like the others.
+/// Users have a second port, by gRPC: the documented one, moved like the others, or a free one where theirs are.
 pub fn grpc_port(port_base: u16) -> u16 {
-    if port_base == 3000 { 50_051 } else { port_base.saturating_add(9) }
+    match port_base {
+        0 => 0,
+        3000 => 50_051,
+        base => base.saturating_add(9),
+    }
 }
 
-/// Where users are by gRPC.
-pub fn grpc_address(env: &Env, port_base: u16) -> String {
-    env.get(env::USER_GRPC_URL).unwrap_or_else(|| format!("http://127.0.0.1:{}", grpc_port(port_base)))
+/// Listens for users by gRPC.
+///
+/// # Errors
+///
+/// A port that is taken.
+pub async fn listen_for_grpc(env: &Env, port: u16) -> Result<TcpListener, BoxError> {
+    TcpListener::bind((env.get_or_default(env::HOST).as_str(), port))
+        .await
+        .map_err(|error| format!("port {port} for users by gRPC: {error}").into())
+}
+
+/// Serves users by gRPC beside their routes, until their context's stop.
+pub fn serve_grpc(context: &Context, listener: TcpListener) {
+    let service = context.clone();
+    context.spawn(async move {
+        if let Err(error) = order_users::serve_grpc(service, listener).await {
+            tracing::error!(%error, "users cannot be asked by gRPC");
+        }
+    });
+}
+
+/// With where users are by gRPC, unless somebody has said so already.
+pub fn with_grpc(env: Env, url: String) -> Env {
+    if env.get(env::USER_GRPC_URL).is_some() { env } else { env.with(env::USER_GRPC_URL, url) }
 }
 
 /// A context for a part that is worked on from outside, beside services that may run.

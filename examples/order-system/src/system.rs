@@ -93,6 +93,8 @@ pub struct System {
     /// Of a gateway elsewhere.
     registry: Option<Arc<RegistryClient>>,
     options: Options,
+    /// Where users listen for gRPC, once they do: a new start is where the others look for it.
+    grpc: Option<SocketAddr>,
     running: Vec<Running>,
 }
 
@@ -151,16 +153,26 @@ impl System {
             let client = Arc::new(RegistryClient::new(&gateway, &ServiceTokens::of(&options.env), otherwise));
             (client.clone(), Some(client))
         };
-        let mut system = System { broker, table, instances, locate, registry, options, running: Vec::new() };
+        let mut system =
+            System { broker, table, instances, locate, registry, options, grpc: None, running: Vec::new() };
         // First all ports, so that each service knows where the others will be.
         let mut listeners = Vec::new();
         for part in system.options.parts.clone() {
-            let listener = system.listen(part).await?;
+            let (listener, grpc) = (system.listen(part).await?, system.listen_for_grpc(part).await?);
             system.table.set(part, listener.local_addr()?);
-            listeners.push((part, listener));
+            listeners.push((part, listener, grpc));
         }
-        for (part, listener) in listeners {
-            if let Err(error) = system.start_on(part, listener).await {
+        let elsewhere = || match system.options.port_base {
+            0 => services::grpc_port(3000),
+            base => services::grpc_port(base),
+        };
+        let url = system.grpc.map_or_else(
+            || format!("http://127.0.0.1:{}", elsewhere()),
+            |address| format!("http://{address}"),
+        );
+        system.options.env = services::with_grpc(system.options.env, url);
+        for (part, listener, grpc) in listeners {
+            if let Err(error) = system.start_on(part, listener, grpc).await {
                 system.stop().await;
                 return Err(format!("{part}: {error}").into());
             }
@@ -183,7 +195,24 @@ impl System {
             .map_err(|error| format!("port {port} for {part}: {error}").into())
     }
 
-    async fn start_on(&mut self, part: &'static str, listener: TcpListener) -> Result<(), BoxError> {
+    /// The second listener of users; none of others.
+    async fn listen_for_grpc(&mut self, part: &'static str) -> Result<Option<TcpListener>, BoxError> {
+        if part != "users" {
+            return Ok(None);
+        }
+        let port =
+            self.grpc.map_or_else(|| services::grpc_port(self.options.port_base), |address| address.port());
+        let listener = services::listen_for_grpc(&self.options.env, port).await?;
+        self.grpc = Some(listener.local_addr()?);
+        Ok(Some(listener))
+    }
+
+    async fn start_on(
+        &mut self,
+        part: &'static str,
+        listener: TcpListener,
+        grpc: Option<TcpListener>,
+    ) -> Result<(), BoxError> {
         let address = listener.local_addr()?;
         let context = Context::new(
             part,
@@ -205,8 +234,8 @@ impl System {
         };
         self.table.set(part, address);
         self.announce(part, address, &context);
-        if part == "users" {
-            self.serve_grpc(&context).await?;
+        if let Some(listener) = grpc {
+            services::serve_grpc(&context, listener);
         }
         self.running.push(Running { part, address, context, server });
         Ok(())
@@ -227,22 +256,6 @@ impl System {
             return;
         }
         context.spawn(registry::keep(self.instances.clone(), vec![instance], stop));
-    }
-
-    /// Users by gRPC, beside their routes.
-    async fn serve_grpc(&self, context: &Context) -> Result<(), BoxError> {
-        let host = self.options.env.get_or_default(env::HOST);
-        let port = if self.options.port_base == 0 { 0 } else { services::grpc_port(self.options.port_base) };
-        let listener = TcpListener::bind((host.as_str(), port))
-            .await
-            .map_err(|error| format!("port {port} for users by gRPC: {error}"))?;
-        let service = context.clone();
-        context.spawn(async move {
-            if let Err(error) = order_users::serve_grpc(service, listener).await {
-                tracing::error!(%error, "users cannot be asked by gRPC");
-            }
-        });
-        Ok(())
     }
 
     /// The base URL of a part: `http://127.0.0.1:3002`.
@@ -298,7 +311,8 @@ impl System {
     /// As of [`start`](System::start).
     pub async fn start_part(&mut self, part: &'static str) -> Result<(), BoxError> {
         let listener = TcpListener::bind((self.options.env.get_or_default(env::HOST).as_str(), 0)).await?;
-        self.start_on(part, listener).await
+        let grpc = self.listen_for_grpc(part).await?;
+        self.start_on(part, listener, grpc).await
     }
 
     /// Ends all services in order: the gateway first, so that nothing new comes in.

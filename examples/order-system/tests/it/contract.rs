@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use http::{HeaderMap, Method};
-use order_kit::BoxError;
+use order_kit::{BoxError, env};
 use order_system::{
     audit::settled,
     remote::{Answer, Remote},
@@ -30,6 +30,44 @@ macro_rules! contract {
     )*};
 }
 
+/// The same for whoever calls, when services ask for users by gRPC; and that they do, by nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_process_with_files_and_users_by_grpc() {
+    let mut servers = Servers::embedded();
+    servers.variables.push((env::USER_TRANSPORT.to_owned(), "grpc".to_owned()));
+    let _stage = crate::journeys::STAGE.lock().await;
+    let front = Front::one_process(&servers).await.expect("it starts");
+    let (before, kept) = (figures(&front.remote).await, suite(&front).await);
+    // Mails are written beside everything else.
+    let mailed = |answer: &Answer| {
+        calls(&answer.text, "notifications", "user.grpc")
+            > before.as_ref().map_or(0, |it| calls(it, "notifications", "user.grpc"))
+    };
+    let mailed = front.remote.until(SOON, "notifications", "/metrics", mailed).await;
+    let after = figures(&front.remote).await;
+    front.end().await;
+    kept.expect("the contract is kept");
+    mailed.expect("notifications ask by gRPC");
+    let (before, after) = (before.expect("figures"), after.expect("figures"));
+    for service in ["orders", "notifications"] {
+        let more = |to| calls(&after, service, to) - calls(&before, service, to);
+        assert!(more("user.grpc") > 0, "{service} asks by gRPC");
+        assert_eq!(more("user"), 0, "{service} asks by HTTP as well");
+    }
+}
+
+/// What the process has counted; other tests in it have counted before.
+async fn figures(remote: &Remote) -> Result<String, BoxError> {
+    Ok(remote.get("orders", "/metrics").await?.expect(200)?.text)
+}
+
+/// How many calls there were from one service to another, whatever came of them.
+fn calls(figures: &str, service: &str, to: &str) -> u64 {
+    let series = format!("http_call_seconds_count{{service=\"{service}\",to=\"{to}\",");
+    let counts = figures.lines().filter(|line| line.starts_with(&series));
+    counts.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
+}
+
 fn embedded(_: &str) -> Option<Servers> {
     Some(Servers::embedded())
 }
@@ -44,6 +82,7 @@ contract! {
 }
 
 /// Somebody who talks to the system through its one door.
+#[derive(Clone)]
 struct Caller {
     remote: Remote,
     prefix: &'static str,
@@ -88,18 +127,43 @@ async fn suite(front: &Front) -> Result<(), BoxError> {
     let new = json!({ "name": "Alice", "email": "alice@example.com" });
     let alice = caller.post("/users", new.clone()).await?.expect(201)?;
     let user = id(&alice)?;
+    let mut staff = caller.clone();
     if front.prefix == "/api" {
         assert_eq!(caller.get(&format!("/users/{user}")).await?.status, 401);
         caller.remote.log_in(&user).await?;
+        staff.remote.log_in_as("the-shop", &["admin"]).await?;
+        only_for_staff(&caller).await?;
     }
     users(&caller, &alice, &user, new).await?;
-    let product = products(&caller).await?;
-    let stock = format!("/inventory/{product}");
-    caller.remote.put("inventory", &stock, json!({ "quantity": 100 })).await?.expect(200)?;
-    orders(&caller, &user, &product).await?;
+    let product = products(&caller, &staff).await?;
+    staff.put(&format!("/inventory/{product}"), json!({ "quantity": 100 })).await?.expect(200)?;
+    orders(&caller, &staff, &user, &product).await?;
     bad_orders(&caller, &user, &product).await?;
     let audited = settled(&caller.remote, SOON).await?;
     assert!(audited.print(), "the audit is green");
+    Ok(())
+}
+
+/// What a customer may not do, though the token holds.
+async fn only_for_staff(customer: &Caller) -> Result<(), BoxError> {
+    for (method, path) in [
+        (Method::POST, "/products"),
+        (Method::POST, "/payments/charge"),
+        (Method::POST, "/payments/refund"),
+        (Method::PUT, "/payments/cards/somebody"),
+        (Method::GET, "/inventory/anything"),
+        (Method::PUT, "/inventory/anything"),
+        (Method::POST, "/inventory/release"),
+        (Method::GET, "/orders/attention"),
+        (Method::POST, "/orders/any/retry"),
+    ] {
+        let path = format!("{}{path}", customer.prefix);
+        let answer = customer.remote.call(method, "gateway", &path, Some(json!({}))).await?;
+        assert_eq!(answer.status, 403, "{path}");
+        clean(&answer);
+    }
+    // What services ask each other has no way in at all.
+    assert_eq!(customer.get("/_events").await?.status, 404);
     Ok(())
 }
 
@@ -124,8 +188,8 @@ async fn users(caller: &Caller, alice: &Answer, user: &str, new: Value) -> Resul
     Ok(())
 }
 
-async fn products(caller: &Caller) -> Result<String, BoxError> {
-    let made = caller.post("/products", json!({ "name": "Cup", "price": "0.10" })).await?.expect(201)?;
+async fn products(caller: &Caller, staff: &Caller) -> Result<String, BoxError> {
+    let made = staff.post("/products", json!({ "name": "Cup", "price": "0.10" })).await?.expect(201)?;
     let product = id(&made)?;
     let found = caller.get(&format!("/products/{product}")).await?.expect(200)?;
     assert_eq!((&found.json()["name"], &found.json()["price"]), (&json!("Cup"), &json!("0.10")));
@@ -133,11 +197,11 @@ async fn products(caller: &Caller) -> Result<String, BoxError> {
         caller.get("/products/nothing").await?.expect(404)?.json(),
         json!({ "error": "Product not found" })
     );
-    caller.post("/products", json!({ "name": "Cup", "price": "-1" })).await?.expect(400)?;
+    staff.post("/products", json!({ "name": "Cup", "price": "-1" })).await?.expect(400)?;
     Ok(product)
 }
 
-async fn orders(caller: &Caller, user: &str, product: &str) -> Result<(), BoxError> {
+async fn orders(caller: &Caller, staff: &Caller, user: &str, product: &str) -> Result<(), BoxError> {
     let body = json!({ "userId": user, "items": [{ "productId": product, "quantity": 3 }] });
     let taken = caller.post("/orders", body.clone()).await?.expect(202)?;
     let order = id(&taken)?;
@@ -164,8 +228,7 @@ async fn orders(caller: &Caller, user: &str, product: &str) -> Result<(), BoxErr
         .post("/users", json!({ "name": "Bob", "email": "bob@example.com" }))
         .await?
         .expect(201)?)?;
-    let card = format!("/payments/cards/{bob}");
-    caller.remote.put("payments", &card, json!({ "behaviour": "decline" })).await?.expect(200)?;
+    staff.put(&format!("/payments/cards/{bob}"), json!({ "behaviour": "decline" })).await?.expect(200)?;
     let body = json!({ "userId": bob, "items": [{ "productId": product, "quantity": 1 }] });
     let mut his = Caller { remote: caller.remote.clone(), prefix: caller.prefix };
     if caller.prefix == "/api" {
@@ -175,7 +238,7 @@ async fn orders(caller: &Caller, user: &str, product: &str) -> Result<(), BoxErr
     let order = id(&his.post("/orders", body).await?.expect(202)?)?;
     let over = his.over(&order).await?;
     assert_eq!((&over["status"], &over["reason"]), (&json!("cancelled"), &json!("card_declined")), "{over}");
-    let left = caller.remote.get("inventory", &format!("/inventory/{product}")).await?.expect(200)?.json();
+    let left = staff.get(&format!("/inventory/{product}")).await?.expect(200)?.json();
     assert_eq!(left["onHand"].as_i64().unwrap_or(0) - left["reserved"].as_i64().unwrap_or(0), 94);
     caller.get("/orders/unknown").await?.expect(404)?;
     if caller.prefix == "/api" {

@@ -1,9 +1,11 @@
-//! The order system as a whole: one contract for all its shapes, the journeys, what is deployed, what is written about it,
-//! and how its parts hang together.
+//! The order system as a whole: one contract for all its shapes, the journeys, who is added later, what is deployed, what is written
+//! about it, and how its parts hang together.
 
 mod architecture;
 mod contract;
 mod deploy;
 mod docs;
 mod journeys;
+mod listeners;
 mod shapes;
+mod top;

@@ -169,7 +169,7 @@ mod tests {
             ("authorization", "Bearer abc"),
             ("host", "shop.example"),
         ];
-        let who = Claims { sub: "u1".into(), tenant: Some("t1".into()), plan: None, exp: 0 };
+        let who = Claims { tenant: Some("t1".into()), ..Claims::of("u1") };
         let mut got = headers(&lies);
         let client = Some([192, 0, 2, 1].into());
         to_service(&mut got, From { client, secure: true, who: Some(&who) });

@@ -107,6 +107,7 @@ pub async fn build(context: Context, registry: Arc<Instances>) -> Result<Router,
         );
     }
     let (limits, origins) = (Limits::of(env)?, Origins::of(env));
+    limits.show_in(context.policies());
     let gateway = Gateway(Arc::new(Inner {
         registry: registry.clone(),
         upstreams,

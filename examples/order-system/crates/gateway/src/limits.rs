@@ -16,8 +16,9 @@ use axum::{
 };
 use http::{HeaderName, HeaderValue, StatusCode};
 use mainstay::{
-    Keyed, RateLimiter, Refused,
+    Keyed, RateLimiter, Refused, Registry,
     rate_limiter::{Config, Quota},
+    registry::{Inspect, Snapshot},
 };
 use order_kit::{
     ApiError,
@@ -40,6 +41,25 @@ pub struct Limits(Option<Counted>);
 struct Counted {
     clients: Keyed<String, Config>,
     plans: BTreeMap<String, Keyed<String, Config>>,
+}
+
+/// A limiter for each key as operators see it: the key that has the least left, however many there are.
+#[derive(Clone)]
+struct Tightest(Keyed<String, Config>);
+
+impl Inspect for Tightest {
+    fn inspect(&self, show: &mut dyn FnMut(Snapshot)) {
+        let (mut least, mut tightest) = (u32::MAX, None);
+        self.0.inspect(&mut |snapshot| {
+            if let Snapshot::RateLimiter(limiter) = &snapshot
+                && (tightest.is_none() || limiter.quota.remaining < least)
+            {
+                least = limiter.quota.remaining;
+                tightest = Some(snapshot);
+            }
+        });
+        tightest.into_iter().for_each(show);
+    }
 }
 
 /// A request that may not pass, and where its sender stands.
@@ -76,6 +96,12 @@ impl Limits {
             clients: keyed("client", &clients)?,
             plans: plans.collect::<Result<_, String>>()?,
         })))
+    }
+
+    /// Lists them with other policies: of each, the key that has the least left.
+    pub fn show_in(&self, registry: &Registry) {
+        let counted = self.0.iter().flat_map(|it| it.plans.values().chain([&it.clients]));
+        counted.for_each(|keyed| registry.add(&Tightest(keyed.clone())));
     }
 
     /// Counts a request, and says what is left; `None` where nothing is counted.
@@ -164,7 +190,7 @@ mod tests {
     const QUARTER: Duration = Duration::from_secs(15 * 60);
 
     fn who(sub: &str, tenant: &str, plan: &str) -> Claims {
-        Claims { sub: sub.into(), tenant: Some(tenant.into()), plan: Some(plan.into()), exp: u64::MAX }
+        Claims { tenant: Some(tenant.into()), plan: Some(plan.into()), ..Claims::of(sub) }
     }
 
     fn address(last: u8) -> Option<IpAddr> {
@@ -233,6 +259,23 @@ mod tests {
             assert!(Limits::of(&env).is_err(), "{nonsense}");
         }
         assert_eq!(rate_of("5/h"), Some((5, Duration::from_secs(3_600))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn operators_see_who_has_the_least_left() {
+        let (limits, registry) = (Limits::of(&Env::empty()).unwrap(), Registry::new());
+        limits.show_in(&registry);
+        assert_eq!(registry.snapshots(), [], "nobody has come yet");
+        for (client, times) in [(1, 3), (2, 40), (3, 7)] {
+            assert!((0..times).all(|_| limits.count(address(client), None).is_ok()));
+        }
+        limits.count(address(1), Some(&who("u1", "t1", "gold"))).unwrap();
+        let shown = registry.snapshots().into_iter().map(|snapshot| match snapshot {
+            Snapshot::RateLimiter(limiter) => (limiter.name.to_string(), limiter.quota.remaining),
+            other => panic!("{other:?}"),
+        });
+        let shown: Vec<_> = shown.collect();
+        assert_eq!(shown, [("plan-gold[tenant t1]".to_owned(), 9_999), ("client[192.0.2.2]".to_owned(), 60)]);
     }
 
     #[test]

@@ -10,7 +10,11 @@ use crate::{
     Gateway, NAME,
     registry::Registry,
     strangler::{Route, Shown, Wrong},
+    token::Claims,
 };
+
+/// How many roles a token has at most.
+const MOST_ROLES: usize = 16;
 
 /// Who wants a token.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
@@ -24,6 +28,9 @@ struct Wanted {
     /// What the customer pays for; `free` if it is not said.
     #[serde(default)]
     plan: Option<String>,
+    /// What that one may do beside what everybody may: `admin`, `service`.
+    #[serde(default)]
+    roles: Vec<String>,
 }
 
 /// A token that was made.
@@ -55,15 +62,16 @@ async fn make_token(
     State(gateway): State<Gateway>,
     Json(wanted): Json<Wanted>,
 ) -> Result<Json<Made>, ApiError> {
-    let Wanted { user_id, tenant, plan } = wanted;
-    let fits = |text: &str| {
+    let Wanted { user_id, tenant, plan, roles } = wanted;
+    let fits = |text: &String| {
         !text.is_empty() && text.len() <= 128 && text.bytes().all(|byte| byte.is_ascii_graphic())
     };
-    let all = [Some(user_id.as_str()), tenant.as_deref(), plan.as_deref()];
-    if !all.into_iter().flatten().all(fits) {
-        return Err(ApiError::bad_request("Invalid userId, tenant or plan"));
+    let whose = [Some(&user_id), tenant.as_ref(), plan.as_ref()];
+    if roles.len() > MOST_ROLES || !whose.into_iter().flatten().chain(&roles).all(fits) {
+        return Err(ApiError::bad_request("Invalid userId, tenant, plan or roles"));
     }
-    let token = gateway.0.tokens.issue(&user_id, tenant.as_deref(), plan.as_deref().or(Some("free")));
+    let plan = plan.or_else(|| Some("free".to_owned()));
+    let token = gateway.0.tokens.issue(&Claims { tenant, plan, roles, ..Claims::of(&user_id) });
     let token = token.ok_or_else(|| ApiError::internal("a token could not be made"))?;
     Ok(Json(Made { token }))
 }

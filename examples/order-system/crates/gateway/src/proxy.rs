@@ -18,7 +18,7 @@ use crate::{
     cache::{self, Key},
     headers,
     strangler::{self, Compared, To},
-    token::{self, Shown},
+    token::{self, Needs, Shown},
     upstream::{Outgoing, Trouble, Upstream},
 };
 
@@ -74,10 +74,12 @@ pub async fn handle(State(gateway): State<Gateway>, mut request: Request) -> Res
         return Err(nothing());
     }
     let shown = request.extensions_mut().remove().unwrap_or_else(|| gateway.0.tokens.read(request.headers()));
-    let open = service.is_some() && token::is_open(request.method(), path.split('?').next().unwrap_or(path));
+    let needs = token::needs(request.method(), path.split('?').next().unwrap_or(path));
     let who = match shown {
-        Shown::Token(claims) => Some(claims),
-        Shown::Nothing if open => None,
+        Shown::Token(claims) if claims.satisfy(needs) => Some(claims),
+        Shown::Token(_) => return Err(ApiError::forbidden("The token is not for this")),
+        // What is none of the services' is never open: the monolith may mean something else by it.
+        Shown::Nothing if needs == Needs::Nothing && service.is_some() => None,
         Shown::Nothing => return Err(ApiError::unauthorized("A token is needed")),
         Shown::Worthless => return Err(ApiError::unauthorized("The token does not hold")),
     };

@@ -1,4 +1,4 @@
-//! Tokens: who a request is from. JSON Web Tokens signed with `JWT_SECRET`, HS256 and nothing else.
+//! Tokens: who a request is from, and what needs which. JSON Web Tokens signed with `JWT_SECRET`, HS256 and nothing else.
 
 use http::{HeaderMap, Method, header};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
@@ -8,20 +8,51 @@ use serde::{Deserialize, Serialize};
 /// How long a token of the development issuer holds.
 const DEVELOPMENT_HOURS: u64 = 12;
 
-/// What is asked for without a token. A path ends in `/` where everything below it counts.
-pub const OPEN: &[(Method, &str)] = &[
-    (Method::POST, "/users"),
-    (Method::GET, "/products"),
-    (Method::GET, "/products/"),
-    (Method::HEAD, "/products"),
-    (Method::HEAD, "/products/"),
+/// What a request has to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing: everybody may ask.
+    Nothing,
+    /// A token, whatever it says.
+    Token,
+    /// A token with one of these roles.
+    Role(&'static [&'static str]),
+}
+
+/// Who works here: a person, or a program.
+const STAFF: Needs = Needs::Role(&["admin", "service"]);
+
+/// Where anything else than a token is needed: the first line that fits holds. Without a method it holds for all. In a path, which is the one
+/// behind `/api`, `*` is any one segment, and `**` at its end any number of them.
+pub const ROUTES: &[(Option<Method>, &str, Needs)] = &[
+    (Some(Method::POST), "/users", Needs::Nothing),
+    (Some(Method::GET), "/products/**", Needs::Nothing),
+    (Some(Method::HEAD), "/products/**", Needs::Nothing),
+    (None, "/products/**", STAFF),
+    (None, "/payments/**", STAFF),
+    (None, "/inventory/**", STAFF),
+    (None, "/orders/attention", STAFF),
+    (None, "/orders/*/retry", STAFF),
 ];
 
-/// Whether everybody may ask for this, by the path behind `/api`.
-pub fn is_open(method: &Method, path: &str) -> bool {
-    OPEN.iter().any(|(open, at)| {
-        open == method && if at.ends_with('/') { path.starts_with(at) } else { path == *at }
-    })
+/// What a request has to show, by the path behind `/api`.
+pub fn needs(method: &Method, path: &str) -> Needs {
+    let holds = |(of, pattern, _): &&(Option<Method>, &str, Needs)| {
+        of.as_ref().is_none_or(|of| of == method) && fits(pattern, path)
+    };
+    ROUTES.iter().find(holds).map_or(Needs::Token, |(_, _, needs)| *needs)
+}
+
+fn fits(pattern: &str, path: &str) -> bool {
+    let (mut pattern, mut path) = (pattern.split('/'), path.split('/'));
+    loop {
+        match (pattern.next(), path.next()) {
+            (Some("**"), _) | (None, None) => return true,
+            (Some("*"), Some(_)) => {}
+            (Some(wanted), Some(segment)) if wanted == segment => {}
+            _ => return false,
+        }
+    }
 }
 
 /// What a token says.
@@ -35,8 +66,28 @@ pub struct Claims {
     /// What the customer pays for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<String>,
+    /// What that one may do beside what everybody may.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roles: Vec<String>,
     /// Until when it holds, in seconds of 1970.
     pub exp: u64,
+}
+
+impl Claims {
+    /// Of that one and nothing more, for as long as a token holds in development.
+    pub fn of(sub: &str) -> Self {
+        let now = u64::try_from(order_kit::now_ms() / 1_000).unwrap_or(0);
+        let exp = now + DEVELOPMENT_HOURS * 3_600;
+        Claims { sub: sub.to_owned(), tenant: None, plan: None, roles: Vec::new(), exp }
+    }
+
+    /// Whether that is enough.
+    pub fn satisfy(&self, needs: Needs) -> bool {
+        match needs {
+            Needs::Nothing | Needs::Token => true,
+            Needs::Role(roles) => self.roles.iter().any(|role| roles.contains(&role.as_str())),
+        }
+    }
 }
 
 /// What a request shows.
@@ -101,15 +152,8 @@ impl Tokens {
     }
 
     /// A new token, where a development issuer is wanted.
-    pub fn issue(&self, sub: &str, tenant: Option<&str>, plan: Option<&str>) -> Option<String> {
-        let claims = Claims {
-            sub: sub.to_owned(),
-            tenant: tenant.map(str::to_owned),
-            plan: plan.map(str::to_owned),
-            exp: u64::try_from(order_kit::now_ms() / 1_000).unwrap_or(0) + DEVELOPMENT_HOURS * 3_600,
-        };
-        let key = self.encoding.as_ref()?;
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, key).ok()
+    pub fn issue(&self, claims: &Claims) -> Option<String> {
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, self.encoding.as_ref()?).ok()
     }
 
     /// Whether it makes tokens.
@@ -137,7 +181,7 @@ mod tests {
     fn only_a_token_of_ours_that_still_holds_is_one() {
         let tokens = Tokens::of(&Env::empty().with(env::JWT_SECRET, "a secret"));
         let now = u64::try_from(order_kit::now_ms() / 1_000).unwrap();
-        let claims = |exp| Claims { sub: "u1".into(), tenant: None, plan: None, exp };
+        let claims = |exp| Claims { exp, ..Claims::of("u1") };
         let good = signed(Algorithm::HS256, "a secret", &claims(now + 60));
         assert_eq!(shows(&tokens, &format!("Bearer {good}")), Shown::Token(claims(now + 60)));
         assert_eq!(tokens.read(&HeaderMap::new()), Shown::Nothing);
@@ -152,6 +196,11 @@ mod tests {
             signed(Algorithm::HS512, "a secret", &claims(now + 60)),
             signed(Algorithm::HS256, "a secret", &serde_json::json!({ "sub": "u1" })),
             signed(Algorithm::HS256, "a secret", &serde_json::json!({ "sub": "", "exp": now + 60 })),
+            signed(
+                Algorithm::HS256,
+                "a secret",
+                &serde_json::json!({ "sub": "u1", "exp": now + 60, "roles": "admin" }),
+            ),
             signed(Algorithm::HS256, "a secret", &serde_json::json!({ "sub": "u\r\nx: y", "exp": now + 60 })),
             format!("{none}.{payload}."),
             format!("{none}.{payload}.{signature}"),
@@ -167,20 +216,56 @@ mod tests {
     #[test]
     fn tokens_are_made_in_development_alone() {
         let unchosen = Tokens::of(&Env::empty());
-        let token = unchosen.issue("u1", Some("t1"), Some("gold")).unwrap();
+        let gold = Claims { plan: Some("gold".to_owned()), ..Claims::of("u1") };
+        let token = unchosen.issue(&gold).unwrap();
         let Shown::Token(claims) = shows(&unchosen, &format!("bearer {token}")) else { panic!("no token") };
         assert_eq!((claims.sub.as_str(), claims.plan.as_deref()), ("u1", Some("gold")));
         let chosen = Env::empty().with(env::JWT_SECRET, "a secret");
-        assert_eq!(Tokens::of(&chosen).issue("u1", None, None), None);
+        assert_eq!(Tokens::of(&chosen).issue(&gold), None);
         assert!(Tokens::of(&chosen.with(env::DEV_TOKENS, "1")).issues());
     }
 
     #[test]
-    fn few_things_are_open() {
-        assert!(is_open(&Method::POST, "/users") && is_open(&Method::GET, "/products/7"));
-        assert!(is_open(&Method::GET, "/products"));
-        assert!(!is_open(&Method::POST, "/products") && !is_open(&Method::PUT, "/products/7"));
-        assert!(!is_open(&Method::GET, "/users") && !is_open(&Method::POST, "/users/7"));
-        assert!(!is_open(&Method::GET, "/productsx"));
+    fn few_things_are_open_and_some_need_a_role() {
+        let open = [(Method::POST, "/users"), (Method::GET, "/products"), (Method::GET, "/products/7")];
+        let staff = [
+            (Method::POST, "/products"),
+            (Method::PUT, "/products/7"),
+            (Method::POST, "/payments/7/x"),
+            (Method::GET, "/payments"),
+            (Method::GET, "/payments/"),
+            (Method::PATCH, "/inventory/7/x"),
+            (Method::GET, "/orders/attention"),
+            (Method::POST, "/orders/7/retry"),
+        ];
+        let any = [
+            (Method::GET, "/users"),
+            (Method::POST, "/users/7"),
+            (Method::GET, "/productsx"),
+            (Method::GET, "/paymentsx"),
+            (Method::POST, "/orders"),
+            (Method::GET, "/orders/7"),
+            (Method::POST, "/orders/7/cancel"),
+            (Method::POST, "/orders/7/retry/x"),
+        ];
+        let all = |needs_this: Needs, requests: &[(Method, &str)]| {
+            for (method, path) in requests {
+                assert_eq!(needs(method, path), needs_this, "{method} {path}");
+            }
+        };
+        all(Needs::Nothing, &open);
+        all(STAFF, &staff);
+        all(Needs::Token, &any);
+    }
+
+    #[test]
+    fn one_of_the_roles_is_enough_and_another_is_none() {
+        let of = |roles: &[&str]| Claims {
+            roles: roles.iter().map(|role| (*role).to_owned()).collect(),
+            ..Claims::of("u1")
+        };
+        assert!(of(&["clerk", "service"]).satisfy(STAFF) && of(&["admin"]).satisfy(STAFF));
+        assert!(!of(&["clerk", "Admin", "admins"]).satisfy(STAFF) && !of(&[]).satisfy(STAFF));
+        assert!(of(&[]).satisfy(Needs::Token));
     }
 }

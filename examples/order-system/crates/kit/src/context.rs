@@ -5,8 +5,8 @@ use std::{
     collections::HashMap,
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
-    time::Instant,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::{Duration, Instant},
 };
 
 use futures::future::BoxFuture;
@@ -109,6 +109,12 @@ impl Page {
 /// What says whether a service's books are right.
 type Audit = Box<dyn Fn(Page) -> BoxFuture<'static, Result<serde_json::Value, ApiError>> + Send + Sync>;
 
+/// What sets figures that nobody keeps up to date.
+type Measure = Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// How long setting a figure may take: whoever asks for figures is not to wait for a broker that hangs.
+const MEASURE: Duration = Duration::from_millis(500);
+
 /// What a service is given. Clones are the same.
 #[derive(Clone)]
 pub struct Context(Arc<Inner>);
@@ -128,6 +134,7 @@ struct Inner {
     started: Instant,
     shared: tokio::sync::Mutex<HashMap<TypeId, Box<dyn Any + Send + Sync>>>,
     audit: OnceLock<Audit>,
+    measures: Mutex<Vec<Measure>>,
 }
 
 impl fmt::Debug for Context {
@@ -160,6 +167,7 @@ impl Context {
             started: Instant::now(),
             shared: tokio::sync::Mutex::default(),
             audit: OnceLock::new(),
+            measures: Mutex::default(),
         }))
     }
 
@@ -294,8 +302,26 @@ impl Context {
         }
     }
 
+    /// Says how a figure is set that has to be looked up somewhere: that happens when the service's `/metrics` are asked for.
+    pub fn measured<F>(&self, measure: impl Fn() -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut measures = self.0.measures.lock().unwrap_or_else(PoisonError::into_inner);
+        measures.push(Box::new(move || Box::pin(measure())));
+    }
+
+    /// Sets all these figures. One that takes longer than half a second stays as it was.
+    pub async fn measure(&self) {
+        let measures: Vec<_> = {
+            let measures = self.0.measures.lock().unwrap_or_else(PoisonError::into_inner);
+            measures.iter().map(|measure| tokio::time::timeout(MEASURE, measure())).collect()
+        };
+        futures::future::join_all(measures).await;
+    }
+
     /// Since the start.
-    pub fn uptime(&self) -> std::time::Duration {
+    pub fn uptime(&self) -> Duration {
         self.0.started.elapsed()
     }
 }

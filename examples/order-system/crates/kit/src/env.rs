@@ -51,7 +51,7 @@ variables! {
     LOYALTY_SERVICE_URL = "": "Where the points are";
     GATEWAY_URL = "": "Where the gateway is, which keeps the registry";
     USER_GRPC_URL = "": "Where users are by gRPC; by default 127.0.0.1:50051";
-    USER_TRANSPORT = "http": "How users are asked: `http` or `grpc`";
+    USER_TRANSPORT = "http": "How orders and notifications ask for users: `http` or `grpc`";
     SAGA_STYLE = "orchestrated": "Who moves an order on: `orchestrated` (a durable saga) or `choreography` (services hear each other's events)";
     ORDER_DEADLINE_MS = "600000": "How long an order may take until it is confirmed; then it is cancelled as `timed_out`";
     GATEWAY_TLS_CERT = "": "A PEM file with the gateway's certificates; with it and the key the gateway speaks https";

@@ -116,6 +116,16 @@ pub async fn emit<T: Serialize + ?Sized>(
 /// the last requests write is taken as well: it goes on until they have been answered.
 pub fn start_relay(context: &Context, db: &Db) {
     let (broker, db) = (context.broker().clone(), db.clone());
+    let (service, outbox) = (context.name(), db.clone());
+    context.measured(move || {
+        let outbox = outbox.clone();
+        async move {
+            let unsent: Result<i64, DbError> = outbox.read(async |tx| tx.unsent().await).await;
+            if let Ok(unsent) = unsent {
+                metrics::gauge!(metric::OUTBOX_UNSENT, "service" => service).set(unsent as f64);
+            }
+        }
+    });
     let publish: db::Publish = Arc::new(move |messages| {
         let broker = broker.clone();
         Box::pin(async move { publish(&*broker, messages).await })
@@ -207,6 +217,19 @@ where
     let topology = Topology::new(EXCHANGE).queue(queue);
     let (stop, service) = (context.stop().clone(), context.name());
     let handler = Arc::new(handler);
+    let (holder, held) = (broker.clone(), name.clone());
+    context.measured(move || {
+        let (broker, queue) = (holder.clone(), held.clone());
+        async move {
+            if let Ok(stats) = broker.stats(&queue).await {
+                for (name, value) in
+                    [(metric::QUEUE_BACKLOG, stats.backlog()), (metric::QUEUE_DEAD, stats.dead)]
+                {
+                    metrics::gauge!(name, "service" => service, "queue" => queue.clone()).set(value as f64);
+                }
+            }
+        }
+    });
     // A broker that is away is no reason not to start: what is to be declared waits for it.
     let declared = broker.declare(&topology).await;
     if let Err(error @ order_broker::BrokerError::Invalid(_)) = declared {

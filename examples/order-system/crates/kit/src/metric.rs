@@ -43,12 +43,18 @@ metrics! {
     EVENTS_PUBLISHED_TOTAL = "events_published_total", Counter, ["outcome"]: "Events taken to the broker; outcome: ok, unavailable or refused";
     EVENTS_HANDLED_TOTAL = "events_handled_total", Counter, ["queue", "outcome"]: "Deliveries of events; outcome: ok, later or poison";
     EVENT_SECONDS = "event_seconds", Histogram, ["queue"]: "How long an event was handled";
+    OUTBOX_UNSENT = "outbox_unsent", Gauge, ["service"]: "Events that are not with the broker yet";
+    QUEUE_BACKLOG = "queue_backlog", Gauge, ["service", "queue"]: "Events in a queue that are still to be handled";
+    QUEUE_DEAD = "queue_dead", Gauge, ["service", "queue"]: "Dead letters of a queue";
+    SAGAS_IN_FLIGHT = "sagas_in_flight", Gauge, ["service"]: "What has been accepted and is not decided yet, counted when it is asked for";
+    SAGAS_ATTENTION = "sagas_attention", Gauge, ["service"]: "Sagas that wait for a person, counted when it is asked for; 100 are that many or more";
     POLICY_CIRCUIT_STATE = "policy_circuit_state", Gauge, ["service", "policy"]: "A breaker: 0 closed, 1 recovering, 2 half-open, 3 open";
     POLICY_CIRCUIT_FAILURE_RATE = "policy_circuit_failure_rate", Gauge, ["service", "policy"]: "The share of failed calls in a breaker's window";
     POLICY_BULKHEAD_IN_USE = "policy_bulkhead_in_use", Gauge, ["service", "policy"]: "Calls that run";
     POLICY_BULKHEAD_LIMIT = "policy_bulkhead_limit", Gauge, ["service", "policy"]: "How many may run at once";
     POLICY_BULKHEAD_WAITING = "policy_bulkhead_waiting", Gauge, ["service", "policy"]: "Calls that wait for their turn";
     POLICY_RETRY_BUDGET = "policy_retry_budget", Gauge, ["service", "policy"]: "How many retries can be paid for";
+    POLICY_LIMIT_REMAINING = "policy_limit_remaining", Gauge, ["service", "policy"]: "How many calls a rate limiter still admits; of one for each key, that of the key with the least";
     CIRCUIT_STATE = "mainstay_circuit_state", Gauge, ["policy"]: "A breaker as its last change left it, by its name alone";
     CIRCUIT_TRANSITIONS_TOTAL = "mainstay_circuit_transitions_total", Counter, ["policy", "to"]: "How often breakers changed, and to what";
     REFUSED_TOTAL = "mainstay_refused_total", Counter, ["policy", "kind"]: "Calls that a policy refused or ended";
@@ -58,6 +64,12 @@ metrics! {
     SAGA_OLDEST_SECONDS = "mainstay_saga_oldest_seconds", Gauge, ["definition"]: "The age of the oldest of them";
     SAGA_ENTERED_TOTAL = "mainstay_saga_entered_total", Counter, ["definition", "phase"]: "Sagas that came into a phase";
     SAGA_AGE_SECONDS = "mainstay_saga_age_seconds", Histogram, ["definition", "phase"]: "Their age at that time";
+}
+
+/// Sets the figures about a service's sagas.
+pub fn sagas(service: &'static str, in_flight: u64, attention: u64) {
+    metrics::gauge!(SAGAS_IN_FLIGHT, "service" => service).set(in_flight as f64);
+    metrics::gauge!(SAGAS_ATTENTION, "service" => service).set(attention as f64);
 }
 
 /// The figure of that name, or of which that is a part.

@@ -151,6 +151,7 @@ async fn ready(State(around): State<Around>) -> Response {
 }
 
 async fn metrics(State(around): State<Around>) -> Response {
+    around.context.measure().await;
     match telemetry::init(around.context.env()) {
         Ok(telemetry) => {
             let kind = HeaderValue::from_static("text/plain; version=0.0.4");
@@ -267,9 +268,9 @@ async fn hang(context: &Context) -> Response {
 async fn traced(State(around): State<Around>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let quiet = route
-        .as_deref()
-        .is_some_and(|route| route.starts_with("/health") || route == "/metrics" || route == "/ready");
+    let watching = ["/metrics", "/ready", "/_policies"];
+    let quiet =
+        route.as_deref().is_some_and(|route| route.starts_with("/health") || watching.contains(&route));
     if quiet {
         return next.run(request).await;
     }

@@ -17,11 +17,12 @@ use axum::extract::State;
 use order_broker::Queue;
 use order_kit::{
     ApiError, BoxError, Context, Db, Json, Service,
-    client::{Client, Options},
+    client::Options,
     events::{self, Envelope, Trouble},
     extract::Query,
     health::Check,
 };
+use order_users_grpc::Users;
 use serde::Deserialize;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -64,7 +65,7 @@ pub async fn build(context: Context) -> Result<Service, BoxError> {
 /// As of [`build`].
 pub async fn build_with(context: Context, mailer: impl Mailer) -> Result<Service, BoxError> {
     let db = context.open_db(mail::MIGRATIONS).await?;
-    let users = Client::new(&context, "user", Options::default())?;
+    let users = Users::new(&context, Options::default())?;
     let notifier =
         Notifier { db: db.clone(), recipients: Arc::new(Recipients::new(users)), mailer: Arc::new(mailer) };
     let handler = notifier.clone();

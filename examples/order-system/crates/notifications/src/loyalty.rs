@@ -1,7 +1,7 @@
 //! Points: whoever has ordered gets one for each whole unit of money. Added to a system that runs; nobody else knows of it.
 //!
-//! It gets what is published after its queue was made. [`replay`] gives it what was there before; an event that comes both ways
-//! counts once.
+//! It gets what is published after its queue was made. [`replay`] has it ask orders for what was there before; an event that comes both
+//! ways counts once.
 
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use axum::extract::State;
 use order_broker::Queue;
 use order_kit::{
     ApiError, BoxError, Cents, Context, Db, Json, Service,
+    client::{Client, Options},
     db::DbError,
     events::{self, Envelope, Trouble},
     extract::Path,
@@ -22,6 +23,8 @@ use crate::wire::{ORDER_CONFIRMED, Order};
 pub const NAME: &str = "loyalty";
 
 const PARALLEL: u16 = 8;
+/// How many stored events are asked for at once.
+const PAGE: usize = 100;
 
 const MIGRATIONS: &[&str] = &["create table account (
     user_id text primary key,
@@ -92,35 +95,51 @@ async fn open(context: &Context) -> Result<Db, DbError> {
     Db::open(context.place(NAME), MIGRATIONS).await
 }
 
-/// Takes in events that were published before the service had a queue: those that whoever publishes them has stored, in any order
-/// and as often as one likes. Start the service first (its queue then misses nothing from that moment on), or beside it.
+/// Some of the events that orders has stored.
+#[derive(Debug, Deserialize)]
+struct Stored {
+    events: Vec<Envelope>,
+    /// Behind which the next ones are; nothing after the last.
+    next: Option<i64>,
+}
+
+/// Takes in what was published before the service had a queue: orders has stored it, and is asked for it page by page. To be called when the
+/// service runs, whose queue then misses nothing from that moment on; and as often as one likes.
 ///
 /// # Errors
 ///
-/// The database's; what was taken in before stays.
-pub async fn replay(
-    context: &Context,
-    events: impl IntoIterator<Item = Envelope>,
-) -> Result<Replayed, BoxError> {
+/// That orders cannot be asked, or the database cannot be written. What was taken in before stays.
+pub async fn replay(context: &Context) -> Result<Replayed, BoxError> {
     let db = open(context).await?;
-    let mut replayed = Replayed::default();
-    for event in events {
-        let (id, kind) = (event.id.clone(), event.kind.clone());
-        if kind != ORDER_CONFIRMED {
-            replayed.passed_over += 1;
-            continue;
+    let orders = Client::new(context, "order", Options::default())?;
+    let (mut replayed, mut after) = (Replayed::default(), Some(0));
+    while let Some(behind) = after {
+        let path = format!("/_events?after={behind}&limit={PAGE}");
+        let page: Stored = orders.get(&path).await?.success()?.json()?;
+        for event in page.events {
+            take_in(&db, event, &mut replayed).await?;
         }
-        match give(&db, event).await {
-            Ok(true) => replayed.counted += 1,
-            Ok(false) => replayed.known += 1,
-            Err(Trouble::Poison(why)) => {
-                tracing::warn!(id, kind, why, "a stored event cannot be read");
-                replayed.passed_over += 1;
-            }
-            Err(later @ Trouble::Later(_)) => return Err(later.into()),
-        }
+        after = page.next;
     }
     Ok(replayed)
+}
+
+async fn take_in(db: &Db, event: Envelope, replayed: &mut Replayed) -> Result<(), Trouble> {
+    let (id, kind) = (event.id.clone(), event.kind.clone());
+    if kind != ORDER_CONFIRMED {
+        replayed.passed_over += 1;
+        return Ok(());
+    }
+    match give(db, event).await {
+        Ok(true) => replayed.counted += 1,
+        Ok(false) => replayed.known += 1,
+        Err(Trouble::Poison(why)) => {
+            tracing::warn!(id, kind, why, "a stored event cannot be read");
+            replayed.passed_over += 1;
+        }
+        Err(later @ Trouble::Later(_)) => return Err(later),
+    }
+    Ok(())
 }
 
 /// Whether the event was new.

@@ -2,14 +2,8 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
-use order_kit::{
-    Cache,
-    client::{CallError, Client},
-    events::Trouble,
-};
-
-use crate::wire::User;
+use order_kit::{Cache, events::Trouble};
+use order_users_grpc::Users;
 
 /// How long an address is taken to be right; an event of its change that comes here ends it earlier.
 pub const RECIPIENT_TTL: Duration = Duration::from_secs(60);
@@ -24,18 +18,18 @@ pub struct Recipient {
 }
 
 pub struct Recipients {
-    users: Client,
+    users: Users,
     known: Cache<Recipient>,
 }
 
 impl Recipients {
-    pub fn new(users: Client) -> Self {
+    pub fn new(users: Users) -> Self {
         Recipients { users, known: Cache::new(RECIPIENT_TTL, MOST_RECIPIENTS) }
     }
 
     /// `None` if there is no such user. That is not remembered: the next event asks again.
     pub async fn find(&self, id: &str) -> Result<Option<Recipient>, Trouble> {
-        let asked = ask(self.users.clone(), format!("/users/{}", in_path(id)));
+        let asked = ask(self.users.clone(), id.to_owned());
         match self.known.get_or(id, asked).await.as_ref().map_err(|error| (**error).clone()) {
             Ok(recipient) => Ok(Some(recipient.clone())),
             Err(None) => Ok(None),
@@ -50,24 +44,8 @@ impl Recipients {
 }
 
 /// The recipient; `Err(None)` if there is no such user.
-async fn ask(users: Client, path: String) -> Result<Recipient, Option<Trouble>> {
-    let later = |error: CallError| Some(Trouble::Later(format!("the user cannot be looked up: {error}")));
-    let reply = users.get(&path).await.map_err(later)?;
-    if reply.status == StatusCode::NOT_FOUND {
-        return Err(None);
-    }
-    let user: User = reply.success().and_then(|reply| reply.json()).map_err(later)?;
+async fn ask(users: Users, id: String) -> Result<Recipient, Option<Trouble>> {
+    let later = |error| Some(Trouble::Later(format!("the user cannot be looked up: {error}")));
+    let user = users.find(&id).await.map_err(later)?.ok_or(None)?;
     Ok(Recipient { name: user.name, email: user.email })
-}
-
-/// An id as one segment of a path, whatever it holds.
-fn in_path(id: &str) -> String {
-    id.bytes().fold(String::with_capacity(id.len()), |mut path, byte| {
-        if byte.is_ascii_alphanumeric() || b"-_~".contains(&byte) {
-            path.push(char::from(byte));
-        } else {
-            path.push_str(&format!("%{byte:02X}"));
-        }
-        path
-    })
 }

@@ -28,31 +28,20 @@ use tokio::sync::{Semaphore, mpsc};
 
 pub use choreography::QUEUE as CHOREOGRAPHY_QUEUE;
 pub use read::{ORDERS_QUEUE, OrderRow, USERS_QUEUE, build_read, rebuild};
-pub use users::{OverHttp, Users};
 
 /// As in the kit's list of services.
 pub const NAME: &str = "orders";
 
-/// Opens the databases, takes up what is under way, and returns the routes. Users are asked over HTTP.
+/// Opens the databases, takes up what is under way, and returns the routes.
 ///
 /// # Errors
 ///
 /// A database or a journal that cannot be opened, or a setting that makes no sense.
 pub async fn build(context: Context) -> Result<Service, BoxError> {
-    let users = Arc::new(OverHttp::new(&context)?);
-    build_with(context, users).await
-}
-
-/// The same with another way to ask for users.
-///
-/// # Errors
-///
-/// As of [`build`].
-pub async fn build_with(context: Context, users: Arc<dyn Users>) -> Result<Service, BoxError> {
     let deadline = deadline(&context)?;
     let store = store::Store::new(Db::open(place(&context, NAME), store::MIGRATIONS).await?);
     let read = read::ReadStore::open(&context).await?;
-    let users = users::Directory::new(users);
+    let users = users::Directory::new(&context)?;
     let prices = prices::Prices::new(&context)?;
     order_kit::events::start_relay(&context, store.db());
     order_kit::prune::start(&context, store.db());
@@ -74,6 +63,19 @@ pub async fn build_with(context: Context, users: Arc<dyn Users>) -> Result<Servi
             return Err(format!("SAGA_STYLE is {other:?}: orchestrated or choreography are possible").into());
         }
     };
+    let (orders, mover, service) = (store.clone(), moved_by.clone(), context.name());
+    context.measured(move || {
+        let (orders, mover) = (orders.clone(), mover.clone());
+        async move {
+            let attention = match &mover {
+                MovedBy::Saga(engine, _) => engine.attention().await.map(|heads| heads.len() as u64),
+                MovedBy::Events => Ok(0),
+            };
+            if let (Ok(open), Ok(attention)) = (orders.count_open().await, attention) {
+                order_kit::metric::sagas(service, open, attention);
+            }
+        }
+    });
     let mut checks = checks(&context, &[("database", store.db()), ("readDatabase", read.db())]);
     if let MovedBy::Saga(engine, _) = &moved_by {
         let engine = engine.clone();

@@ -9,8 +9,15 @@ use axum::{
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use mainstay::saga::{AskError, view::Timeline};
 use order_kit::{
-    ApiError, Cents, Context, Json, client::IDEMPOTENCY_KEY, context::Page, error::ErrorBody, extract::Path,
-    iso, new_id, now_ms, prune::Keep, trace,
+    ApiError, Cents, Context, Json,
+    client::IDEMPOTENCY_KEY,
+    context::Page,
+    error::ErrorBody,
+    events::Envelope,
+    extract::{Path, Query},
+    iso, new_id, now_ms,
+    prune::Keep,
+    trace,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -76,6 +83,7 @@ pub(crate) fn routes(app: App) -> OpenApiRouter {
         .routes(routes!(timeline))
         .routes(routes!(cancel))
         .routes(routes!(retry))
+        .routes(routes!(events))
         .with_state(Arc::new(app))
 }
 
@@ -455,6 +463,43 @@ async fn retry(
         other => not_now(other),
     })?;
     Ok(StatusCode::ACCEPTED)
+}
+
+/// A page of everything that was ever said of orders.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+struct Stored {
+    events: Vec<Envelope>,
+    /// What to ask for the next page with; nothing after the last.
+    next: Option<i64>,
+}
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+struct Behind {
+    /// The place behind which the page begins: `next` of the page before.
+    #[serde(default)]
+    after: i64,
+    /// How many at most: 100 unless something else is said, and never more than 500.
+    limit: Option<i64>,
+}
+
+/// The events of all orders in their order, for whoever comes later than they did. No name of a service begins like this path, so that
+/// a gateway has no way to it.
+#[utoipa::path(get, path = "/_events", params(Behind), responses(
+    (status = 200, description = "A page of them", body = Stored),
+    (status = 400, description = "`Malformed query`", body = ErrorBody),
+    (status = 401, description = "A service token is needed", body = ErrorBody),
+))]
+async fn events(
+    State(app): Shared,
+    headers: HeaderMap,
+    Query(behind): Query<Behind>,
+) -> Result<Json<Stored>, ApiError> {
+    app.operators_only(&headers)?;
+    let limit = behind.limit.unwrap_or(100).clamp(1, 500);
+    let page = app.store.events(behind.after, limit).await?;
+    let full = i64::try_from(page.len()).is_ok_and(|count| count == limit);
+    let next = page.last().filter(|_| full).map(|kept| kept.seq);
+    Ok(Json(Stored { events: page.into_iter().map(|kept| kept.envelope).collect(), next }))
 }
 
 /// An order, as it is audited.

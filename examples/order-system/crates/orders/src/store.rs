@@ -231,6 +231,16 @@ impl Store {
         self.db.read(work).await
     }
 
+    /// How many are open.
+    pub(crate) async fn count_open(&self) -> Result<u64, DbError> {
+        let work = async |tx: &Tx<'_>| {
+            let sql = "select count(*) from orders where status in ('pending', 'waiting_payment')";
+            let row = tx.first(sql, &[]).await?;
+            row.map_or(Ok(0), |row| Ok(row.int(0)?.unsigned_abs()))
+        };
+        self.db.read(work).await
+    }
+
     /// All orders with ids behind `after`, in the order of their ids.
     pub(crate) async fn page(&self, after: &str, limit: i64) -> Result<Vec<Order>, DbError> {
         let sql = format!("select {COLUMNS} from orders where id > $1 order by id limit $2");

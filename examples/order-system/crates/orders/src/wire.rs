@@ -79,6 +79,12 @@ pub struct User {
     pub email: Option<String>,
 }
 
+impl From<order_users_grpc::User> for User {
+    fn from(user: order_users_grpc::User) -> Self {
+        User { id: user.id, name: user.name, email: Some(user.email) }
+    }
+}
+
 /// A product, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Product {

@@ -1,15 +1,25 @@
-//! The client.
+//! The client by gRPC.
 
 use std::{fmt, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use mainstay::{CircuitBreaker, Refused, Retry};
-use order_kit::{ApiError, BoxError, Context, client::policies, env};
+use order_kit::{
+    BoxError, Context,
+    client::{
+        CallError,
+        policies::{self, CallersEnd},
+        record_call,
+    },
+    env,
+};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tonic::{Code, Status, body::Body, transport::Endpoint};
 use tower::{Layer, ServiceExt, util::BoxCloneSyncService};
+use tracing::Instrument;
 
 use crate::{
     judge::{Answer, Judge},
@@ -69,25 +79,27 @@ impl UsersError {
             UsersError::Status(status) => Some(status.code()),
         }
     }
-
-    /// When to ask again, if that is known.
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            UsersError::Refused(refused) => refused.retry_after(),
-            UsersError::Status(_) => None,
-        }
-    }
 }
 
-/// As for a call by HTTP whose failure has no meaning of its own to whoever asked.
-impl From<UsersError> for ApiError {
+/// As a call by HTTP would have failed.
+impl From<UsersError> for CallError {
     fn from(error: UsersError) -> Self {
-        tracing::warn!(error = %error, "a call failed");
-        ApiError::unavailable("Service unavailable").after(error.retry_after())
+        let status = match error {
+            UsersError::Refused(refused) => return CallError::Refused(refused),
+            UsersError::Status(status) => status,
+        };
+        let code = match status.code() {
+            Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+            Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+            Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        CallError::Status { status: code, said: status.message().to_owned(), retry_after: None }
     }
 }
 
-type Guarded = BoxCloneSyncService<Request<Body>, Response<Body>, BoxError>;
+type Guarded = BoxCloneSyncService<Request<Body>, Response<Body>, UsersError>;
 
 /// How the service is called: as by HTTP.
 pub use order_kit::client::Options;
@@ -95,8 +107,10 @@ pub use order_kit::client::Options;
 /// Users by gRPC; clones share the connection and all policies.
 #[derive(Clone)]
 pub struct GrpcUsers {
+    context: Context,
     client: UserServiceClient<Guarded>,
     breaker: CircuitBreaker,
+    deadline: Duration,
 }
 
 impl fmt::Debug for GrpcUsers {
@@ -161,7 +175,7 @@ impl GrpcUsers {
         context.policies().add(&bulkhead);
         context.policies().add(&retry);
         let stack = mainstay::stack(NAME)
-            .deadline(options.deadline)
+            .timeout(options.deadline)
             .circuit_breaker(breaker.clone())
             .retry(retry)
             .bulkhead(bulkhead)
@@ -173,11 +187,12 @@ impl GrpcUsers {
             let guarded = guarded.clone();
             async move {
                 let (parts, body) = request.into_parts();
-                let body = body.collect().await?.to_bytes();
-                guarded.oneshot(Request::from_parts(parts, body)).await.map_err(BoxError::from)
+                let body = body.collect().await.map_err(UsersError::Status)?.to_bytes();
+                guarded.oneshot(Request::from_parts(parts, body)).await
             }
         });
-        Ok(GrpcUsers { client: UserServiceClient::new(BoxCloneSyncService::new(service)), breaker })
+        let client = UserServiceClient::new(BoxCloneSyncService::new(service));
+        Ok(GrpcUsers { context: context.clone(), client, breaker, deadline: options.deadline })
     }
 
     /// Whether the breaker lets nothing through.
@@ -192,11 +207,15 @@ impl GrpcUsers {
     /// [`UsersError`]: nobody knows.
     pub async fn get(&self, id: &str) -> Result<Option<User>, UsersError> {
         let request = asking(proto::UserRequest { id: id.to_owned() }, Answer::One);
-        match self.client.clone().get_user(request).await {
-            Ok(response) => Ok(Some(response.into_inner().into())),
-            Err(status) if status.code() == Code::NotFound => Ok(None),
-            Err(status) => Err(UsersError::of(status)),
-        }
+        let mut client = self.client.clone();
+        let get = async {
+            match client.get_user(request).await {
+                Ok(response) => Ok(Some(response.into_inner().into())),
+                Err(status) if status.code() == Code::NotFound => Ok(None),
+                Err(status) => Err(UsersError::of(status)),
+            }
+        };
+        self.called("UserService/GetUser", get).await
     }
 
     /// Users as they change: those after a revision, or from now on. The policies hold until it has begun.
@@ -206,8 +225,45 @@ impl GrpcUsers {
     /// [`UsersError`].
     pub async fn watch(&self, after: Option<i64>) -> Result<Changes, UsersError> {
         let request = proto::WatchRequest { after: after.unwrap_or(0), from_now: after.is_none() };
-        let response = self.client.clone().watch_users(asking(request, Answer::Stream)).await;
-        response.map(|stream| Changes(stream.into_inner())).map_err(UsersError::of)
+        let mut client = self.client.clone();
+        let watch =
+            async { client.watch_users(asking(request, Answer::Stream)).await.map_err(UsersError::of) };
+        self.called("UserService/WatchUsers", watch).await.map(|stream| Changes(stream.into_inner()))
+    }
+
+    /// A call with its span, and among the service's figures.
+    async fn called<T>(
+        &self,
+        method: &'static str,
+        call: impl Future<Output = Result<T, UsersError>>,
+    ) -> Result<T, UsersError> {
+        let span = tracing::info_span!(
+            "grpc.client",
+            otel.kind = "client",
+            otel.name = method,
+            peer.service = "user",
+            rpc.system = "grpc",
+            rpc.method = method,
+            otel.status_code = tracing::field::Empty,
+            otel.status_description = tracing::field::Empty,
+        );
+        let began = Instant::now();
+        // A caller who gives up before our own limit says nothing about the service.
+        let answer = CallersEnd::of(self.deadline).run(call.instrument(span.clone())).await;
+        let answer = answer.unwrap_or_else(|| {
+            Err(UsersError::Status(Status::deadline_exceeded("the caller's time is over")))
+        });
+        let outcome = match &answer {
+            Ok(_) => "ok",
+            Err(UsersError::Refused(refused)) if !refused.was_started() => "refused",
+            Err(_) => "failed",
+        };
+        if let Err(error) = &answer {
+            span.record("otel.status_code", "ERROR");
+            span.record("otel.status_description", tracing::field::display(error));
+        }
+        record_call(&self.context, NAME, outcome, began.elapsed());
+        answer
     }
 }
 

@@ -1,6 +1,7 @@
 //! Who may come in, how often, and from which page.
 
 use http::{Method, StatusCode};
+use order_gateway::token::Claims;
 use order_kit::env;
 
 use crate::support::{Running, TOKEN, env, gateway, mirror};
@@ -41,10 +42,41 @@ async fn the_development_issuer_makes_tokens_that_hold() {
 }
 
 #[tokio::test]
+async fn some_things_need_a_role_whoever_serves_them() {
+    // One behind the gateway, and one that only a monolith may have.
+    let monolith = crate::support::fake(mirror()).await;
+    let legacy = env().with(env::LEGACY_URL, format!("http://{}", monolith.address));
+    let (gateway, _payments) =
+        Running::before(legacy.with(env::STRANGLE, "payments"), "payments", mirror()).await;
+    let (customer, clerk) = (gateway.token("u1"), gateway.staff_token("clerk"));
+    let (admin, service) = (gateway.staff_token("admin"), gateway.staff_token("service"));
+    for path in ["/api/payments/charge?x=1", "/api/payments", "/payments/charge", "/api/inventory/7"] {
+        let ask = async |token: &str| {
+            let token = if token.is_empty() { String::new() } else { format!("Bearer {token}") };
+            gateway.send_owned(Method::POST, path, token).await
+        };
+        assert_eq!(ask("").await.status, StatusCode::UNAUTHORIZED, "{path}");
+        for token in [&customer, &clerk] {
+            let refused = ask(token).await;
+            assert_eq!(refused.status, StatusCode::FORBIDDEN, "{path}");
+            assert_eq!(refused.json(), serde_json::json!({ "error": "The token is not for this" }));
+        }
+        for token in [&admin, &service] {
+            assert_eq!(ask(token).await.status, StatusCode::OK, "{path}");
+        }
+    }
+    let made = gateway.send(Method::POST, "/auth/token", &[], r#"{"userId":"u9","roles":["service"]}"#).await;
+    let token = made.json()["token"].as_str().unwrap().to_owned();
+    let passed = gateway.send_owned(Method::GET, "/api/payments/1", format!("Bearer {token}")).await;
+    assert_eq!(passed.status, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn one_too_many_is_told_when_to_come_back() {
     let limits = env().with(env::RATE_LIMIT, "3/15m").with(env::RATE_LIMIT_PLANS, "gold=5/15m");
     let (gateway, _users) = Running::before(limits, "users", mirror()).await;
-    let gold = format!("Bearer {}", gateway.token_of("u1", Some("t1"), Some("gold")));
+    let gold = Claims { tenant: Some("t1".into()), plan: Some("gold".into()), ..Claims::of("u1") };
+    let gold = format!("Bearer {}", gateway.token_of(&gold));
     for left in ["2", "1", "0"] {
         let answer = gateway.get("/api/users/1").await;
         assert_eq!((answer.status, answer.header("ratelimit-remaining")), (StatusCode::OK, Some(left)));

@@ -47,7 +47,7 @@ async fn the_second_time_nobody_is_asked_until_something_is_written() {
         assert_eq!(ask("/api/products/secret").await.header("x-cache"), Some("miss"));
     }
     assert_eq!(asked.load(SeqCst), 4);
-    let token = format!("Bearer {}", gateway.token("u1"));
+    let token = format!("Bearer {}", gateway.staff_token("admin"));
     let written = gateway.send_owned(Method::PUT, "/api/products/1", token.clone()).await;
     assert_eq!((written.status, written.header("x-cache")), (StatusCode::OK, None));
     assert_eq!(ask("/api/products/1").await.json()["asked"], 5);

@@ -10,7 +10,11 @@ use hyper_util::{
     client::legacy::{Client as Http, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use order_gateway::{Instances, Registry, registry::Instance};
+use order_gateway::{
+    Instances, Registry,
+    registry::Instance,
+    token::{Claims, Tokens},
+};
 use order_kit::{
     Context,
     context::Ports,
@@ -102,13 +106,18 @@ impl Running {
 
     /// A token of the development issuer's kind.
     pub fn token(&self, sub: &str) -> String {
-        self.token_of(sub, None, None)
+        self.token_of(&Claims::of(sub))
     }
 
-    pub fn token_of(&self, sub: &str, tenant: Option<&str>, plan: Option<&str>) -> String {
+    /// Of somebody who works here.
+    pub fn staff_token(&self, role: &str) -> String {
+        self.token_of(&Claims { roles: vec![role.to_owned()], ..Claims::of("u1") })
+    }
+
+    pub fn token_of(&self, claims: &Claims) -> String {
         let env = Env::empty().with(env::DEV_TOKENS, "1");
         let env = env.with(env::JWT_SECRET, self.context.env().get_or_default(env::JWT_SECRET));
-        order_gateway::token::Tokens::of(&env).issue(sub, tenant, plan).unwrap()
+        Tokens::of(&env).issue(claims).unwrap()
     }
 
     pub async fn get(&self, path: &str) -> Answer {

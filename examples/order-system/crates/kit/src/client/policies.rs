@@ -177,7 +177,9 @@ impl Policies {
             async move {
                 sent.store(true, Ordering::Relaxed);
                 answer.await.map_err(|error| match error {
-                    CallError::Status { status, .. } if end.explains(status) => CallError::Late { sent: true },
+                    CallError::Status { status, .. } if end.explains(status) => {
+                        CallError::Late { sent: true }
+                    }
                     error => error,
                 })
             }

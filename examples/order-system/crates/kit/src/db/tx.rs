@@ -161,6 +161,16 @@ impl Tx<'_> {
         }
     }
 
+    /// How many events in the outbox are not published yet; those that were parked are among them.
+    ///
+    /// # Errors
+    ///
+    /// The database's.
+    pub async fn unsent(&self) -> Result<i64, DbError> {
+        let row = self.first("select count(*) from mainstay_outbox where sent is null", &[]).await?;
+        row.map_or(Ok(0), |row| row.int(0))
+    }
+
     /// Undoes a saga step once, with the result that [`once`](Tx::once) has kept, if it has done anything.
     ///
     /// # Errors

@@ -156,6 +156,12 @@ fn look_at_policies() {
                         set(metric::POLICY_RETRY_BUDGET, budget.available);
                     }
                 }
+                Snapshot::RateLimiter(limiter) => {
+                    // Keys come and go; a series for each would stay.
+                    let policy = limiter.name.base().to_owned();
+                    metrics::gauge!(metric::POLICY_LIMIT_REMAINING, "service" => service, "policy" => policy)
+                        .set(f64::from(limiter.quota.remaining));
+                }
                 _ => {}
             }
         }

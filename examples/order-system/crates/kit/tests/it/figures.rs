@@ -1,6 +1,6 @@
 //! What is exported, and what the dashboard asks for.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use axum::{Router, routing::get};
 use order_broker::Queue;
@@ -135,7 +135,13 @@ async fn the_kits_own_figures_are_exported() {
     start_relay(&context, &db);
     let emitted = db.write(async |tx| emit(tx, "it", "it", "it", "it").await.map(drop)).await;
     emitted.unwrap_or_else(|error: DbError| panic!("{error}"));
+    context
+        .policies()
+        .add(&mainstay::RateLimiter::config(100, Duration::from_secs(60)).name("it").build().unwrap());
     telemetry::watch(&context);
+    context.measured(|| async { metric::sagas("figures", 3, 1) });
+    // As when its own `/metrics` are asked for.
+    context.measure().await;
     let text = async || {
         let (_, body) = send("GET", &format!("{}/metrics", served.url), http::HeaderMap::new()).await;
         String::from_utf8(body.to_vec()).unwrap()
@@ -158,6 +164,8 @@ async fn the_kits_own_figures_are_exported() {
         }
     }
     assert!(text.contains("policy_circuit_state{service=\"figures\",policy=\"user\"} 0"));
+    assert!(text.contains("sagas_in_flight{service=\"figures\"} 3"));
+    assert!(text.contains("policy_limit_remaining{service=\"figures\",policy=\"it\"} 100"));
     for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
         let value = line.rsplit_once(' ').map(|(_, value)| value.parse::<f64>());
         assert!(matches!(value, Some(Ok(_))), "{line}");

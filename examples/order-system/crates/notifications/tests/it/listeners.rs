@@ -95,15 +95,24 @@ async fn who_comes_later_gets_what_comes_then_and_by_replay_what_was() {
     world.publish(&after).await;
     until("the new one is counted", async || counted(&points).await == 1).await;
 
-    // What is stored: all of them, the one that came by the queue, and others.
+    // What orders has stored: all of them, the one that came by the queue, and others.
     let others =
         [order("order.created", "x", "alice", "1.00"), order("order.confirmed", "y", "alice", "not money")];
-    let stored = || before.iter().cloned().chain([after.clone()]).chain(others.clone());
-    let replayed = loyalty::replay(&world.context(loyalty::NAME), stored()).await.unwrap();
+    let stored: Vec<_> = before.into_iter().chain([after]).chain(others).collect();
+    let world = world.with_orders(stored).await;
+    let replayed = loyalty::replay(&world.context(loyalty::NAME)).await.unwrap();
     assert_eq!(replayed, loyalty::Replayed { counted: 3, known: 1, passed_over: 2 });
     assert_eq!(counted(&points).await, 4);
-    let again = loyalty::replay(&world.context(loyalty::NAME), stored()).await.unwrap();
+    let again = loyalty::replay(&world.context(loyalty::NAME)).await.unwrap();
     assert_eq!(again, loyalty::Replayed { counted: 0, known: 4, passed_over: 2 });
     assert_eq!(points.get("/points/alice").await.1, json!({ "userId": "alice", "points": 40, "orders": 4 }));
     world.end([figures, points]).await;
+}
+
+#[tokio::test]
+async fn a_replay_that_cannot_ask_orders_says_so() {
+    let world = World::new().await;
+    let points = world.start(loyalty::NAME, loyalty::build).await;
+    assert!(loyalty::replay(&world.context(loyalty::NAME)).await.is_err());
+    world.end([points]).await;
 }

@@ -9,7 +9,13 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, extract::Path, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    body::Body,
+    extract::{Path, RawQuery},
+    response::IntoResponse,
+    routing::get,
+};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use order_broker::{Broker, Message};
@@ -71,6 +77,23 @@ impl World {
 
     pub fn with_users(mut self, users: &Users) -> Self {
         self.env = self.env.with(env::USER_SERVICE_URL, &users.url);
+        self
+    }
+
+    /// With orders that have stored these events, and show two of them at a time.
+    pub async fn with_orders(mut self, stored: Vec<Envelope>) -> Self {
+        let page = move |RawQuery(query): RawQuery| {
+            let after =
+                query.as_deref().and_then(|it| it.split(['=', '&']).nth(1)?.parse().ok()).unwrap_or(0);
+            let events = &stored[after..stored.len().min(after + 2)];
+            let next = (after + 2 < stored.len()).then_some(after + 2);
+            std::future::ready(axum::Json(json!({ "events": events, "next": next })))
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        self.env =
+            self.env.with(env::ORDER_SERVICE_URL, format!("http://{}", listener.local_addr().unwrap()));
+        let routes = Router::new().route("/_events", get(page));
+        tokio::spawn(async move { axum::serve(listener, routes).await });
         self
     }
 

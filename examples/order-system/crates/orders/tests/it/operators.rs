@@ -57,6 +57,7 @@ async fn operators_show_a_token_even_where_everybody_may_order() {
     for (method, path) in [
         (Method::GET, "/_audit".to_owned()),
         (Method::GET, "/orders/attention".to_owned()),
+        (Method::GET, "/_events".to_owned()),
         (Method::POST, format!("/orders/{id}/retry")),
     ] {
         let request =
@@ -237,5 +238,36 @@ async fn only_so_many_wait_at_once_and_the_next_are_told_how_it_stands() {
     world.neighbours.set("charge", Mood::Well);
     let answer = world.send(Method::GET, &path, &[("prefer", "wait=1")], None).await;
     assert_eq!(answer.headers["preference-applied"], "wait=1", "their places are free again");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_was_said_of_orders_is_kept_for_those_who_come_later() {
+    let world = World::new().await;
+    world.neighbours.declined.lock().unwrap().insert("eve".to_owned());
+    let mut expected = Vec::new();
+    for (user, kinds) in [
+        ("ada", &["order.created", "order.confirmed", "order.paid"][..]),
+        ("eve", &["order.created", "order.cancelled"]),
+    ] {
+        let id = world.order(user, 2).await;
+        world.over(&id).await;
+        expected.extend(kinds.iter().map(|kind| (id.clone(), (*kind).to_owned())));
+    }
+    for limit in [1, 2, 5, 500] {
+        let (mut after, mut seen) = (json!(0), Vec::new());
+        while !after.is_null() {
+            let page = world.get(&format!("/_events?after={after}&limit={limit}")).await.body;
+            let events = page["events"].as_array().unwrap();
+            assert!(events.len() <= limit);
+            let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+            seen.extend(events.iter().map(|it| (text(&it["data"]["orderId"]), text(&it["type"]))));
+            // Said of an order whose payment takes long, on a machine that does.
+            seen.retain(|(_, kind)| kind != "order.updated");
+            after = page["next"].clone();
+        }
+        assert_eq!(seen, expected, "{limit} at a time");
+    }
+    assert_eq!(world.get("/_events?after=x").await.status, StatusCode::BAD_REQUEST);
     world.end().await;
 }
