@@ -161,7 +161,7 @@ mod tests {
         order::{Item, Status},
         steps::Steps,
         store::{self, Placed},
-        users::{Directory, OverHttp},
+        users::Directory,
     };
 
     /// Where nobody answers, so that no order comes to an end.
@@ -195,7 +195,7 @@ mod tests {
         let context = Context::new(crate::NAME, env, data.path(), broker, ports);
         let db = Db::open(crate::place(&context, crate::NAME), store::MIGRATIONS).await.unwrap();
         let store = Store::new(db);
-        let users = Directory::new(Arc::new(OverHttp::new(&context).unwrap()));
+        let users = Directory::new(&context).unwrap();
         let steps = Steps::new(&context, store.clone(), users).unwrap();
         let (tell, _turned) = mpsc::unbounded_channel();
         let hour = Duration::from_secs(3_600);
