@@ -117,7 +117,8 @@ async fn reservations_releases_and_commits_at_once_keep_the_books_right(place: P
     let (mut after, mut seen) = (String::new(), Vec::new());
     loop {
         let page = it.get(&format!("/_audit?limit=7&after={after}")).await.body;
-        assert_eq!(page["ok"], true, "{page}");
+        // The whole is looked at once, with the first.
+        assert_eq!(page["ok"], if after.is_empty() { json!(true) } else { json!(null) }, "{page}");
         seen.extend(page["orders"].as_array().unwrap().clone());
         match page["next"].as_str() {
             Some(next) => next.clone_into(&mut after),

@@ -7,11 +7,13 @@
 //! In SQLite one thread writes, and what comes while it is busy shares its next commit: each piece of work is a savepoint of its
 //! own, and one forced write pays for all. In PostgreSQL some connections take turns.
 //!
-//! A dropped call does not take its work back: what was handed over is done or not done as a whole.
+//! A dropped call does not take its work back: what was handed over is done or not done as a whole. What has not begun when its
+//! caller goes is not begun, so that after a standstill nobody is served who has given up; and with [`WAITING`] pieces of work before it
+//! none is taken in.
 
 use std::{path::PathBuf, sync::Arc};
 
-use futures::future::LocalBoxFuture;
+use futures::{FutureExt, future::LocalBoxFuture};
 use tokio::sync::oneshot;
 
 mod postgres;
@@ -23,6 +25,9 @@ mod tx;
 pub use relay::{Publish, run_relay};
 pub use row::{Row, Value};
 pub use tx::Tx;
+
+/// How many pieces of work may wait for a connection. More than there are sagas at once, each of which may want to write.
+pub const WAITING: usize = 16_384;
 
 /// Where a database is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,6 +168,18 @@ async fn answered<T, E: From<DbError>>(answer: oneshot::Receiver<Result<T, E>>) 
     answer.await.unwrap_or_else(|_| Err(E::from(DbError::Unavailable("the work was given up".to_owned()))))
 }
 
+/// Tells the job's caller that nothing came of it.
+fn refuse(job: Job, error: DbError) {
+    // Without a transaction there is nothing that it could wait for.
+    if let Some(told) = job(Err(error)).now_or_never() {
+        (told.tell)(Ok(()));
+    }
+}
+
+fn too_many() -> DbError {
+    DbError::Unavailable("too much work waits for the database".to_owned())
+}
+
 /// The work as a job for a worker's thread, and where its answer arrives.
 fn job<T, E, F>(work: F) -> (Job, oneshot::Receiver<Result<T, E>>)
 where
@@ -175,6 +192,9 @@ where
     let job: Job = Box::new(move |tx| {
         Box::pin(async move {
             let result = match tx {
+                Ok(_) if tell.is_closed() => {
+                    Err(E::from(DbError::Unavailable("nobody waits for it".to_owned())))
+                }
                 Ok(tx) => around.with(work(tx)).await,
                 Err(error) => Err(E::from(error)),
             };

@@ -4,12 +4,16 @@ use std::{panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use mainstay::saga::{barrier, inbox, outbox};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{
+    Mutex,
+    mpsc::{self, error::TrySendError},
+};
 use tokio_postgres::{Client, IsolationLevel, NoTls, Transaction};
 
 use super::{
-    DbError, Job, Told, Tx,
+    DbError, Job, Told, Tx, WAITING, refuse,
     sqlite::spawn,
+    too_many,
     tx::{On, Statements},
 };
 
@@ -17,7 +21,7 @@ const CONNECTIONS: usize = 6;
 const CONNECT: Duration = Duration::from_secs(3);
 
 pub(super) struct Pool {
-    jobs: mpsc::UnboundedSender<(Kind, Job)>,
+    jobs: mpsc::Sender<(Kind, Job)>,
 }
 
 /// What a piece of work is allowed, and sees.
@@ -35,7 +39,7 @@ impl Pool {
         schema: &str,
         migrations: &'static [&'static str],
     ) -> Result<Self, DbError> {
-        let (jobs, queue) = mpsc::unbounded_channel::<(Kind, Job)>();
+        let (jobs, queue) = mpsc::channel::<(Kind, Job)>(WAITING);
         let queue = Arc::new(Mutex::new(queue));
         migrate(url, schema, migrations).await?;
         for _ in 0..CONNECTIONS {
@@ -51,15 +55,21 @@ impl Pool {
     }
 
     pub(super) fn write(&self, job: Job) {
-        let _ = self.jobs.send((Kind::Write, job));
+        self.hand_over(Kind::Write, job);
     }
 
     pub(super) fn read(&self, job: Job) {
-        let _ = self.jobs.send((Kind::Read, job));
+        self.hand_over(Kind::Read, job);
+    }
+
+    fn hand_over(&self, kind: Kind, job: Job) {
+        if let Err(TrySendError::Full((_, job))) = self.jobs.try_send((kind, job)) {
+            refuse(job, too_many());
+        }
     }
 }
 
-async fn work(queue: &Mutex<mpsc::UnboundedReceiver<(Kind, Job)>>, url: &str, schema: &str) {
+async fn work(queue: &Mutex<mpsc::Receiver<(Kind, Job)>>, url: &str, schema: &str) {
     let mut connection: Option<(Client, Statements)> = None;
     'jobs: loop {
         let job = queue.lock().await.recv().await;
@@ -72,7 +82,7 @@ async fn work(queue: &Mutex<mpsc::UnboundedReceiver<(Kind, Job)>>, url: &str, sc
                 None => match connect(url, schema).await {
                     Ok(client) => connection.insert((client, Rc::default())),
                     Err(error) => {
-                        refuse(job, error).await;
+                        refuse(job, error);
                         continue 'jobs;
                     }
                 },
@@ -91,17 +101,12 @@ async fn work(queue: &Mutex<mpsc::UnboundedReceiver<(Kind, Job)>>, url: &str, sc
             };
             // Mostly a connection that was lost while nobody used it. Nothing has been done on it, so another may be tried.
             if !again {
-                refuse(job, error.into()).await;
+                refuse(job, error.into());
                 continue 'jobs;
             }
             (again, connection) = (false, None);
         }
     }
-}
-
-async fn refuse(job: Job, error: DbError) {
-    let told = job(Err(error)).await;
-    (told.tell)(Ok(()));
 }
 
 async fn one(tx: Transaction<'_>, statements: &Statements, job: Job) {

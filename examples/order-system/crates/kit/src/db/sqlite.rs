@@ -17,7 +17,7 @@ use rusqlite::{
 };
 use tokio::sync::oneshot;
 
-use super::{DbError, Job, Told, Tx, tx::On};
+use super::{DbError, Job, Told, Tx, WAITING, refuse, too_many, tx::On};
 
 const READERS: usize = 2;
 /// How many pieces of work share a commit at most.
@@ -25,14 +25,14 @@ const BATCH: usize = 128;
 const BUSY: Duration = Duration::from_secs(10);
 
 pub(super) struct Pool {
-    write: mpsc::Sender<Job>,
-    read: mpsc::Sender<Job>,
+    write: mpsc::SyncSender<Job>,
+    read: mpsc::SyncSender<Job>,
 }
 
 impl Pool {
     pub(super) async fn open(path: PathBuf, migrations: &'static [&'static str]) -> Result<Self, DbError> {
         let (ready, opened) = oneshot::channel();
-        let (write, jobs) = mpsc::channel::<Job>();
+        let (write, jobs) = mpsc::sync_channel::<Job>(WAITING);
         let file = path.clone();
         spawn("db-write", move || match prepare(&file, migrations) {
             Ok(connection) => {
@@ -44,7 +44,7 @@ impl Pool {
             }
         });
         opened.await.map_err(|_| DbError::Unavailable("the writer's thread has gone".to_owned()))??;
-        let (read, jobs) = mpsc::channel::<Job>();
+        let (read, jobs) = mpsc::sync_channel::<Job>(WAITING);
         let jobs = Arc::new(Mutex::new(jobs));
         for _ in 0..READERS {
             let mut connection = connect(&path)?;
@@ -61,12 +61,19 @@ impl Pool {
     }
 
     pub(super) fn write(&self, job: Job) {
-        // The receiver lives as long as this; if its thread died, the caller hears that the work was given up.
-        let _ = self.write.send(job);
+        hand_over(&self.write, job);
     }
 
     pub(super) fn read(&self, job: Job) {
-        let _ = self.read.send(job);
+        hand_over(&self.read, job);
+    }
+}
+
+fn hand_over(to: &mpsc::SyncSender<Job>, job: Job) {
+    match to.try_send(job) {
+        // If its thread died, the caller hears that the work was given up.
+        Ok(()) | Err(mpsc::TrySendError::Disconnected(_)) => {}
+        Err(mpsc::TrySendError::Full(job)) => refuse(job, too_many()),
     }
 }
 
@@ -134,7 +141,7 @@ fn writer(mut connection: Connection, jobs: &mpsc::Receiver<Job>) {
             Ok(tx) => tx,
             Err(error) => {
                 for job in batch {
-                    refuse(job, &error);
+                    refuse(job, unavailable(&error));
                 }
                 continue;
             }
@@ -155,8 +162,7 @@ fn writer(mut connection: Connection, jobs: &mpsc::Receiver<Job>) {
             (told.tell)(ended.copied());
         }
         for job in batch {
-            let told = block_on(job(Err(lost())));
-            (told.tell)(Ok(()));
+            refuse(job, lost());
         }
     }
 }
@@ -169,7 +175,7 @@ fn lost() -> DbError {
 fn write_one(tx: &rusqlite::Transaction<'_>, job: Job) -> Option<Told> {
     let run = |sql: &str| tx.prepare_cached(sql)?.execute([]).map(drop);
     if let Err(error) = run("savepoint work") {
-        refuse(job, &error);
+        refuse(job, unavailable(&error));
         return None;
     }
     let told = catch_unwind(AssertUnwindSafe(|| {
@@ -192,7 +198,7 @@ fn write_one(tx: &rusqlite::Transaction<'_>, job: Job) -> Option<Told> {
 fn read_one(connection: &mut Connection, job: Job) {
     let tx = match connection.transaction_with_behavior(Deferred) {
         Ok(tx) => tx,
-        Err(error) => return refuse(job, &error),
+        Err(error) => return refuse(job, unavailable(&error)),
     };
     let told = catch_unwind(AssertUnwindSafe(|| {
         let tx = Tx(On::Sqlite(&tx));
@@ -204,7 +210,6 @@ fn read_one(connection: &mut Connection, job: Job) {
     }
 }
 
-fn refuse(job: Job, error: &rusqlite::Error) {
-    let told = block_on(job(Err(DbError::Unavailable(error.to_string()))));
-    (told.tell)(Ok(()));
+fn unavailable(error: &rusqlite::Error) -> DbError {
+    DbError::Unavailable(error.to_string())
 }

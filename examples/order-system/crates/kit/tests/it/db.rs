@@ -9,7 +9,7 @@ use std::{
 };
 
 use axum::response::IntoResponse;
-use futures::future::join_all;
+use futures::{FutureExt, future::join_all};
 use http_body_util::BodyExt;
 use mainstay::saga::{
     Direction, Key,
@@ -17,7 +17,7 @@ use mainstay::saga::{
 };
 use order_kit::{
     ApiError, Db,
-    db::{DbError, Place, Value},
+    db::{DbError, Place, Value, WAITING},
 };
 
 use crate::support::{Somewhere, admin};
@@ -240,6 +240,43 @@ async fn what_ends_the_transaction_itself_takes_no_false_word_with_it() {
         }
         put(&db, &format!("after {round}"), 1).await.unwrap();
     }
+    drop(db);
+    somewhere.end().await;
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_is_not_begun_and_no_more_waits_than_may() {
+    let somewhere = Somewhere::sqlite();
+    let db = Db::open(somewhere.place.clone(), TABLES).await.unwrap();
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let mut hold = Box::pin(db.write(async move |_| {
+        let _ = begun.send(());
+        let _ = wait.recv();
+        Ok::<_, DbError>(())
+    }));
+    assert!(hold.as_mut().now_or_never().is_none());
+    begins.await.unwrap();
+    // The writer is busy. Two callers come; the first goes again.
+    let mut goes = Box::pin(put(&db, "goes", 1));
+    let mut stays = Box::pin(put(&db, "stays", 1));
+    assert!(goes.as_mut().now_or_never().is_none() && stays.as_mut().now_or_never().is_none());
+    drop(goes);
+    let mut crowd: Vec<_> = (2..WAITING)
+        .map(|_| {
+            let mut one = Box::pin(db.write(async |_| Ok::<_, DbError>(())));
+            assert!(one.as_mut().now_or_never().is_none());
+            one
+        })
+        .collect();
+    let refused = put(&db, "too many", 1).now_or_never();
+    assert!(matches!(refused, Some(Err(DbError::Unavailable(_)))), "{refused:?}");
+    drop(go);
+    hold.await.unwrap();
+    stays.await.unwrap();
+    crowd.pop().unwrap().await.unwrap();
+    assert_eq!(names(&db).await, ["stays"]);
+    drop(crowd);
     drop(db);
     somewhere.end().await;
 }

@@ -1,12 +1,16 @@
 //! A cache in this process.
 
+use std::time::Duration;
+
 use futures::{FutureExt, future::BoxFuture};
 use tokio::time::Instant;
 
-use super::{CHANGE_TTL, Cache, Kept, TTL};
+use super::{CHANGE_TTL, Cache, Kept};
 use crate::repository::Versioned;
 
 const MOST: u64 = 10_000;
+/// How long a copy is good: another instance's change does not come here.
+pub(crate) const TTL: Duration = Duration::from_secs(10);
 
 /// Keeps the products that are asked for most, 10,000 at most.
 pub(crate) struct Local {
@@ -32,7 +36,7 @@ impl Entry {
 
 impl Local {
     pub(crate) fn new() -> Self {
-        Local { entries: moka::future::Cache::builder().max_capacity(MOST).time_to_live(TTL).build() }
+        Local { entries: moka::future::Cache::builder().max_capacity(MOST).time_to_live(CHANGE_TTL).build() }
     }
 
     /// Replaces what is there, unless that is newer.

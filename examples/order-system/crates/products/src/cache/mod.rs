@@ -19,7 +19,7 @@ mod tests;
 pub(crate) use local::Local;
 pub(crate) use shared::Shared;
 
-/// How long a copy is good.
+/// How long a copy is good that all instances share.
 pub(crate) const TTL: Duration = Duration::from_secs(3_600);
 /// How long a change is remembered; no request takes half as long.
 pub(crate) const CHANGE_TTL: Duration = Duration::from_secs(60);

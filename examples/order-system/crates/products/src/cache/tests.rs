@@ -9,7 +9,7 @@ use futures::future::join_all;
 use order_kit::{ApiError, Cents};
 use tokio::{sync::Notify, time::advance};
 
-use super::{CHANGE_TTL, Cache, Cached, From, Kept, Local, TTL, *};
+use super::{CHANGE_TTL, Cache, Cached, From, Kept, Local, *};
 use crate::wire::Product;
 
 fn teapot(version: i64) -> Versioned {
@@ -37,10 +37,10 @@ fn local() -> Cached {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_copy_is_good_for_an_hour() {
+async fn a_copy_in_memory_is_good_for_ten_seconds() {
     let cached = local();
     assert_eq!(cached.get("teapot", is(1)).await.unwrap(), Some((teapot(1), From::Database)));
-    advance(TTL - Duration::from_millis(1)).await;
+    advance(local::TTL - Duration::from_millis(1)).await;
     assert_eq!(cached.get("teapot", not_asked()).await.unwrap(), Some((teapot(1), From::Cache)));
     advance(Duration::from_millis(1)).await;
     assert_eq!(cached.get("teapot", is(1)).await.unwrap(), Some((teapot(1), From::Database)));
