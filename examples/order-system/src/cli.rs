@@ -224,7 +224,9 @@ async fn command(cli: Cli) -> Result<bool, BoxError> {
         }
         Command::Audit => return Ok(audit::audit(&Remote::at(place.port_base, &env)).await?.print()),
         Command::Top { once } => top::run(&Remote::at(place.port_base, &env), once).await?,
-        Command::Saga { what } => saga::run(&what, &Remote::at(place.port_base, &env)).await?,
+        Command::Saga { what } => {
+            print!("{}", saga::run(&what, &Remote::at(place.port_base, &env)).await?);
+        }
         Command::Rebuild => services::rebuild(&env, &place.data).await?,
         Command::Bench { calls } => services::compare_transports(calls).await?,
         Command::Check { url } => {
