@@ -228,6 +228,6 @@ impl Story {
 }
 
 /// The id in the answer to an order.
-fn order_id(answer: &Answer) -> Result<String, BoxError> {
+pub(crate) fn order_id(answer: &Answer) -> Result<String, BoxError> {
     answer.json()["id"].as_str().map(str::to_owned).ok_or_else(|| format!("no order in {answer:?}").into())
 }
