@@ -78,6 +78,11 @@ pub struct Play {
 }
 
 impl Play {
+    /// Whether a saga moves orders on, and not the events alone.
+    fn conducted(&self) -> bool {
+        !self.variables.iter().any(|(name, value)| name == env::SAGA_STYLE && value == "choreography")
+    }
+
     /// A system of its own in this process, with its users and products, and a user who is logged in.
     async fn stage(&self, data: &Path, variables: &[(&str, &str)]) -> Result<Stage, BoxError> {
         let mut options = Options::alone(data).with(env::RATE_LIMIT, "off").with(env::POLICY_FAST, "1");
