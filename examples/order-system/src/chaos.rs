@@ -5,13 +5,15 @@ use std::{
     time::Duration,
 };
 
+use http::StatusCode;
 use order_kit::BoxError;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::{
     audit::settled,
-    demo::{Play, processes::start},
+    demo::{Play, order_id, processes::start},
+    remote::Remote,
     seed::seed,
 };
 
@@ -77,7 +79,7 @@ pub async fn run(number: u64, time: Duration, play: &Play) -> Result<bool, BoxEr
         let seed = seed.clone();
         tokio::spawn(async move {
             let mut chance = Chance(number ^ 0x5eed);
-            let (mut accepted, mut other) = (0_u64, 0_u64);
+            let (mut accepted, mut other) = (Vec::new(), 0_u64);
             for order in 0..time.as_secs() * ORDERS_A_SECOND {
                 tokio::time::sleep_until(began + Duration::from_millis(order * 1_000 / ORDERS_A_SECOND))
                     .await;
@@ -85,11 +87,11 @@ pub async fn run(number: u64, time: Duration, play: &Play) -> Result<bool, BoxEr
                 let product = &seed.products[chance.below(3) as usize].1;
                 let body = json!({ "userId": user, "items": [{ "productId": product, "quantity": 1 + chance.below(3) }] });
                 match remote.post("gateway", "/api/orders", body).await {
-                    Ok(answer) if answer.status == 202 => accepted += 1,
+                    Ok(answer) if answer.status == 202 => accepted.push(order_id(&answer)?),
                     _ => other += 1,
                 }
             }
-            (accepted, other)
+            Ok::<_, BoxError>((accepted, other))
         })
     };
     for (at, act) in schedule(number, time) {
@@ -108,18 +110,36 @@ pub async fn run(number: u64, time: Duration, play: &Play) -> Result<bool, BoxEr
             if done.is_ok() { "" } else { " (not reached)" }
         );
     }
-    let (accepted, other) = orders.await?;
-    println!("{accepted} orders were taken, {other} were not");
+    let (accepted, other) = orders.await??;
+    println!("{} orders were taken, {other} were not", accepted.len());
     let audited = settled(&remote, CALM).await?;
-    // An order whose answer was lost is an order all the same.
-    let lost = audited.orders < accepted;
-    if lost {
-        println!("NO  {accepted} orders were taken, and {} are there", audited.orders);
+    // There may be more, whose answers were lost: no number says that these are there.
+    let lost = lost(&remote, &accepted).await?;
+    for order in &lost {
+        println!("NO  order {order} was taken, and is not there");
     }
-    let green = audited.print() && !lost;
+    let green = audited.print() && lost.is_empty();
     println!("seed {number}: {}", if green { "the audit is green" } else { "the audit is RED" });
     processes.stop().await;
     Ok(green)
+}
+
+/// Those of the orders that order-service does not know.
+///
+/// # Errors
+///
+/// That it does not say.
+pub async fn lost(remote: &Remote, orders: &[String]) -> Result<Vec<String>, BoxError> {
+    let mut lost = Vec::new();
+    for order in orders {
+        let answer = remote.get("orders", &format!("/orders/{order}")).await?;
+        if answer.status == StatusCode::NOT_FOUND {
+            lost.push(order.clone());
+        } else {
+            answer.expect(200)?;
+        }
+    }
+    Ok(lost)
 }
 
 /// SplitMix64: the same seed, the same numbers.

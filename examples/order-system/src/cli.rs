@@ -186,7 +186,10 @@ async fn command(cli: Cli) -> Result<bool, BoxError> {
         Command::Serve { service, with_parent, replay } => {
             serve(place, &service, with_parent, replay).await?;
         }
-        Command::Monolith => monolith::run(place.port_base, &place.data).await?,
+        Command::Monolith => {
+            monolith::run(place.port_base, &place.data).await?;
+            flush(&env).await?;
+        }
         Command::Demo { name: None } => {
             for (name, what) in demo::NAMES {
                 println!("{name:<18} {what}");
@@ -224,7 +227,9 @@ async fn command(cli: Cli) -> Result<bool, BoxError> {
         }
         Command::Audit => return Ok(audit::audit(&Remote::at(place.port_base, &env)).await?.print()),
         Command::Top { once } => top::run(&Remote::at(place.port_base, &env), once).await?,
-        Command::Saga { what } => saga::run(&what, &Remote::at(place.port_base, &env)).await?,
+        Command::Saga { what } => {
+            print!("{}", saga::run(&what, &Remote::at(place.port_base, &env)).await?);
+        }
         Command::Rebuild => services::rebuild(&env, &place.data).await?,
         Command::Bench { calls } => services::compare_transports(calls).await?,
         Command::Check { url } => {
@@ -283,7 +288,7 @@ async fn up(place: Place) -> Result<(), BoxError> {
     end_of_program().await;
     println!("ending: what is in flight is finished");
     system.stop().await;
-    Ok(())
+    flush(&Env::process()).await
 }
 
 async fn up_processes(place: Place) -> Result<(), BoxError> {
@@ -362,7 +367,14 @@ async fn serve(place: Place, service: &str, with_parent: bool, replay: bool) -> 
         () = end_of_input(), if with_parent => {}
     }
     system.stop().await;
-    Ok(())
+    flush(&Env::process()).await
+}
+
+/// Sends the spans of the last requests, which nobody would hear of otherwise.
+async fn flush(env: &Env) -> Result<(), BoxError> {
+    let telemetry = order_kit::telemetry::init(env)?;
+    // It blocks until the collector has answered or failed to.
+    Ok(tokio::task::spawn_blocking(|| telemetry.flush()).await?)
 }
 
 /// SIGTERM or Ctrl-C.

@@ -63,18 +63,24 @@ pub async fn doctor(env: &Env, data: &Path) -> Result<usize, BoxError> {
     Ok(broken)
 }
 
-/// A secret without what is secret in it.
+/// A secret without what is secret in it: of an address the password, and whatever stands behind a `?`.
 fn shown(variable: &Variable, value: &str) -> String {
-    if !variable.secret {
+    const SCHEMES: [&str; 6] = ["postgres", "postgresql", "amqp", "amqps", "redis", "rediss"];
+    if !variable.secret || ["sqlite:", "memory:"].contains(&value) {
         return value.to_owned();
     }
-    match value
-        .split_once("://")
-        .and_then(|(scheme, rest)| rest.rsplit_once('@').map(|(_, host)| (scheme, host)))
-    {
-        Some((scheme, host)) => format!("{scheme}://…@{host}"),
-        None if value.contains(':') => value.to_owned(),
-        None => "…".to_owned(),
+    let Some((scheme, rest)) = value.split_once("://").filter(|(scheme, _)| SCHEMES.contains(scheme)) else {
+        return "…".to_owned();
+    };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    // With a `/` or `?` in a password that is not encoded, nobody can say where the host begins.
+    if path.contains('@') {
+        return format!("{scheme}://…");
+    }
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    match authority.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}://…@{host}{path}"),
+        None => format!("{scheme}://{authority}{path}"),
     }
 }
 
@@ -132,5 +138,35 @@ async fn connect(url: &str, port: u16) -> Result<tokio::net::TcpStream, String> 
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(format!("{address}: {error}")),
         Err(_) => Err(format!("{address}: no answer in 2 s")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_secret_is_shown() {
+        let secret = |name: &str| env::declared(name).filter(|it| it.secret).expect("a secret");
+        for (name, value, seen) in [
+            (env::JWT_SECRET, "k3y:part", "…"),
+            (env::JWT_SECRET, "sqlite:k3y", "…"),
+            (env::JWT_SECRET, "k3y://user@part", "…"),
+            (env::INTERNAL_TOKEN, "k3y", "…"),
+            (env::DATABASE_URL, "sqlite:", "sqlite:"),
+            (env::DATABASE_URL, "postgres://h/db?password=k3y", "postgres://h/db"),
+            (env::DATABASE_URL, "postgres://h?password=k3y", "postgres://h"),
+            (env::DATABASE_URL, "postgres://h/db?user=u@h&password=k3y", "postgres://…"),
+            (env::DATABASE_URL, "postgres://u:k3y@h:5432/db", "postgres://…@h:5432/db"),
+            (env::DATABASE_URL, "postgres://u:k3y/k3y@h/db", "postgres://…"),
+            (env::DATABASE_URL, "host=h password=k3y", "…"),
+            (env::RABBITMQ_URL, "amqp://u:k3y@h/%2f?prefix=x", "amqp://…@h/%2f"),
+            (env::RABBITMQ_URL, "memory:", "memory:"),
+            (env::REDIS_URL, "redis://:k3y@h", "redis://…@h"),
+        ] {
+            assert_eq!(shown(secret(name), value), seen, "{value}");
+        }
+        let host = env::declared(env::HOST).expect("it is declared");
+        assert_eq!(shown(host, "0.0.0.0:x"), "0.0.0.0:x");
     }
 }

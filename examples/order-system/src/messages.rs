@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use order_broker::{Broker, BrokerError, Which};
 use order_kit::{BoxError, env::Env};
 
-use crate::system::broker_address;
+use crate::{services, system::broker_address};
 
 /// The broker of the settings. It connects by itself, for which it is given two seconds; whether it has, [`Broker::check`] says.
 ///
@@ -19,6 +19,10 @@ pub async fn open(env: &Env, data: &Path) -> Result<Arc<dyn Broker>, BrokerError
             break;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // RabbitMQ tells nobody of queues whose names he does not know. One that is away is told of by what is asked next.
+    if let Err(error) = broker.look_for(&services::topology()).await {
+        tracing::warn!(%error, "the queues could not be looked for");
     }
     Ok(broker)
 }

@@ -62,12 +62,12 @@ impl Monolith {
             grpc = Some(listener);
         }
         let here: Arc<dyn Locate> = Arc::new(Here(format!("http://{address}")));
-        let whole = Context::new("monolith", env.clone(), data, broker.clone(), here.clone());
+        let whole = Context::new("monolith", env, data, broker, here);
         let mut all = Service { routes: OpenApiRouter::new(), checks: Vec::new() };
         let mut contexts = vec![whole.clone()];
         let mut books = Vec::new();
         for part in PARTS {
-            let context = Context::new(part, env.clone(), data, broker.clone(), here.clone());
+            let context = whole.part(part);
             let service =
                 services::build_service(&context).await.map_err(|error| format!("{part}: {error}"))?;
             all.routes = all.routes.merge(service.routes);

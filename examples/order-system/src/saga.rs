@@ -1,7 +1,10 @@
 //! `saga`: the sagas of orders, asked of order-service. When it does not run, `mainstay-saga` works on its store.
 
+use std::fmt::Write;
+
 use clap::Subcommand;
 use order_kit::BoxError;
+use serde::Deserialize;
 use serde_json::json;
 
 use crate::remote::Remote;
@@ -23,43 +26,57 @@ pub enum What {
     },
 }
 
-/// Does it.
+/// An entry of what order-service lists.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Waiting {
+    order_id: String,
+    phase: String,
+    note: String,
+}
+
+/// Does it, and gives what there is to be printed.
 ///
 /// # Errors
 ///
-/// What order-service says.
-pub async fn run(what: &What, remote: &Remote) -> Result<(), BoxError> {
+/// What order-service says, if it is not what was asked for.
+pub async fn run(what: &What, remote: &Remote) -> Result<String, BoxError> {
+    let mut said = String::new();
     match what {
         What::List => {
-            let list = remote.get("orders", "/orders/attention").await?.expect(200)?.json();
-            let sagas = list.as_array().cloned().unwrap_or_default();
-            for saga in &sagas {
-                println!("{}  {}  {}", text(&saga["id"]), text(&saga["phase"]), text(&saga["note"]));
+            let sagas: Vec<Waiting> = remote.get("orders", "/orders/attention").await?.expect(200)?.read()?;
+            for Waiting { order_id, phase, note } in &sagas {
+                writeln!(said, "{order_id}  {phase}  {note}")?;
             }
-            println!("{} wait for a person", sagas.len());
+            writeln!(said, "{} wait for a person", sagas.len())?;
         }
         What::Show { id } => {
             let timeline = remote.get("orders", &format!("/orders/{id}/timeline")).await?.expect(200)?.json();
             let steps = timeline["steps"].as_array().or(timeline.as_array()).cloned().unwrap_or_default();
-            println!("{:<16} {:<6} {:>7} {:<14} {:>8}  process", "step", "way", "attempt", "outcome", "ms");
+            writeln!(
+                said,
+                "{:<16} {:<6} {:>8} {:<14} {:>8}  process",
+                "step", "way", "attempts", "outcome", "ms"
+            )?;
             for step in steps {
-                println!(
-                    "{:<16} {:<6} {:>7} {:<14} {:>8}  {}",
+                writeln!(
+                    said,
+                    "{:<16} {:<6} {:>8} {:<14} {:>8}  {}",
                     text(&step["step"]),
                     text(&step["direction"]),
-                    text(&step["attempt"]),
+                    text(&step["attempts"]),
                     text(&step["outcome"]),
                     text(&step["ms"]),
                     text(&step["process"])
-                );
+                )?;
             }
         }
         What::Retry { id } => {
-            let answer = remote.post("orders", &format!("/orders/{id}/retry"), json!({})).await?;
-            println!("{} {}", answer.status, answer.text);
+            remote.post("orders", &format!("/orders/{id}/retry"), json!({})).await?.expect(202)?;
+            writeln!(said, "{id} is tried again")?;
         }
     }
-    Ok(())
+    Ok(said)
 }
 
 fn text(value: &serde_json::Value) -> String {

@@ -24,31 +24,44 @@ const USERS: [(&str, &str); 3] = [
 const PRODUCTS: [(&str, &str, i64); 3] =
     [("Teapot", "24.90", 1_000), ("Cup", "0.10", 100_000), ("Tea", "6.50", 10_000)];
 
-/// Makes what is not there yet. Each has its stock.
+/// Makes what is not there yet, each for itself: an earlier start may have died in between. Each product has its stock.
 ///
 /// # Errors
 ///
 /// That a service said no.
 pub async fn seed(remote: &Remote) -> Result<Seed, BoxError> {
     let mut seed = Seed::default();
+    let there = all(remote, "users").await?;
     for (name, email) in USERS {
-        let answer = remote.post("users", "/users", json!({ "name": name, "email": email })).await?;
-        if answer.status == StatusCode::CONFLICT {
-            continue;
-        }
-        seed.users.push((name.to_owned(), id(&answer.expect(201)?.json())?));
+        let known = there.iter().find(|it| it["email"] == email);
+        let user = match known {
+            Some(user) => user.clone(),
+            None => {
+                let new = json!({ "name": name, "email": email });
+                let answer = remote.post("users", "/users", new).await?;
+                // He is there, and behind those that are listed.
+                if answer.status == StatusCode::CONFLICT {
+                    continue;
+                }
+                answer.expect(201)?.json()
+            }
+        };
+        seed.users.push((name.to_owned(), id(&user)?));
     }
-    if seed.users.len() < USERS.len() {
-        // They are from an earlier start, and so are the products.
-        return existing(remote).await;
-    }
+    let there = all(remote, "products").await?;
     for (name, price, stock) in PRODUCTS {
-        let answer = remote.post("products", "/products", json!({ "name": name, "price": price })).await?;
-        let product = id(&answer.expect(201)?.json())?;
-        remote
-            .put("inventory", &format!("/inventory/{product}"), json!({ "quantity": stock }))
-            .await?
-            .expect(200)?;
+        let product = match there.iter().find(|it| it["name"] == name) {
+            Some(product) => product.clone(),
+            None => {
+                let new = json!({ "name": name, "price": price });
+                remote.post("products", "/products", new).await?.expect(201)?.json()
+            }
+        };
+        let product = id(&product)?;
+        let path = format!("/inventory/{product}");
+        if remote.get("inventory", &path).await?.status == StatusCode::NOT_FOUND {
+            remote.put("inventory", &path, json!({ "quantity": stock })).await?.expect(200)?;
+        }
         seed.products.push((name.to_owned(), product));
     }
     Ok(seed)
@@ -66,14 +79,10 @@ impl Seed {
     }
 }
 
-async fn existing(remote: &Remote) -> Result<Seed, BoxError> {
-    let named = async |service: &str| {
-        let list = remote.get(service, &format!("/{service}?limit=100")).await?.expect(200)?.json();
-        let items = list.as_array().cloned().unwrap_or_default();
-        let pairs = items.iter().map(|it| Ok((it["name"].as_str().unwrap_or_default().to_owned(), id(it)?)));
-        pairs.collect::<Result<Vec<_>, BoxError>>()
-    };
-    Ok(Seed { users: named("users").await?, products: named("products").await? })
+/// The newest hundred.
+async fn all(remote: &Remote, service: &str) -> Result<Vec<serde_json::Value>, BoxError> {
+    let list = remote.get(service, &format!("/{service}?limit=100")).await?.expect(200)?.json();
+    Ok(list.as_array().cloned().unwrap_or_default())
 }
 
 fn id(value: &serde_json::Value) -> Result<String, BoxError> {

@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use axum::Router;
+use order_broker::Topology;
 use order_gateway::Instances;
 use order_kit::{
     BoxError, Context, Service,
@@ -49,6 +50,20 @@ pub async fn build_service(context: &Context) -> Result<Service, BoxError> {
         "loyalty" => order_notifications::loyalty::build(context).await,
         other => Err(format!("there is no service `{other}`").into()),
     }
+}
+
+/// The queues that services have, in either style: what there can be in a broker. Not all of them are there.
+pub fn topology() -> Topology {
+    let queues = [
+        order_notifications::queue(),
+        order_notifications::analytics::queue(),
+        order_notifications::loyalty::queue(),
+        order_orders::choreography_queue(),
+        order_payments::queue(),
+        order_inventory::queue(),
+    ];
+    let all = queues.into_iter().chain(order_orders::read_queues());
+    all.fold(Topology::new(order_kit::events::EXCHANGE), Topology::queue)
 }
 
 /// Any service, with everything around its routes.

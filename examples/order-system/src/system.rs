@@ -315,10 +315,15 @@ impl System {
         self.start_on(part, listener, grpc).await
     }
 
-    /// Ends all services in order: the gateway first, so that nothing new comes in.
+    /// Ends all services in order: the gateway first, so that nothing new comes in; then those that ask others; then the others. Those that
+    /// do not ask each other end at the same time, so that three graces are the longest that it takes.
     pub async fn stop(self) {
-        for running in self.running {
-            end(running).await;
+        const ASK: [&str; 5] = ["orders", "orders-read", "notifications", "analytics", "loyalty"];
+        let (gateway, rest): (Vec<_>, Vec<_>) =
+            self.running.into_iter().partition(|it| it.part == order_gateway::NAME);
+        let (ask, asked): (Vec<_>, Vec<_>) = rest.into_iter().partition(|it| ASK.contains(&it.part));
+        for together in [gateway, ask, asked] {
+            futures::future::join_all(together.into_iter().map(end)).await;
         }
     }
 }

@@ -3,10 +3,12 @@
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use mainstay::registry::Snapshot;
 use order_kit::{BoxError, env};
 use serde_json::json;
 
 use super::{Play, Story};
+use crate::system::System;
 
 /// What a caller saw.
 #[derive(Debug)]
@@ -15,7 +17,13 @@ struct Seen {
     p99: Duration,
     /// Calls that were in the hands of the service that hangs, at most.
     held: u64,
+    /// Calls that were answered.
+    answered: usize,
+    /// Calls for which users were not asked, because the breaker was open.
+    refused: u64,
 }
+
+const CALLS: u32 = 400;
 
 pub(super) async fn cascade(story: &mut Story, play: &Play) -> Result<(), BoxError> {
     story.say("users hang; details of orders, which need a user, are asked for 50 times a second for 8 s");
@@ -36,6 +44,19 @@ pub(super) async fn cascade(story: &mut Story, play: &Play) -> Result<(), BoxErr
     );
     story.check_time(without.p50 > with.p50 * 10, "without, everybody waits");
     story.check_time(with.held <= without.held, "and holds on to more connections");
+    // On any machine, however slow it is.
+    story.check(
+        without.refused == 0,
+        format!("without breakers users were to be asked for every call ({} were spared)", without.refused),
+    );
+    story.check(
+        with.refused * 10 > u64::from(CALLS),
+        format!("with them many of {CALLS} did without ({})", with.refused),
+    );
+    story.check(
+        with.answered == CALLS as usize,
+        format!("every call is answered all the same ({})", with.answered),
+    );
     Ok(())
 }
 
@@ -49,7 +70,7 @@ async fn run(play: &Play, breakers: &str) -> Result<Seen, BoxError> {
     let path = format!("/orders/{order}/details");
     let mut calls = Vec::new();
     let mut held = 0;
-    for number in 0..400_u32 {
+    for number in 0..CALLS {
         tokio::time::sleep_until(began + Duration::from_millis(20) * number).await;
         let (remote, path) = (stage.remote.clone(), path.clone());
         calls.push(tokio::spawn(async move {
@@ -62,6 +83,18 @@ async fn run(play: &Play, breakers: &str) -> Result<Seen, BoxError> {
     let answers = join_all(calls).await.into_iter().collect::<Result<Vec<_>, _>>()?;
     let mut times: Vec<Duration> = answers.iter().map(|(time, _)| *time).collect();
     times.sort();
+    let answered = answers.iter().filter(|(_, well)| *well).count();
+    let refused = stage.system.as_ref().map_or(0, refused);
     stage.end().await;
-    Ok(Seen { p50: times[times.len() / 2], p99: times[times.len() * 99 / 100], held })
+    Ok(Seen { p50: times[times.len() / 2], p99: times[times.len() * 99 / 100], held, answered, refused })
+}
+
+/// How many calls the breaker before users has refused in order-service.
+fn refused(system: &System) -> u64 {
+    let snapshots = system.context("orders").policies().snapshots();
+    let of = |snapshot: &Snapshot| match snapshot {
+        Snapshot::CircuitBreaker(breaker) if breaker.name.starts_with("user") => breaker.totals.refused,
+        _ => 0,
+    };
+    snapshots.iter().map(of).sum()
 }

@@ -10,12 +10,13 @@ use std::{
 };
 
 use axum::{Router, extract::State, routing::get};
+use futures::future::join_all;
 use http::{HeaderMap, StatusCode};
 use order_kit::{
     BoxError, Context,
     client::{self, Client},
     context::{Locate, Service},
-    env::Env,
+    env::{self, Env},
     server::{Access, router, serve},
 };
 use tokio::net::TcpListener;
@@ -78,10 +79,11 @@ async fn start(
     hops: &'static [&'static str],
     options: client::Options,
     last_fails: bool,
+    env: &Env,
 ) -> Result<Chain, BoxError> {
     let broker = order_broker::open("memory:").await?;
     let context = |name: &'static str, next: &str| {
-        Context::new(name, Env::empty(), Path::new("."), broker.clone(), Arc::new(To(next.to_owned())))
+        Context::new(name, env.clone(), Path::new("."), broker.clone(), Arc::new(To(next.to_owned())))
     };
     let mut chain: (Vec<Arc<Hop>>, Vec<Context>) = Default::default();
     let mut next: Option<(&'static str, String)> = None;
@@ -118,6 +120,11 @@ impl Chain {
         self.hops.iter().map(|hop| hop.calls.load(Ordering::SeqCst)).collect()
     }
 
+    /// How often the last hop was called for each of so many requests.
+    fn ratio(&self, requests: u64) -> f64 {
+        self.calls().last().copied().unwrap_or(0) as f64 / requests as f64
+    }
+
     fn end(self) {
         for context in self.contexts {
             context.stop().cancel();
@@ -129,7 +136,7 @@ pub(super) async fn chain(story: &mut Story) -> Result<(), BoxError> {
     let budget = Duration::from_millis(600);
     let options =
         client::Options { deadline: budget, attempt: budget, attempts: 1, ..client::Options::default() };
-    let chain = start(&HOPS, options, false).await?;
+    let chain = start(&HOPS, options, false, &Env::empty()).await?;
 
     story.say("five hops, 10 ms of work in each, 600 ms for all");
     let reply = chain.first.get("/").await?;
@@ -167,21 +174,26 @@ pub(super) async fn chain(story: &mut Story) -> Result<(), BoxError> {
 const TIERS: [&str; 3] = ["tier-1", "tier-2", "tier-3"];
 
 pub(super) async fn retries(story: &mut Story) -> Result<(), BoxError> {
-    const REQUESTS: u64 = 200;
-    story.say(format!(
-        "three tiers, each of which asks the next up to three times; the last fails; {REQUESTS} requests"
-    ));
-    // What the naive form does needs no experiment: each tier multiplies.
-    let naive = 3_u64.pow(3);
-    let options = client::Options { attempts: 3, ..client::Options::default() };
-    let chain = start(&TIERS, options, true).await?;
-    for _ in 0..REQUESTS {
+    const FEW: u64 = 5;
+    const MANY: u64 = 200;
+    // They would hide what budgets do.
+    let env = Env::empty().with(env::BREAKERS, "off");
+    story.say("three tiers, each of which asks the next up to three times; the last fails; no breakers");
+    let options = client::Options { attempts: 3, budget: false, ..client::Options::default() };
+    let chain = start(&TIERS, options, true, &env).await?;
+    join_all((0..FEW).map(|_| chain.first.get("/"))).await;
+    let (calls, ratio) = (chain.calls(), chain.ratio(FEW));
+    story.say(format!("{FEW} requests without budgets"));
+    story.check(ratio > 10.0, format!("the last tier saw {ratio:.2} calls for each: {calls:?}"));
+    chain.end();
+    let options = client::Options { budget: true, ..options };
+    let chain = start(&TIERS, options, true, &env).await?;
+    for _ in 0..MANY {
         let _ = chain.first.get("/").await;
     }
-    let calls = chain.calls();
-    let ratio = calls[2] as f64 / REQUESTS as f64;
-    story.say(format!("without budgets and breakers the last tier would see {naive} calls for each request"));
-    story.check(ratio <= 1.2, format!("with them it saw {ratio:.2}: {calls:?}"));
+    let (calls, ratio) = (chain.calls(), chain.ratio(MANY));
+    story.say(format!("{MANY} requests with budgets"));
+    story.check(ratio <= 1.2, format!("the last tier saw {ratio:.2} calls for each: {calls:?}"));
     chain.end();
     Ok(())
 }

@@ -78,6 +78,11 @@ pub struct Play {
 }
 
 impl Play {
+    /// Whether a saga moves orders on, and not the events alone.
+    fn conducted(&self) -> bool {
+        !self.variables.iter().any(|(name, value)| name == env::SAGA_STYLE && value == "choreography")
+    }
+
     /// A system of its own in this process, with its users and products, and a user who is logged in.
     async fn stage(&self, data: &Path, variables: &[(&str, &str)]) -> Result<Stage, BoxError> {
         let mut options = Options::alone(data).with(env::RATE_LIMIT, "off").with(env::POLICY_FAST, "1");
@@ -228,6 +233,6 @@ impl Story {
 }
 
 /// The id in the answer to an order.
-fn order_id(answer: &Answer) -> Result<String, BoxError> {
+pub(crate) fn order_id(answer: &Answer) -> Result<String, BoxError> {
     answer.json()["id"].as_str().map(str::to_owned).ok_or_else(|| format!("no order in {answer:?}").into())
 }

@@ -48,7 +48,9 @@ pub(super) async fn happy(story: &mut Story, play: &Play) -> Result<(), BoxError
     story.check(over["total"] == "0.30", format!("three times 0.10 are 0.30 ({})", over["total"]));
     let steps = steps(&stage, &order).await?;
     story.say(format!("its timeline: {}", names(&steps).join(" → ")));
-    story.check(names(&steps).len() >= 4, "create, reserve, charge, confirm are in it");
+    if play.conducted() {
+        story.check(names(&steps).len() >= 4, "create, reserve, charge, confirm are in it");
+    }
     let paid = stage.remote.get("payments", &format!("/payments/order/{order}")).await?.expect(200)?.json();
     story.check(
         paid["charged"] == "0.30" && paid["refunded"] == "0.00",
@@ -98,15 +100,19 @@ pub(super) async fn declined(story: &mut Story, play: &Play) -> Result<(), BoxEr
         paid["charged"] == "0.00" && paid["refunded"] == "0.00",
         "no money was taken, so none is given back",
     );
-    let steps = steps(&stage, &order).await?;
-    let undone: Vec<&Value> = steps.iter().filter(|step| step["direction"] == "undo").collect();
-    let undone: Vec<&str> = undone.iter().filter_map(|step| step["step"].as_str()).collect();
-    story.check(
-        !undone.contains(&"charge-card"),
-        format!("no refund was asked for; undone: {}", undone.join(", ")),
-    );
-    story.check(undone.contains(&"reserve-stock"), "what was reserved was released");
-    story.check(stage.stock(0).await? == before, "the stock is as it was");
+    if play.conducted() {
+        let steps = steps(&stage, &order).await?;
+        let undone: Vec<&Value> = steps.iter().filter(|step| step["direction"] == "undo").collect();
+        let undone: Vec<&str> = undone.iter().filter_map(|step| step["step"].as_str()).collect();
+        story.check(
+            !undone.contains(&"charge-card"),
+            format!("no refund was asked for; undone: {}", undone.join(", ")),
+        );
+        story.check(undone.contains(&"reserve-stock"), "what was reserved was released");
+    }
+    let stock = format!("/inventory/{}", stage.product(0));
+    let as_before = stage.remote.until(SOON, "inventory", &stock, |answer| answer.json() == before).await;
+    story.check(as_before.is_ok(), "the stock is as it was");
     let mails = stage.mails(&order, 2).await?;
     story.check(mails == ["cancelled", "received"], format!("the customer was told: {}", mails.join(", ")));
     story.check(settled(&stage.remote, CALM).await?.print(), "the audit is green");

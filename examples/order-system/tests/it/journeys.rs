@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use order_kit::env;
 use order_system::{chaos, demo};
 
 use crate::shapes::{Servers, play, servers};
@@ -40,6 +41,17 @@ journeys! {
     chain_of_retries: "chain-of-retries";
     strangler: "strangler";
     canary: "canary";
+}
+
+/// Whoever moves an order on, it ends the same way.
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_end_the_same_when_nobody_conducts() {
+    let _stage = STAGE.lock().await;
+    let mut play = play(&Servers::embedded());
+    play.variables.push((env::SAGA_STYLE.to_owned(), "choreography".to_owned()));
+    for name in ["happy", "declined", "out-of-stock"] {
+        assert_eq!(demo::play(name, &play).await.expect("it can be played"), 0, "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,5 +7,6 @@ mod deploy;
 mod docs;
 mod journeys;
 mod listeners;
+mod operations;
 mod shapes;
 mod top;

@@ -63,7 +63,14 @@ pub trait Broker: Send + Sync + 'static {
     /// Throws dead letters away, and answers how many.
     fn discard<'a>(&'a self, queue: &'a str, which: Which) -> BoxFuture<'a, Result<u64, BrokerError>>;
 
-    /// What has been declared: in the shared file by anybody, on RabbitMQ through this broker.
+    /// Finds out which of these queues are there, without making any; from then on this broker knows them as if it had declared them. For
+    /// whoever looks at queues of others on RabbitMQ; elsewhere they are known anyhow, and nothing is done.
+    fn look_for<'a>(&'a self, _: &'a Topology) -> BoxFuture<'a, Result<(), BrokerError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// What has been declared: in the shared file by anybody, on RabbitMQ through this broker, with what it was to [look
+    /// for](Broker::look_for) and has found.
     fn topology(&self) -> BoxFuture<'_, Result<Topology, BrokerError>>;
 
     /// Where it is, without a password.

@@ -11,7 +11,10 @@ use std::{
     },
 };
 
-use order_kit::env::{self, Env};
+use order_kit::{
+    env::{self, Env},
+    metric,
+};
 use serde::{Deserialize, Serialize};
 
 /// One of the two sides.
@@ -191,7 +194,8 @@ impl Strangler {
             Compared::Skipped => (&counters.skipped, "skipped"),
         };
         counter.fetch_add(1, Relaxed);
-        metrics::counter!("gateway_shadow_total", "service" => service, "outcome" => outcome).increment(1);
+        metrics::counter!(metric::GATEWAY_SHADOW_TOTAL, "service" => service, "outcome" => outcome)
+            .increment(1);
     }
 
     /// All routes.

@@ -25,7 +25,8 @@ const PARALLEL: u16 = 8;
 /// An event is handled again as long as the database is away, for more than a day: a dead letter would be stock that nobody can buy.
 const ATTEMPTS: u32 = 10_000;
 
-fn queue() -> Queue {
+/// What it wants to hear.
+pub fn queue() -> Queue {
     let topics =
         [heard::ORDER_CREATED, heard::ORDER_CONFIRMED, heard::ORDER_CANCELLED, heard::PAYMENT_FAILED];
     let queue = Queue::new(QUEUE).max_attempts(ATTEMPTS);

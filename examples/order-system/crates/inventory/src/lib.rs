@@ -24,6 +24,8 @@ mod http;
 pub mod stock;
 pub mod wire;
 
+pub use choreography::queue;
+
 /// The service's name.
 pub const NAME: &str = "inventory";
 

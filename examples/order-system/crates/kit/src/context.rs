@@ -134,7 +134,7 @@ struct Inner {
     started: Instant,
     shared: tokio::sync::Mutex<HashMap<TypeId, Box<dyn Any + Send + Sync>>>,
     audit: OnceLock<Audit>,
-    measures: Mutex<Vec<Measure>>,
+    measures: Arc<Mutex<Vec<Measure>>>,
 }
 
 impl fmt::Debug for Context {
@@ -167,7 +167,31 @@ impl Context {
             started: Instant::now(),
             shared: tokio::sync::Mutex::default(),
             audit: OnceLock::new(),
-            measures: Mutex::default(),
+            measures: Arc::default(),
+        }))
+    }
+
+    /// For a part that is served together with others: the same settings, neighbours, and policies and figures that are shown; data, faults
+    /// and books of its own.
+    #[must_use]
+    pub fn part(&self, name: &'static str) -> Self {
+        let whole = &self.0;
+        Context(Arc::new(Inner {
+            name,
+            env: whole.env.clone(),
+            data: whole.data.clone(),
+            broker: whole.broker.clone(),
+            locate: whole.locate.clone(),
+            tokens: whole.tokens.clone(),
+            policies: whole.policies.clone(),
+            faults: Switch::default(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            serving: TaskTracker::new(),
+            started: whole.started,
+            shared: tokio::sync::Mutex::default(),
+            audit: OnceLock::new(),
+            measures: whole.measures.clone(),
         }))
     }
 

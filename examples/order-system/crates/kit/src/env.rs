@@ -69,6 +69,7 @@ variables! {
     LONGEST_DELIVERY_MS = "2592000000": "The longest time for which a request or a message can be on its way, deliveries anew and replayed dead letters included (30 days): what was handled is remembered for so long";
     KEEP_SENT_MS = "86400000": "How long published events stay in the outbox, for whoever looks (a day)";
     PRUNE_EVERY_MS = "60000": "How often what needs not be remembered any longer is taken away";
+    REDIS_KEY_PREFIX = "": "What stands before the keys in Redis, so that two systems can share one";
     SHUTDOWN_DELAY_MS = "0": "How long a process that was told to end still takes new connections, while it already says that it is not ready: as long as a load balancer needs to notice";
     SHUTDOWN_GRACE_MS = "8000": "How long a process that was told to end waits for what is in flight";
     LOG = "info": "What is logged, as `tracing` directives";

@@ -55,6 +55,7 @@ metrics! {
     POLICY_BULKHEAD_WAITING = "policy_bulkhead_waiting", Gauge, ["service", "policy"]: "Calls that wait for their turn";
     POLICY_RETRY_BUDGET = "policy_retry_budget", Gauge, ["service", "policy"]: "How many retries can be paid for";
     POLICY_LIMIT_REMAINING = "policy_limit_remaining", Gauge, ["service", "policy"]: "How many calls a rate limiter still admits; of one for each key, that of the key with the least";
+    GATEWAY_SHADOW_TOTAL = "gateway_shadow_total", Counter, ["service", "outcome"]: "Requests that the gateway has shown to the new service as well, by how its answer compares";
     CIRCUIT_STATE = "mainstay_circuit_state", Gauge, ["policy"]: "A breaker as its last change left it, by its name alone";
     CIRCUIT_TRANSITIONS_TOTAL = "mainstay_circuit_transitions_total", Counter, ["policy", "to"]: "How often breakers changed, and to what";
     REFUSED_TOTAL = "mainstay_refused_total", Counter, ["policy", "kind"]: "Calls that a policy refused or ended";

@@ -34,6 +34,16 @@ pub struct Figures {
     pub total: Cents,
 }
 
+/// What it wants to hear.
+pub fn queue() -> Queue {
+    Queue::new(NAME)
+        .bind(ORDER_CREATED)
+        .bind(ORDER_CONFIRMED)
+        .bind(ORDER_CANCELLED)
+        .max_attempts(200)
+        .backoff(Duration::from_millis(100), Duration::from_secs(5))
+}
+
 /// Builds the service.
 ///
 /// # Errors
@@ -41,14 +51,8 @@ pub struct Figures {
 /// A database that cannot be opened, or a queue that cannot be.
 pub async fn build(context: Context) -> Result<Service, BoxError> {
     let db = context.open_db(MIGRATIONS).await?;
-    let queue = Queue::new(NAME)
-        .bind(ORDER_CREATED)
-        .bind(ORDER_CONFIRMED)
-        .bind(ORDER_CANCELLED)
-        .max_attempts(200)
-        .backoff(Duration::from_millis(100), Duration::from_secs(5));
     let handler = db.clone();
-    events::consume(&context, queue, PARALLEL, move |event| count(handler.clone(), event)).await?;
+    events::consume(&context, queue(), PARALLEL, move |event| count(handler.clone(), event)).await?;
     Ok(Service {
         routes: OpenApiRouter::new().routes(routes!(counters)).with_state(db.clone()),
         checks: crate::checks(&context, &db),

@@ -39,7 +39,7 @@ pub const NAME: &str = "notifications";
 const PARALLEL: u16 = 16;
 
 /// Mails are addressed while users are away for a quarter of an hour; then an event is a dead letter, to be replayed.
-fn queue() -> Queue {
+pub fn queue() -> Queue {
     Queue::new(NAME)
         .bind(ORDER_CREATED)
         .bind(ORDER_CONFIRMED)

@@ -64,6 +64,14 @@ pub struct Replayed {
     pub passed_over: u64,
 }
 
+/// What it wants to hear.
+pub fn queue() -> Queue {
+    Queue::new(NAME)
+        .bind(ORDER_CONFIRMED)
+        .max_attempts(200)
+        .backoff(Duration::from_millis(100), Duration::from_secs(5))
+}
+
 /// Builds the service.
 ///
 /// # Errors
@@ -71,12 +79,8 @@ pub struct Replayed {
 /// A database that cannot be opened, or a queue that cannot be.
 pub async fn build(context: Context) -> Result<Service, BoxError> {
     let db = open(&context).await?;
-    let queue = Queue::new(NAME)
-        .bind(ORDER_CONFIRMED)
-        .max_attempts(200)
-        .backoff(Duration::from_millis(100), Duration::from_secs(5));
     let handler = db.clone();
-    events::consume(&context, queue, PARALLEL, move |event| {
+    events::consume(&context, queue(), PARALLEL, move |event| {
         let db = handler.clone();
         async move { give(&db, event).await.map(drop) }
     })

@@ -33,6 +33,16 @@ const ATTEMPTS: u32 = 10_000;
 /// How many orders are looked at at once.
 const PAGE: i64 = 200;
 
+/// What it wants to hear.
+pub fn queue() -> Queue {
+    Queue::new(QUEUE)
+        .bind(PAYMENT_COMPLETED)
+        .bind(PAYMENT_FAILED)
+        .bind(RESERVATION_FAILED)
+        .max_attempts(ATTEMPTS)
+        .backoff(Duration::from_millis(100), Duration::from_secs(3))
+}
+
 /// Listens to payments and the inventory, and looks for orders that nothing has been heard of for too long.
 pub(crate) async fn start(
     context: &Context,
@@ -40,14 +50,8 @@ pub(crate) async fn start(
     users: &Directory,
     deadline: Duration,
 ) -> Result<(), BoxError> {
-    let queue = Queue::new(QUEUE)
-        .bind(PAYMENT_COMPLETED)
-        .bind(PAYMENT_FAILED)
-        .bind(RESERVATION_FAILED)
-        .max_attempts(ATTEMPTS)
-        .backoff(Duration::from_millis(100), Duration::from_secs(3));
     let (orders, directory) = (store.clone(), users.clone());
-    events::consume(context, queue, 16, move |envelope| {
+    events::consume(context, queue(), 16, move |envelope| {
         let (orders, directory) = (orders.clone(), directory.clone());
         async move { hear(&orders, &directory, envelope).await }
     })

@@ -26,8 +26,8 @@ use std::{sync::Arc, time::Duration};
 use order_kit::{BoxError, Context, Db, Service, db::Place, env, health::Check};
 use tokio::sync::{Semaphore, mpsc};
 
-pub use choreography::QUEUE as CHOREOGRAPHY_QUEUE;
-pub use read::{ORDERS_QUEUE, OrderRow, USERS_QUEUE, build_read, rebuild};
+pub use choreography::{QUEUE as CHOREOGRAPHY_QUEUE, queue as choreography_queue};
+pub use read::{ORDERS_QUEUE, OrderRow, USERS_QUEUE, build_read, queues as read_queues, rebuild};
 
 /// As in the kit's list of services.
 pub const NAME: &str = "orders";

@@ -268,10 +268,23 @@ fn of_event(envelope: &Envelope) -> Result<Option<OrderEvent>, Trouble> {
     }
 }
 
+fn orders_queue() -> Queue {
+    Queue::new(ORDERS_QUEUE).bind("order.*")
+}
+
+fn users_queue() -> Queue {
+    Queue::new(USERS_QUEUE).bind("user.*")
+}
+
+/// What the read side wants to hear.
+pub fn queues() -> [Queue; 2] {
+    [orders_queue(), users_queue()]
+}
+
 /// Listens to orders and users.
 pub(crate) async fn listen(context: &Context, read: &ReadStore) -> Result<(), BoxError> {
     let store = read.clone();
-    events::consume(context, Queue::new(ORDERS_QUEUE).bind("order.*"), 16, move |envelope| {
+    events::consume(context, orders_queue(), 16, move |envelope| {
         let store = store.clone();
         async move {
             match of_event(&envelope)? {
@@ -282,7 +295,7 @@ pub(crate) async fn listen(context: &Context, read: &ReadStore) -> Result<(), Bo
     })
     .await?;
     let store = read.clone();
-    events::consume(context, Queue::new(USERS_QUEUE).bind("user.*"), 4, move |envelope| {
+    events::consume(context, users_queue(), 4, move |envelope| {
         let store = store.clone();
         async move {
             if matches!(envelope.kind.as_str(), USER_CREATED | USER_UPDATED) {

@@ -24,7 +24,8 @@ const STEP: &str = "charge-card";
 /// An event is handled again as long as the provider is away, for more than a day: a dead letter would be a refund that nobody gets.
 const ATTEMPTS: u32 = 10_000;
 
-fn queue() -> Queue {
+/// What it wants to hear.
+pub fn queue() -> Queue {
     Queue::new(QUEUE)
         .bind(heard::INVENTORY_RESERVED)
         .bind(heard::ORDER_CANCELLED)

@@ -28,6 +28,8 @@ mod payments;
 mod provider;
 pub mod wire;
 
+pub use choreography::queue;
+
 /// The service's name.
 pub const NAME: &str = "payments";
 

@@ -168,8 +168,13 @@ impl Link {
                 }
             }
         }
-        self.topology.lock().unwrap_or_else(PoisonError::into_inner).merge(topology);
+        self.know(topology);
         self.declare_on(&self.live().await?, topology).await
+    }
+
+    /// Takes in what is known to be there.
+    pub(super) fn know(&self, topology: &Topology) {
+        self.topology.lock().unwrap_or_else(PoisonError::into_inner).merge(topology);
     }
 
     async fn declare_on(&self, live: &Live, topology: &Topology) -> Result<(), BrokerError> {
@@ -278,6 +283,11 @@ impl Link {
             Some(Err(error)) => Err(error),
         }
     }
+}
+
+/// Whether the server says that there is no such queue.
+pub(super) fn is_missing(error: &lapin::Error) -> bool {
+    matches!(error.kind(), lapin::ErrorKind::ProtocolError(refusal) if refusal.get_id() == 404)
 }
 
 impl Names {

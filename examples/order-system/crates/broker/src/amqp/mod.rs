@@ -132,6 +132,25 @@ impl Broker for Amqp {
         })
     }
 
+    fn look_for<'a>(&'a self, topology: &'a Topology) -> BoxFuture<'a, Result<(), BrokerError>> {
+        Box::pin(async move {
+            let mut there = Topology::new(topology.exchange.clone());
+            for queue in &topology.queues {
+                // The server closes a channel on which something is asked for that is not there.
+                let channel = self.link.channel().await?;
+                let name = self.link.names(queue).main;
+                let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
+                match channel.queue_declare(name.as_str().into(), passive, FieldTable::default()).await {
+                    Ok(_) => there.queues.push(queue.clone()),
+                    Err(error) if link::is_missing(&error) => {}
+                    Err(error) => return Err(self.link.fault(&error)),
+                }
+            }
+            self.link.know(&there);
+            Ok(())
+        })
+    }
+
     fn stats<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<Stats, BrokerError>> {
         Box::pin(async move {
             let names = self.link.names(&self.link.queue(queue)?);

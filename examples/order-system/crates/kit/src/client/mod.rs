@@ -63,6 +63,9 @@ pub struct Options {
     pub queue: usize,
     /// How often at most, the first time included.
     pub attempts: u32,
+    /// Whether what is repeated has to be paid for by successes. Without that a service that fails is asked as often as all who ask it allow
+    /// themselves, multiplied from hop to hop: only to show it.
+    pub budget: bool,
 }
 
 impl Default for Options {
@@ -73,6 +76,7 @@ impl Default for Options {
             concurrency: 20,
             queue: 100,
             attempts: 3,
+            budget: true,
         }
     }
 }

@@ -126,8 +126,9 @@ impl Policies {
         let config = breaker(service, env).immediate_close();
         let breaker = build(config.classify_err(classify as fn(&CallError) -> Class), env)?;
         let bulkhead = bulkhead(service, options.concurrency, options.queue)?;
-        let retry = Retry::exponential(Duration::from_millis(50))
-            .cap(Duration::from_millis(500))
+        let retry = Retry::exponential(Duration::from_millis(50)).cap(Duration::from_millis(500));
+        let retry = if options.budget { retry } else { retry.no_budget() };
+        let retry = retry
             .max_attempts(options.attempts)
             .idempotent()
             .when(|attempt: &mainstay::retry::Failure<'_, Reply, CallError>| {

@@ -10,7 +10,7 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use mainstay::{BoxedStack, CircuitBreaker, Error};
-use order_kit::{BoxError, Context, client::policies};
+use order_kit::{BoxError, Context, client::policies, env};
 use redis::{
     Client, Cmd, FromRedisValue, RedisError,
     aio::{ConnectionManager, ConnectionManagerConfig},
@@ -73,7 +73,7 @@ impl Shared {
         let breaker = policies::build(config, context.env())?;
         context.policies().add(&breaker);
         let stack = mainstay::stack("redis").circuit_breaker(breaker).timeout(PATIENCE).build()?.boxed();
-        let prefix = context.env().get("REDIS_KEY_PREFIX").unwrap_or_default();
+        let prefix = context.env().get_or_default(env::REDIS_KEY_PREFIX);
         let shared = Arc::new(Shared { redis, prefix, stack, untold: Mutex::default() });
         let (telling, stop) = (shared.clone(), context.stop().clone());
         context.spawn(async move {
