@@ -244,9 +244,13 @@ impl System {
     /// Says in the registry that an instance is there, again and again, until it ends.
     fn announce(&self, part: &'static str, address: SocketAddr, context: &Context) {
         let name = self.options.env.get(env::SERVICE_NAME).unwrap_or_else(|| part.to_owned());
+        let host = match address.ip() {
+            all if all.is_unspecified() => self.options.env.get_or_default(env::ADVERTISED_HOST),
+            one => one.to_string(),
+        };
         let instance = Instance {
             service: part.to_owned(),
-            host: address.ip().to_string(),
+            host,
             port: address.port(),
             id: format!("{name}-{}-{}", std::process::id(), address.port()),
         };

@@ -40,6 +40,7 @@ variables! {
     #[secret] JWT_SECRET = "dev-secret-change-me": "The key of the tokens that the gateway accepts (HS256)";
     SERVICE_NAME = "": "The name under which a process registers and its spans are collected; by default each service's";
     HOST = "127.0.0.1": "The address on which services listen; one that other machines reach needs an INTERNAL_TOKEN, and at the gateway a JWT_SECRET, that are not the defaults";
+    ADVERTISED_HOST = "127.0.0.1": "The address under which others reach a process whose HOST is all of its addresses, as the registry tells them";
     PORT = "": "The port of the one service that a process serves; by default the service's documented one";
     USER_SERVICE_URL = "": "Where users are; by default the registry, then 127.0.0.1 and the documented port";
     ORDER_SERVICE_URL = "": "Where orders are";

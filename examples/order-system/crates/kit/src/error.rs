@@ -134,6 +134,9 @@ impl From<CallError> for ApiError {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Json<T>(pub T);
 
+/// How long a client may take for the body of its request. Then it is a 408: less than the whole request may take, which would be a 504.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(15);
+
 impl<T: Serialize> IntoResponse for Json<T> {
     fn into_response(self) -> Response {
         axum::Json(self.0).into_response()
@@ -144,7 +147,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        match axum::Json::<Object<T>>::from_request(request, state).await {
+        let read = axum::Json::<Object<T>>::from_request(request, state);
+        let Ok(read) = tokio::time::timeout(BODY_TIMEOUT, read).await else {
+            return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "The body of the request did not come"));
+        };
+        match read {
             Ok(axum::Json(Object(value))) => Ok(Json(value)),
             Err(rejection) => Err(match rejection {
                 JsonRejection::JsonDataError(error) => ApiError::bad_request(reason(&error.body_text())),
@@ -164,4 +171,21 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
 /// What serde says, without axum's preamble.
 fn reason(text: &str) -> String {
     text.strip_prefix("Failed to deserialize the JSON body into the target type: ").unwrap_or(text).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_is_the_clients_fault() {
+        let began = tokio::time::Instant::now();
+        let never = futures::stream::pending::<Result<Vec<u8>, std::io::Error>>();
+        let request = http::Request::post("/")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(axum::body::Body::from_stream(never))
+            .unwrap();
+        let refused = Json::<serde_json::Value>::from_request(request, &()).await.map(|_| ()).unwrap_err();
+        assert_eq!((refused.status, began.elapsed()), (StatusCode::REQUEST_TIMEOUT, BODY_TIMEOUT));
+    }
 }

@@ -1,6 +1,6 @@
--- One message, once, however many queues want it.
+-- One message, once, however many queues want it. Its number is never used again: an answer that comes late must not settle another.
 CREATE TABLE messages (
-    seq     INTEGER PRIMARY KEY,
+    seq     INTEGER PRIMARY KEY AUTOINCREMENT,
     id      TEXT NOT NULL,
     topic   TEXT NOT NULL,
     key     TEXT NOT NULL,
