@@ -83,7 +83,7 @@ async fn show_routes(State(gateway): State<Gateway>) -> Json<Vec<Shown>> {
 }
 
 /// Sets where the requests of a service go, from now on.
-#[utoipa::path(put, path = "/_routes/{service}", request_body = Route, responses((status = 200, body = Shown), (status = 400), (status = 404), (status = 409)))]
+#[utoipa::path(put, path = "/_routes/{service}", params(("service" = String, Path, description = "The service")), request_body = Route, responses((status = 200, body = Shown), (status = 400), (status = 404), (status = 409)))]
 async fn set_route(
     State(gateway): State<Gateway>,
     Path(service): Path<String>,

@@ -82,9 +82,14 @@ pub enum Compared {
 pub struct Shown {
     /// The service.
     pub service: &'static str,
-    /// Where requests go.
-    #[serde(flatten)]
-    pub route: Route,
+    /// As in [`Route`].
+    pub to: To,
+    /// As in [`Route`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 100)]
+    pub canary_percent: Option<u8>,
+    /// As in [`Route`].
+    pub shadow: bool,
     /// Requests that went to the new side.
     pub new: u64,
     /// Requests that went to the monolith.
@@ -211,7 +216,9 @@ impl Counters {
     fn show(&self, service: &'static str, route: Route) -> Shown {
         Shown {
             service,
-            route,
+            to: route.to,
+            canary_percent: route.canary_percent,
+            shadow: route.shadow,
             new: self.new.load(Relaxed),
             legacy: self.legacy.load(Relaxed),
             shadow_matches: self.matches.load(Relaxed),

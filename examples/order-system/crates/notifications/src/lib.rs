@@ -132,7 +132,7 @@ struct Wanted {
 }
 
 /// The mails about an order, in the order in which they were sent.
-#[utoipa::path(get, path = "/sent", params(Wanted), responses((status = 200, body = [Sent])))]
+#[utoipa::path(get, path = "/sent", params(Wanted), responses((status = 200, body = [Sent]), (status = 400)))]
 async fn sent(
     State(notifier): State<Notifier>,
     Query(wanted): Query<Wanted>,

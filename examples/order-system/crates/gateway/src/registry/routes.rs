@@ -57,7 +57,7 @@ async fn near_or_known(
 }
 
 /// An instance is there, for as long as it says so again.
-#[utoipa::path(post, path = "/registry/register", request_body = Instance, responses((status = 201, body = Instance), (status = 400)))]
+#[utoipa::path(post, path = "/registry/register", request_body = Instance, responses((status = 201, body = Instance), (status = 400), (status = 503)))]
 async fn register(
     State(registry): State<Arc<Instances>>,
     Json(instance): Json<Instance>,
@@ -76,7 +76,7 @@ async fn register(
 }
 
 /// An instance is still there. 404: it is not known any more and has to register.
-#[utoipa::path(post, path = "/registry/heartbeat", request_body = Heartbeat, responses((status = 200), (status = 404)))]
+#[utoipa::path(post, path = "/registry/heartbeat", request_body = Heartbeat, responses((status = 200), (status = 400), (status = 404)))]
 async fn heartbeat(
     State(registry): State<Arc<Instances>>,
     Json(beat): Json<Heartbeat>,
@@ -89,7 +89,7 @@ async fn heartbeat(
 }
 
 /// An instance goes.
-#[utoipa::path(delete, path = "/registry/{service}/{id}", responses((status = 204), (status = 404)))]
+#[utoipa::path(delete, path = "/registry/{service}/{id}", params(("service" = String, Path, description = "The service"), ("id" = String, Path, description = "The instance")), responses((status = 204), (status = 404)))]
 async fn deregister(
     State(registry): State<Arc<Instances>>,
     Path((service, id)): Path<(String, String)>,
@@ -102,7 +102,7 @@ async fn deregister(
 }
 
 /// The instances of a service.
-#[utoipa::path(get, path = "/discover/{service}", responses((status = 200, body = Vec<Heard>), (status = 404)))]
+#[utoipa::path(get, path = "/discover/{service}", params(("service" = String, Path, description = "The service")), responses((status = 200, body = Vec<Heard>), (status = 404)))]
 async fn discover(
     State(registry): State<Arc<Instances>>,
     Path(service): Path<String>,
