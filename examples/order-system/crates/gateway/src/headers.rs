@@ -3,10 +3,8 @@
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use order_kit::client::DEADLINE;
+use order_kit::{auth::USER_ID, client::DEADLINE};
 
-/// The subject of the token.
-pub static USER_ID: HeaderName = HeaderName::from_static("x-user-id");
 /// The tenant of the token.
 pub static TENANT: HeaderName = HeaderName::from_static("x-tenant");
 /// The plan of the token.

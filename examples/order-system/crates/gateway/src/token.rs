@@ -26,6 +26,7 @@ const STAFF: Needs = Needs::Role(&["admin", "service"]);
 /// `/api`; with `/**` at its end one holds for everything below it, too.
 pub const ROUTES: &[(Option<Method>, &str, Needs)] = &[
     (Some(Method::POST), "/users", Needs::Nothing),
+    (None, "/users", STAFF),
     (Some(Method::GET), "/products/**", Needs::Nothing),
     (Some(Method::HEAD), "/products/**", Needs::Nothing),
     (None, "/products/**", STAFF),
@@ -222,6 +223,7 @@ mod tests {
     fn few_things_are_open_and_some_need_a_role() {
         let open = [(Method::POST, "/users"), (Method::GET, "/products"), (Method::GET, "/products/7")];
         let staff = [
+            (Method::GET, "/users"),
             (Method::POST, "/products"),
             (Method::PUT, "/products/7"),
             (Method::POST, "/payments/7/x"),
@@ -230,7 +232,7 @@ mod tests {
             (Method::PATCH, "/inventory/7/x"),
         ];
         let any = [
-            (Method::GET, "/users"),
+            (Method::GET, "/users/7"),
             (Method::POST, "/users/7"),
             (Method::GET, "/productsx"),
             (Method::GET, "/paymentsx"),

@@ -7,6 +7,13 @@ use crate::env::{self, Env};
 
 /// The header.
 pub static SERVICE_TOKEN: HeaderName = HeaderName::from_static("x-service-token");
+/// For whom the gateway asks: the subject of the token that it was shown. Services that ask for themselves do not send it.
+pub static USER_ID: HeaderName = HeaderName::from_static("x-user-id");
+
+/// Whether these headers are a service's own, or ask for this user: what is another user's is nobody else's.
+pub fn may_see(headers: &HeaderMap, user: &str) -> bool {
+    headers.get_all(&USER_ID).iter().all(|asks| asks.as_bytes() == user.as_bytes())
+}
 
 /// The tokens of `INTERNAL_TOKEN`: the first is sent, any is accepted, so that one can replace another without a moment in which calls fail.
 #[derive(Clone)]

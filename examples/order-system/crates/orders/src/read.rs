@@ -9,6 +9,7 @@ use http::HeaderMap;
 use order_broker::Queue;
 use order_kit::{
     ApiError, BoxError, Context, Db, Json, Service, Tx,
+    auth::may_see,
     db::{DbError, Row},
     error::ErrorBody,
     events::{self, Envelope, Trouble},
@@ -22,7 +23,6 @@ use crate::{
     checks,
     order::Status,
     place,
-    routes::may_see,
     store::{self, Store},
     wire::{CANCELLED, CONFIRMED, CREATED, OrderEvent, UPDATED, USER_CREATED, USER_UPDATED, User},
 };

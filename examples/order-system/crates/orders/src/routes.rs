@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use mainstay::saga::{AskError, view::Timeline};
 use order_kit::{
     ApiError, Cents, Context, Json,
+    auth::{USER_ID, may_see},
     client::IDEMPOTENCY_KEY,
     context::Page,
     error::ErrorBody,
@@ -51,8 +52,6 @@ static PREFER: HeaderName = HeaderName::from_static("prefer");
 static PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 /// Who asks, for what stands in a saga's records.
 static OPERATOR: HeaderName = HeaderName::from_static("x-operator");
-/// For whom the gateway asks: the subject of the token that it was shown. Services that ask for themselves don't send it.
-static USER: HeaderName = HeaderName::from_static("x-user-id");
 
 /// What the routes work on.
 #[derive(Clone)]
@@ -301,7 +300,7 @@ async fn timeline(
                 steps: Vec::new(),
             };
             let mut timeline = stored.map_or_else(waits, |stored| of_saga(&id, Timeline::of(&stored)));
-            if headers.contains_key(&USER) {
+            if headers.contains_key(&USER_ID) {
                 timeline.for_customers(order.reason.as_deref());
             }
             Ok(Json(timeline))
@@ -563,7 +562,7 @@ impl App {
 
     /// What comes from a user comes with the gateway's token, so that the token alone makes nobody an operator.
     fn operators_only(&self, headers: &HeaderMap) -> Result<(), ApiError> {
-        if headers.contains_key(&USER) {
+        if headers.contains_key(&USER_ID) {
             Err(ApiError::new(StatusCode::FORBIDDEN, "For operators only"))
         } else if self.context.tokens().accepts(headers) {
             Ok(())
@@ -684,11 +683,6 @@ impl App {
             }
         });
     }
-}
-
-/// Whether these headers are a service's own, or ask for this user: what is another user's is nobody else's.
-pub(crate) fn may_see(headers: &HeaderMap, user: &str) -> bool {
-    headers.get_all(&USER).iter().all(|asks| asks.as_bytes() == user.as_bytes())
 }
 
 fn same(new: &NewOrder, known: Order) -> Result<Order, ApiError> {

@@ -1,9 +1,10 @@
 //! Users over REST.
 
 use axum::extract::State;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use order_kit::{
     ApiError, Json,
+    auth::may_see,
     error::ErrorBody,
     extract::{Path, Query},
 };
@@ -67,19 +68,23 @@ async fn list(
     Ok(Json(users.list(limit.into()).await?))
 }
 
-/// Changes a user's name, e-mail address, or both.
+/// Changes a user's name, e-mail address, or both. Another user finds nobody to change.
 #[utoipa::path(put, path = "/users/{id}", params(("id" = String, Path, description = "The id")), request_body = UserChange, responses(
     (status = 200, description = "The user as it is now", body = User),
     (status = 400, description = "`Invalid email`, `Invalid name`, or a body or an id that cannot be read", body = ErrorBody),
-    (status = 404, description = "`User not found`", body = ErrorBody),
+    (status = 404, description = "`User not found`, or another user asks", body = ErrorBody),
     (status = 409, description = "`Email already exists`", body = ErrorBody),
     (status = 413, description = "The body is too large", body = ErrorBody),
 ))]
 async fn update(
     State(users): State<Users>,
     Path(id): Path<String>,
+    headers: HeaderMap,
     Json(change): Json<UserChange>,
 ) -> Result<Json<User>, ApiError> {
+    if !may_see(&headers, &id) {
+        return Err(unknown());
+    }
     users.update(id, change).await?.map(Json).ok_or_else(unknown)
 }
 
