@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::headers;
 
-/// Services of which a single thing, `/NAME/ID`, is remembered. All of these are [open](crate::token::OPEN) to everybody.
+/// Services of which a single thing, `/NAME/ID`, is remembered. All of these are [open](crate::token::ROUTES) to everybody.
 pub const REMEMBERED: &[&str] = &["products"];
 /// For how long, if the service does not say.
 pub const TTL: Duration = Duration::from_secs(5);

@@ -31,6 +31,9 @@ pub(crate) const MIGRATION: &str = "
     create index entry_key on entry (key);
 ";
 
+/// Of all entries of an order, which the two indexes for the one or the other kind do not serve.
+pub(crate) const INDEX: &str = "create index entry_order on entry (order_id)";
+
 /// Why a charge is not written.
 #[derive(Debug)]
 pub(crate) enum Unwritten {
@@ -170,4 +173,30 @@ pub(crate) async fn of_order(tx: &Tx<'_>, order: &str) -> Result<OrderPayments, 
         });
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use order_kit::{Db, db::Place};
+
+    use super::*;
+
+    /// The shop does not grow slower with its books.
+    #[tokio::test]
+    async fn an_orders_entries_are_found_by_an_index() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place::Sqlite(folder.path().join("it.db"));
+        let db = Db::open(place, crate::MIGRATIONS).await.unwrap();
+        for asked in [
+            "select 1 from entry where order_id = 'it' and key <> 'it' limit 1",
+            "select payment_id, amount, at from entry where order_id = 'it' order by id",
+        ] {
+            let plan = db
+                .read(async move |tx| tx.query(&format!("explain query plan {asked}"), &[]).await)
+                .await
+                .unwrap_or_else(|error: DbError| panic!("{error}"));
+            let plan: Vec<String> = plan.iter().map(|row| row.text(3).unwrap()).collect();
+            assert!(plan[0].contains("USING INDEX entry_order"), "{plan:?}");
+        }
+    }
 }

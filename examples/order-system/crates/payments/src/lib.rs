@@ -34,7 +34,7 @@ pub use choreography::queue;
 pub const NAME: &str = "payments";
 
 /// The tables, the provider's among them.
-pub const MIGRATIONS: &[&str] = &[ledger::MIGRATION, provider::MIGRATION];
+pub const MIGRATIONS: &[&str] = &[ledger::MIGRATION, provider::MIGRATION, ledger::INDEX];
 
 /// What may be set.
 #[derive(Debug, Clone, Copy)]
