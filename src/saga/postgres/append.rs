@@ -18,7 +18,7 @@ use crate::{
 
 /// Appends at most one item to each of some sagas, and answers with the accepted ones.
 ///
-/// * `me`: this connection is still the one that writes for its journal. If not, nothing happens, and the answer is 0.
+/// * `me`: this connection is still the one that writes for its journal. If not, nothing happens, and the answer is NULL.
 /// * `moved`: the sagas' rows that are where the items say. Only their owner changes them, so that no two appends wait for each other
 ///   here; a claim may come first, and then the row no longer is where the item says.
 /// * `begun`: new sagas whose locks are free, in the order of their ids.
@@ -32,11 +32,12 @@ pub(super) const APPEND: &str = concat!("
 WITH me AS MATERIALIZED (
     SELECT id FROM @.writer WHERE id = $1 AND session = $2 FOR SHARE
 ), item AS MATERIALIZED (
-    SELECT * FROM unnest($3::text[], $4::text[], $5::bigint[], $6::bool[], $7::text[], $8::bigint[], $9::text[], $10::text[],
-        $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[], $16::text[], $17::bool[], $18::text[],
-        $19::bigint[], $20::bool[]) WITH ORDINALITY
-    AS item (saga, by, epoch, fresh, definition, version, digest, tag, seq, added, crc, begun, ended, phase, ending, note, wake,
-        released, n)
+    SELECT generate_subscripts($3::text[], 1)::bigint AS n, unnest($3::text[]) AS saga, unnest($4::text[]) AS by,
+        unnest($5::bigint[]) AS epoch, unnest($6::bool[]) AS fresh, unnest($7::text[]) AS definition,
+        unnest($8::bigint[]) AS version, unnest($9::text[]) AS digest, unnest($10::text[]) AS tag, unnest($11::bigint[]) AS seq,
+        unnest($12::bigint[]) AS added, unnest($13::bigint[]) AS crc, unnest($14::bigint[]) AS begun,
+        unnest($15::bigint[]) AS ended, unnest($16::text[]) AS phase, unnest($17::bool[]) AS ending, unnest($18::text[]) AS note,
+        unnest($19::bigint[]) AS wake, unnest($20::bool[]) AS released
 ), moved AS (
     UPDATE @.saga SET len = saga.len + item.added, crc = coalesce(item.crc, saga.crc), phase = item.phase, note = item.note,
         wake = CASE WHEN NOT ending THEN item.wake END, owner = CASE WHEN NOT ending AND NOT released THEN saga.owner END,
@@ -64,8 +65,9 @@ WITH me AS MATERIALIZED (
 ), entries AS (
     INSERT INTO @.saga_event (saga, seq, epoch, at, author, kind, step, data, crc)
     SELECT accepted.number, entry.seq, entry.epoch, entry.at, entry.author, entry.kind, entry.step, entry.data, entry.crc
-    FROM unnest($24::bigint[], $25::bigint[], $26::bigint[], $27::bigint[], $28::text[], $29::text[], $30::text[], $31::text[],
-        $32::bigint[]) AS entry (n, seq, epoch, at, author, kind, step, data, crc)
+    FROM (SELECT unnest($24::bigint[]) AS n, unnest($25::bigint[]) AS seq, unnest($26::bigint[]) AS epoch,
+        unnest($27::bigint[]) AS at, unnest($28::text[]) AS author, unnest($29::text[]) AS kind, unnest($30::text[]) AS step,
+        unnest($31::text[]) AS data, unnest($32::bigint[]) AS crc) AS entry
     JOIN accepted ON accepted.n = entry.n
 ), locked AS (
     INSERT INTO @.semantic_lock (key, saga) SELECT wanted.key, accepted.number FROM wanted JOIN accepted USING (n)
@@ -82,9 +84,9 @@ WITH me AS MATERIALIZED (
     DELETE FROM @.signal WHERE saga = ANY (ARRAY (SELECT number FROM accepted WHERE ending)) AND ask IS NOT NULL
         AND NOT EXISTS (SELECT FROM given WHERE given.number = signal.saga AND given.id = signal.id)
 ), ",
-    plain!("$35", "$36", "$37", "$38", "$39", "$40", "$41", "$42", "$43", "$44", "$45", "$46", "$47"),
+    plain!("$35", "$36", "$37", "$38", "$39", "$40", "$41", "$42", "$43", "$44"),
     "
-SELECT n FROM accepted UNION ALL SELECT n FROM plain UNION ALL SELECT 0 WHERE NOT EXISTS (SELECT FROM me)"
+SELECT CASE WHEN EXISTS (SELECT FROM me) THEN ARRAY (SELECT n FROM accepted UNION ALL SELECT n FROM plain) END"
 );
 
 /// Why items were not accepted. One that would be accepted by now, `open`, is to be sent again.
@@ -181,11 +183,11 @@ async fn attempt(
         let round = Round::divided(batch, items);
         lock(shared).doubtful.clone_from(&round.items);
         let (statement, parameters) = round.statement(&writer, &session.name);
-        let sent = session.client.query(session.statement(statement), &parameters).await;
+        let sent = session.client.query_one(session.statement(statement), &parameters).await;
         let refused = {
             let mut progress = lock(shared);
-            let rows = match sent.map_err(Trouble::from) {
-                Ok(rows) => rows,
+            let row = match sent.map_err(Trouble::from) {
+                Ok(row) => row,
                 Err(Trouble::Lost(why)) => return Err(Trouble::Lost(why)),
                 Err(trouble) => {
                     progress.doubtful.clear();
@@ -197,13 +199,11 @@ async fn attempt(
             };
             progress.doubtful.clear();
             progress.blamed = 0;
-            for row in rows {
-                match row.try_get(0)? {
-                    0_i64 => {
-                        return Err(Trouble::Lost("another connection writes for this journal".to_owned()));
-                    }
-                    n => progress.accept(batch, round.place(n)?),
-                }
+            let Some(accepted): Option<Vec<i64>> = row.try_get(0)? else {
+                return Err(Trouble::Lost("another connection writes for this journal".to_owned()));
+            };
+            for n in accepted {
+                progress.accept(batch, round.place(n)?);
             }
             round.items.iter().copied().filter(|&at| progress.answers[at].is_none()).collect()
         };

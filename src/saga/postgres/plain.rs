@@ -1,25 +1,28 @@
-//! The appends that most appends are: one entry to a saga that goes on, by its owner, who keeps it.
+//! The appends that most appends are: one entry to a saga that is running and goes on, by its owner, who keeps it.
 //!
-//! They begin nothing, end nothing, answer no request and let nothing go, so that a third of the columns, one list for a saga and its
-//! entry, and one join are enough.
+//! They begin nothing, end nothing, answer no request, let nothing go and have nothing to say to people, so that a quarter of the
+//! columns, one list for a saga and its entry, and one join are enough.
 
 use std::borrow::Cow;
 
 use super::rounds::{Parameters, clean, signed};
-use crate::saga::{Timestamp, journal::Append};
+use crate::saga::journal::{Append, Phase};
 
 /// The part of a statement that appends them. It needs `me` in front of it; its columns are the parameters that are named here.
 /// What it answers with as `n` is counted from behind `$offset`.
+///
+/// The lists are unnested side by side in a select list, which the server does row by row; in `FROM` it would first write each list
+/// into a store of its own.
 macro_rules! plain {
-    ($by:literal, $offset:literal, $saga:literal, $epoch:literal, $seq:literal, $at:literal, $crc:literal, $phase:literal,
-        $note:literal, $wake:literal, $kind:literal, $step:literal, $data:literal) => {
+    ($by:literal, $offset:literal, $saga:literal, $epoch:literal, $seq:literal, $at:literal, $crc:literal, $kind:literal,
+        $step:literal, $data:literal) => {
         concat!(
             "plain AS (
-    UPDATE @.saga SET len = saga.len + 1, crc = item.crc, phase = item.phase, note = item.note, wake = item.wake, recoveries = 0
-    FROM unnest(", $saga, "::text[], ", $epoch, "::bigint[], ", $seq, "::bigint[], ", $at, "::bigint[], ", $crc,
-            "::bigint[], ", $phase, "::text[], ", $note, "::text[], ", $wake, "::bigint[], ", $kind, "::text[], ", $step,
-            "::text[], ", $data, "::text[]) WITH ORDINALITY
-        AS item (saga, epoch, seq, at, crc, phase, note, wake, kind, step, data, n)
+    UPDATE @.saga SET len = saga.len + 1, crc = item.crc, phase = 'running', note = '', wake = NULL, recoveries = 0
+    FROM (SELECT unnest(", $saga, "::text[]) AS saga, unnest(", $epoch, "::bigint[]) AS epoch, unnest(", $seq,
+            "::bigint[]) AS seq, unnest(", $at, "::bigint[]) AS at, unnest(", $crc, "::bigint[]) AS crc, unnest(", $kind,
+            "::text[]) AS kind, unnest(", $step, "::text[]) AS step, unnest(", $data, "::text[]) AS data,
+        generate_subscripts(", $saga, "::text[], 1) AS n) AS item
     WHERE EXISTS (SELECT FROM me) AND saga.id = ANY (", $saga, ") AND saga.id = item.saga
         AND saga.owner = ", $by, "::text AND saga.epoch = item.epoch AND saga.len = item.seq
     RETURNING ", $offset, "::bigint + item.n AS n, saga.number, item.seq, item.epoch, item.at, item.kind, item.step, item.data,
@@ -39,9 +42,9 @@ pub(super) const PLAIN: &str = concat!(
 WITH me AS MATERIALIZED (
     SELECT id FROM @.writer WHERE id = $1 AND session = $2 FOR SHARE
 ), ",
-    plain!("$3", "$4", "$5", "$6", "$7", "$8", "$9", "$10", "$11", "$12", "$13", "$14", "$15"),
+    plain!("$3", "$4", "$5", "$6", "$7", "$8", "$9", "$10", "$11", "$12"),
     "
-SELECT n FROM plain UNION ALL SELECT 0 WHERE NOT EXISTS (SELECT FROM me)"
+SELECT CASE WHEN EXISTS (SELECT FROM me) THEN ARRAY (SELECT n FROM plain) END"
 );
 
 /// Such items as columns.
@@ -54,9 +57,6 @@ pub(super) struct Plain<'a> {
     seq: Vec<i64>,
     at: Vec<i64>,
     crc: Vec<i64>,
-    phase: Vec<&'static str>,
-    note: Vec<Cow<'a, str>>,
-    wake: Vec<Option<i64>>,
     kind: Vec<Cow<'a, str>>,
     step: Vec<Option<Cow<'a, str>>>,
     data: Vec<&'a str>,
@@ -65,10 +65,10 @@ pub(super) struct Plain<'a> {
 impl<'a> Plain<'a> {
     /// Whether an item is one, if all of them are by the same.
     pub(super) fn is(item: &Append, by: &str) -> bool {
-        let Append { begin, entries, phase, release, answers, .. } = item;
+        let Append { begin, entries, phase, note, wake, release, answers, .. } = item;
         let [entry] = &**entries else { return false };
-        let goes_on = begin.is_none() && !phase.is_terminal() && !release && answers.is_empty();
-        goes_on && item.by.as_str() == by && entry.by == item.by && entry.epoch == item.epoch
+        let goes_on = begin.is_none() && *phase == Phase::Running && !release && wake.is_none();
+        goes_on && note.is_empty() && answers.is_empty() && item.by.as_str() == by && entry.by == item.by && entry.epoch == item.epoch
     }
 
     /// For items behind `offset` others.
@@ -84,9 +84,6 @@ impl<'a> Plain<'a> {
             self.seq.push(signed(entry.seq));
             self.at.push(signed(entry.at.0));
             self.crc.push(entry.crc.into());
-            self.phase.push(item.phase.as_str());
-            self.note.push(clean(&item.note));
-            self.wake.push(item.wake.map(|Timestamp(at)| signed(at)));
             self.kind.push(clean(&entry.kind));
             self.step.push(entry.step.as_deref().map(clean));
             self.data.push(&entry.data);
@@ -103,9 +100,6 @@ impl<'a> Plain<'a> {
             &self.seq,
             &self.at,
             &self.crc,
-            &self.phase,
-            &self.note,
-            &self.wake,
             &self.kind,
             &self.step,
             &self.data,
