@@ -68,7 +68,12 @@ impl<'a> Plain<'a> {
         let Append { begin, entries, phase, note, wake, release, answers, .. } = item;
         let [entry] = &**entries else { return false };
         let goes_on = begin.is_none() && *phase == Phase::Running && !release && wake.is_none();
-        goes_on && note.is_empty() && answers.is_empty() && item.by.as_str() == by && entry.by == item.by && entry.epoch == item.epoch
+        goes_on
+            && note.is_empty()
+            && answers.is_empty()
+            && item.by.as_str() == by
+            && entry.by == item.by
+            && entry.epoch == item.epoch
     }
 
     /// For items behind `offset` others.
