@@ -238,7 +238,7 @@ fn a_result_of_another_type_is_an_error_and_changes_nothing() {
 }
 
 #[test]
-fn an_action_without_a_result_needs_no_second_write_and_is_repeated_alike() {
+fn an_action_without_a_result_is_repeated_alike() {
     let mut participant = Sqlite::in_memory();
     for expected in [Action::Done(()), Action::Repeated(())] {
         let tx = participant.0.transaction_with_behavior(Immediate).unwrap();
@@ -247,6 +247,24 @@ fn an_action_without_a_result_needs_no_second_write_and_is_repeated_alike() {
         assert_eq!(action.unwrap(), expected);
         tx.commit().unwrap();
     }
+}
+
+/// Its row is taken when it ends.
+#[test]
+fn an_action_within_itself_is_an_error_and_has_no_effect() {
+    let mut participant = Sqlite::in_memory();
+    let (saga, key) = (saga("s"), key(&saga("s"), Direction::Do));
+    let tx = participant.0.transaction_with_behavior(Immediate).unwrap();
+    let note = |tx: &Connection| tx.execute("insert into ledger values ('s', 1)", []).map(drop);
+    let outer = barrier::sqlite::action(&tx, &key, |tx| {
+        note(tx)?;
+        let inner = barrier::sqlite::action(tx, &key, |tx| note(tx));
+        assert!(matches!(inner, Ok(Action::Done(()))), "{inner:?}");
+        Ok::<_, rusqlite::Error>(())
+    });
+    assert!(matches!(outer, Err(Error::Database(_))), "{outer:?}");
+    tx.commit().unwrap();
+    assert_eq!((participant.rows(), block_on(participant.effects(&saga))), (0, Effects::default()));
 }
 
 #[test]

@@ -105,10 +105,11 @@
 //!
 //! # Cost
 //!
-//! An action costs one insert and one update of the same row; in SQLite no update when its result is `()`. A compensation costs
-//! two inserts and a read. A duplicate costs one insert that does nothing and one read. In Postgres these are round trips, which are
-//! felt beside a business of a few short statements; `postgres::Barrier` has none of its own, and one insert and one read.
-//! The test `saga_barrier_cost` measures both.
+//! In SQLite an action costs a look-up and an insert, and a compensation costs two look-ups and one insert, or two when there is nothing to
+//! undo. In Postgres an action costs one insert and one update of the same row, a compensation two inserts and a read, and each of them is
+//! a round trip, which is felt beside a business of a few short statements. `postgres::Barrier` has none of its own: its action costs
+//! a look-up and an insert, which travel with the statements that are there anyway. The test `saga_barrier_cost` measures all of
+//! them.
 
 #[cfg(feature = "postgres")]
 pub mod postgres;

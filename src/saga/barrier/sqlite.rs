@@ -7,7 +7,7 @@
 /// The client, version 0.40, whose transactions these functions take.
 pub use rusqlite;
 
-use rusqlite::{Connection, Transaction, TransactionState, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionState, params};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Action, Compensation, Error, Lookup, Retention, row};
@@ -71,20 +71,14 @@ where
     R: Serialize + DeserializeOwned,
 {
     check(tx, key, Direction::Do)?;
-    let unfinished = Unfinished::begin(tx)?;
-    if !claim(tx, key, Direction::Do, row::DONE)? {
-        let (state, result) = read(tx, key)?;
+    // Nobody can take the row between the look and the insert: the transaction has the write lock.
+    if let Some((state, result)) = find(tx, key, Direction::Do)? {
         return row::repeated(&state, result.as_deref()).map_err(Error::Result);
     }
+    let unfinished = Unfinished::begin(tx)?;
     let answer = business(tx).map_err(Error::Inner)?;
     let (state, result) = row::finished(&answer).map_err(Error::Result)?;
-    // The claim says as much for an action without a result.
-    if (state, &*result) != (row::DONE, "null") {
-        tx.prepare_cached(
-            "update mainstay_barrier set state = ?3, result = ?4 where saga = ?1 and step = ?2 and phase = 'do'",
-        )?
-        .execute(params![key.saga().as_str(), key.step(), state, result])?;
-    }
+    insert(tx, key, Direction::Do, state, Some(&result))?;
     unfinished.finish()?;
     Ok(Action::Done(answer))
 }
@@ -105,17 +99,19 @@ where
     T: DeserializeOwned,
 {
     check(tx, key, Direction::Undo)?;
-    let unfinished = Unfinished::begin(tx)?;
-    let to_undo = if claim(tx, key, Direction::Do, row::REFUSED)? {
-        None
-    } else {
-        let (state, result) = read(tx, key)?;
-        row::to_undo(&state, result.as_deref()).map_err(Error::Result)?
-    };
-    let state = if to_undo.is_some() { row::UNDONE } else { row::NOTHING };
-    if !claim(tx, key, Direction::Undo, state)? {
+    if find(tx, key, Direction::Undo)?.is_some() {
         return Ok(Compensation::Repeated);
     }
+    let unfinished = Unfinished::begin(tx)?;
+    let to_undo = match find(tx, key, Direction::Do)? {
+        Some((state, result)) => row::to_undo(&state, result.as_deref()).map_err(Error::Result)?,
+        None => {
+            insert(tx, key, Direction::Do, row::REFUSED, None)?;
+            None
+        }
+    };
+    let state = if to_undo.is_some() { row::UNDONE } else { row::NOTHING };
+    insert(tx, key, Direction::Undo, state, None)?;
     let compensation = match to_undo {
         Some(result) => {
             business(tx, result).map_err(Error::Inner)?;
@@ -187,23 +183,33 @@ fn check<E>(tx: &Transaction<'_>, key: &Key, wanted: Direction) -> Result<(), Er
     Ok(())
 }
 
-/// Whether the row was free.
-fn claim(tx: &Transaction<'_>, key: &Key, phase: Direction, state: &str) -> rusqlite::Result<bool> {
-    let inserted = tx
-        .prepare_cached(
-            "insert into mainstay_barrier (saga, step, phase, state, at)
-             values (?1, ?2, ?3, ?4, cast(unixepoch('subsec') * 1000 as integer)) on conflict do nothing",
-        )?
-        .execute(params![key.saga().as_str(), key.step(), phase.as_str(), state])?;
-    Ok(inserted == 1)
+/// State and result of a row, if it is there.
+fn find(
+    tx: &Transaction<'_>,
+    key: &Key,
+    phase: Direction,
+) -> rusqlite::Result<Option<(String, Option<String>)>> {
+    tx.prepare_cached(
+        "select state, result from mainstay_barrier where saga = ?1 and step = ?2 and phase = ?3",
+    )?
+    .query_row(params![key.saga().as_str(), key.step(), phase.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
+    .optional()
 }
 
-/// State and result of the action's row, which is there.
-fn read(tx: &Transaction<'_>, key: &Key) -> rusqlite::Result<(String, Option<String>)> {
+/// Writes a row, which is not there.
+fn insert(
+    tx: &Transaction<'_>,
+    key: &Key,
+    phase: Direction,
+    state: &str,
+    result: Option<&str>,
+) -> rusqlite::Result<()> {
     tx.prepare_cached(
-        "select state, result from mainstay_barrier where saga = ?1 and step = ?2 and phase = 'do'",
+        "insert into mainstay_barrier (saga, step, phase, state, result, at)
+         values (?1, ?2, ?3, ?4, ?5, cast(unixepoch('subsec') * 1000 as integer))",
     )?
-    .query_row(params![key.saga().as_str(), key.step()], |row| Ok((row.get(0)?, row.get(1)?)))
+    .execute(params![key.saga().as_str(), key.step(), phase.as_str(), state, result])
+    .map(drop)
 }
 
 /// A savepoint that undoes what was done since, unless it is finished: whatever ends the call, and whatever becomes of
