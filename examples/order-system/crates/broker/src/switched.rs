@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -18,6 +18,7 @@ use crate::{
 pub struct Switched {
     broker: Arc<dyn Broker>,
     away: Arc<AtomicBool>,
+    refused: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Switched {
@@ -29,12 +30,17 @@ impl std::fmt::Debug for Switched {
 impl Switched {
     /// Around another, which is there.
     pub fn new(broker: Arc<dyn Broker>) -> Self {
-        Switched { broker, away: Arc::default() }
+        Switched { broker, away: Arc::default(), refused: Arc::default() }
     }
 
     /// Takes it away, or brings it back.
     pub fn set_away(&self, away: bool) {
         self.away.store(away, Ordering::SeqCst);
+    }
+
+    /// How often somebody has published in vain.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::SeqCst)
     }
 
     fn here(&self) -> Result<&dyn Broker, BrokerError> {
@@ -56,6 +62,7 @@ impl Broker for Switched {
             match self.here() {
                 Ok(broker) => broker.publish(messages).await,
                 Err(error) => {
+                    self.refused.fetch_add(1, Ordering::SeqCst);
                     messages.iter().map(|_| Err(PublishError::Unconfirmed(error.clone()))).collect()
                 }
             }

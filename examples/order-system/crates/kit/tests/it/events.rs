@@ -145,7 +145,7 @@ async fn every_event_arrives_in_the_order_of_its_key_whether_or_not_the_broker_i
         until("the first have come", async || by_key(&heard) == wanted(30)).await;
         broker.set_away(true);
         emit_some(&db, 30, 60).await;
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        until("it is tried again and again", async || broker.refused() > 2).await;
         assert_eq!(by_key(&heard), wanted(30), "nothing comes while the broker is away");
         broker.set_away(false);
         until("the others have come as well", async || by_key(&heard) == wanted(60)).await;
@@ -207,12 +207,17 @@ async fn what_the_last_request_writes_is_published_before_the_end() {
 async fn an_event_says_where_it_comes_from_and_nobody_can_say_otherwise() {
     let somewhere = Somewhere::sqlite();
     let db = Db::open(somewhere.place.clone(), &[]).await.unwrap();
+    let data =
+        json!({ "id": "x", "type": "x", "timestamp": "x", "metadata": { "source": "x", "timestamp": "x" } });
+    let theirs = data.clone();
     let emitted = trace::with_correlation("orders", "request-7".to_owned(), async {
-        let data = json!({ "id": "x", "type": "x", "metadata": { "source": "x" } });
-        db.write(async move |tx| emit(tx, "orders", "order.created", "o1", &data).await).await
+        db.write(async move |tx| emit(tx, "orders", "order.created", "o1", &theirs).await).await
     });
     let text = emitted.await.unwrap_or_else(|error: DbError| panic!("{error}"));
     let said: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(said["data"], data, "what they say is the data, and nothing else");
+    let (id, at) = (said["id"].as_str().unwrap(), said["metadata"]["timestamp"].as_str().unwrap());
+    assert!(id.len() == 36 && at.starts_with("20") && at.ends_with('Z'), "{said}");
     assert_eq!(
         (
             &said["type"],

@@ -1,6 +1,9 @@
 //! The server around a service's routes.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
@@ -22,10 +25,11 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::Notify,
 };
 use tower::ServiceExt;
 
-use crate::support::{Dropped, Served, context, get as fetch, memory, service};
+use crate::support::{Dropped, Served, context, get as fetch, memory, service, until};
 
 #[derive(Deserialize)]
 struct Named {
@@ -264,13 +268,16 @@ async fn whoever_still_sends_when_the_answer_is_there_sees_it() {
 #[tokio::test]
 async fn at_the_end_what_is_in_flight_is_finished_and_what_is_idle_holds_up_nobody() {
     let env = Env::empty().with(env::SHUTDOWN_DELAY_MS, "150");
-    let routes = Router::new().route(
-        "/slow",
-        get(async || {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            "done"
-        }),
-    );
+    let (begun, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (told, waits) = (begun.clone(), go_on.clone());
+    let slow = move || {
+        let (told, waits) = (told.clone(), waits.clone());
+        async move {
+            told.notify_one();
+            waits.notified().await;
+        }
+    };
+    let routes = Router::new().route("/slow", get(slow));
     let served = Served::open("users", env, routes).await;
     // Idle: one that has been used and is kept, and one that never was.
     let mut idle = TcpStream::connect(served.address()).await.unwrap();
@@ -280,24 +287,28 @@ async fn at_the_end_what_is_in_flight_is_finished_and_what_is_idle_holds_up_nobo
     let _unused = TcpStream::connect(served.address()).await.unwrap();
     let url = format!("{}/slow", served.url);
     let in_flight = tokio::spawn(async move { fetch(&url).await.0 });
-    tokio::time::sleep(Duration::from_millis(30)).await;
+    begun.notified().await;
     assert_eq!(fetch(&format!("{}/ready", served.url)).await.0, 200);
     served.context.stop().cancel();
     let began = Instant::now();
     let (ready, said) = fetch(&format!("{}/ready", served.url)).await;
     assert_eq!((ready.as_u16(), &said["status"]), (503, &json!("unhealthy")), "said before the door is shut");
     assert_eq!(fetch(&format!("{}/health", served.url)).await.0, 200);
+    until("the door is shut", async || TcpStream::connect(served.address()).await.is_err()).await;
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(150), "{took:?}");
+    assert!(!in_flight.is_finished());
+    go_on.notify_one();
     assert_eq!(in_flight.await.unwrap(), 200);
     served.serving.await.unwrap();
     let took = began.elapsed();
-    assert!(took >= Duration::from_millis(150) && took < Duration::from_secs(4), "{took:?}");
-    assert!(TcpStream::connect(served.url.trim_start_matches("http://")).await.is_err(), "the door is shut");
+    assert!(took < Duration::from_secs(4), "what is idle is not waited for: {took:?}");
 }
 
 #[tokio::test]
 async fn what_takes_longer_than_the_grace_is_cut() {
     let env = Env::empty().with(env::SHUTDOWN_GRACE_MS, "60");
-    let (dropped, begun) = (Dropped::default(), std::sync::Arc::new(tokio::sync::Notify::new()));
+    let (dropped, begun) = (Dropped::default(), Arc::new(Notify::new()));
     let (held, told) = (dropped.clone(), begun.clone());
     let forever = move || {
         let (guard, told) = (held.guard(), told.clone());

@@ -1,12 +1,6 @@
 //! Places for databases that leave nothing behind, and servers on ports of their own.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::Router;
 use bytes::Bytes;
@@ -23,8 +17,11 @@ use order_kit::{
     server::{Access, router, serve},
 };
 use serde_json::Value;
-use tokio::task::JoinHandle;
+use tokio::{sync::Notify, task::JoinHandle};
 use utoipa_axum::router::OpenApiRouter;
+
+/// How long anything may take that is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A place for one database.
 pub struct Somewhere {
@@ -131,23 +128,24 @@ pub async fn get(url: &str) -> (StatusCode, Value) {
     (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
 }
 
-/// Says whether what held it was dropped.
+/// Says when what held it is dropped, once for each time that somebody waits.
 #[derive(Clone, Default)]
-pub struct Dropped(Arc<AtomicBool>);
+pub struct Dropped(Arc<Notify>);
 
 impl Dropped {
     pub fn guard(&self) -> impl Drop + Send + use<> {
         struct Guard(Dropped);
         impl Drop for Guard {
             fn drop(&mut self) {
-                self.0.0.store(true, Ordering::SeqCst);
+                self.0.0.notify_one();
             }
         }
         Guard(self.clone())
     }
 
     pub async fn wait(&self) {
-        until("it was dropped", async || self.0.load(Ordering::SeqCst)).await;
+        let dropped = tokio::time::timeout(PATIENCE, self.0.notified()).await;
+        dropped.expect("it was dropped");
     }
 }
 
@@ -157,7 +155,5 @@ pub async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(3)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), waiting)
-        .await
-        .unwrap_or_else(|_| panic!("{what}: not within 20 s"));
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{what}: not within 20 s"));
 }
