@@ -10,3 +10,4 @@ mod listeners;
 mod operations;
 mod shapes;
 mod top;
+mod workers;

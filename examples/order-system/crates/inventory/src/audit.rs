@@ -2,7 +2,6 @@
 
 use order_kit::{ApiError, Db, Tx, context::Page, db::DbError};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::wire::StockItem;
 
@@ -60,19 +59,12 @@ pub struct Order {
     pub items: Vec<StockItem>,
 }
 
-impl Audit {
-    /// As it is written.
-    pub fn to_json(&self) -> Value {
-        serde_json::to_value(self).unwrap_or_default()
-    }
-}
-
 /// Looks at one state of the books: one page of orders, and with the first one all products.
 ///
 /// # Errors
 ///
 /// The database's.
-pub async fn audit(db: &Db, page: Page) -> Result<Audit, ApiError> {
+pub async fn audit(db: Db, page: Page) -> Result<Audit, ApiError> {
     let audit = db.read(async move |tx| {
         let whole = if page.after.as_deref().unwrap_or_default().is_empty() {
             let products = products(tx).await?;

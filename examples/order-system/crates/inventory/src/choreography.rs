@@ -3,8 +3,6 @@
 //! Each event is handled in one transaction with its entry in the inbox, the step's key and what is told. An event that comes again does
 //! nothing, and so does one that comes too late: whoever cancelled first has taken the key.
 
-use std::time::Duration;
-
 use mainstay::saga::{Direction, barrier::Action};
 use order_broker::Queue;
 use order_kit::{
@@ -22,16 +20,13 @@ const QUEUE: &str = "inventory.saga";
 /// How many orders are handled at once.
 const PARALLEL: u16 = 8;
 
-/// An event is handled again as long as the database is away, for more than a day: a dead letter would be stock that nobody can buy.
-const ATTEMPTS: u32 = 10_000;
-
 /// What it wants to hear.
 pub fn queue() -> Queue {
-    let topics =
-        [heard::ORDER_CREATED, heard::ORDER_CONFIRMED, heard::ORDER_CANCELLED, heard::PAYMENT_FAILED];
-    let queue = Queue::new(QUEUE).max_attempts(ATTEMPTS);
-    let queue = queue.backoff(Duration::from_millis(100), Duration::from_secs(10));
-    topics.into_iter().fold(queue, Queue::bind)
+    events::patient(QUEUE)
+        .bind(heard::ORDER_CREATED)
+        .bind(heard::ORDER_CONFIRMED)
+        .bind(heard::ORDER_CANCELLED)
+        .bind(heard::PAYMENT_FAILED)
 }
 
 pub(crate) async fn start(context: &Context, db: &Db) -> Result<(), BoxError> {
@@ -47,18 +42,18 @@ pub(crate) async fn start(context: &Context, db: &Db) -> Result<(), BoxError> {
 async fn handle(db: &Db, event: Envelope) -> Result<(), Trouble> {
     match event.kind.as_str() {
         heard::ORDER_CREATED => {
-            let demand = Demand::new(event.data::<Wanted>()?).map_err(trouble)?;
-            let key = stock::key(demand.order_id(), RESERVE, Direction::Do).map_err(trouble)?;
+            let demand = Demand::new(event.data::<Wanted>()?)?;
+            let key = stock::key(demand.order_id(), RESERVE, Direction::Do)?;
             once(db, &event, async move |tx| stock::reserve(tx, &key, &demand).await.map(drop)).await
         }
         heard::ORDER_CANCELLED | heard::PAYMENT_FAILED => {
             let WhichOrder { order_id } = event.data()?;
-            let key = stock::key(&order_id, RESERVE, Direction::Undo).map_err(trouble)?;
+            let key = stock::key(&order_id, RESERVE, Direction::Undo)?;
             once(db, &event, async move |tx| stock::release(tx, &key, &order_id).await.map(drop)).await
         }
         heard::ORDER_CONFIRMED => {
             let WhichOrder { order_id } = event.data()?;
-            let key = stock::key(&order_id, COMMIT, Direction::Do).map_err(trouble)?;
+            let key = stock::key(&order_id, COMMIT, Direction::Do)?;
             once(db, &event, async move |tx| match stock::commit(tx, &key, &order_id).await? {
                 Action::Done(Ok(_)) | Action::Repeated(Ok(_)) => Ok(()),
                 // An error, so that nothing of it is kept and a person can hand the event in again.
@@ -78,26 +73,10 @@ async fn once(
     let id = event.id.clone();
     db.write(async move |tx| if tx.inbox(QUEUE, &id).await? { work(tx).await } else { Ok(()) })
         .await
-        .map_err(trouble)
+        .map_err(early_is_later)
 }
 
-/// What no time heals becomes a dead letter. An order that is confirmed before it is reserved here is only early.
-fn trouble(error: ApiError) -> Trouble {
-    if error.status.is_server_error() || error.message == stock::NOT_RESERVED {
-        Trouble::Later(error.to_string())
-    } else {
-        Trouble::Poison(error.to_string())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_outage_of_a_day_makes_no_dead_letter() {
-        let queue = queue();
-        let waits: Duration = (1..queue.max_attempts).map(|failures| queue.backoff.after(failures)).sum();
-        assert!(waits > Duration::from_secs(24 * 3_600), "{waits:?}");
-    }
+/// An order that is confirmed before it is reserved here is only early.
+fn early_is_later(error: ApiError) -> Trouble {
+    if error.message == stock::NOT_RESERVED { Trouble::Later(error.to_string()) } else { error.into() }
 }

@@ -9,10 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::future::BoxFuture;
+use futures::{FutureExt, future::BoxFuture};
 use mainstay::Registry;
 use order_broker::Broker;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use utoipa_axum::router::OpenApiRouter;
 
@@ -311,11 +311,26 @@ impl Context {
     }
 
     /// Says how the service's books are audited, for `/_audit`. The first says it; whoever is later is not heard.
-    pub fn audited<F>(&self, audit: impl Fn(Page) -> F + Send + Sync + 'static)
+    pub fn audited<F, T>(&self, audit: impl Fn(Page) -> F + Send + Sync + 'static)
     where
-        F: Future<Output = Result<serde_json::Value, ApiError>> + Send + 'static,
+        F: Future<Output = Result<T, ApiError>> + Send + 'static,
+        T: Serialize,
     {
-        let _ = self.0.audit.set(Box::new(move |page| Box::pin(audit(page))));
+        let audit = move |page| {
+            let audit = audit(page);
+            async move { serde_json::to_value(audit.await?).map_err(ApiError::internal) }.boxed()
+        };
+        let _ = self.0.audit.set(Box::new(audit));
+    }
+
+    /// The same for books that are kept in one database.
+    pub fn audited_in<F, T>(&self, db: &Db, audit: impl Fn(Db, Page) -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = Result<T, ApiError>> + Send + 'static,
+        T: Serialize,
+    {
+        let db = db.clone();
+        self.audited(move |page| audit(db.clone(), page));
     }
 
     /// What the audit says; `None` if the service keeps no books.

@@ -3,7 +3,7 @@
 //! An event is put into the outbox in the transaction that makes it true ([`emit`]), taken to the broker by the [relay](start_relay), and
 //! handled once by each consumer that has a queue for it ([`consume`]).
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use mainstay::saga::outbox::{Message as Outgoing, Unsent};
 use order_broker::{Broker, Delivery, Message, PublishError, Queue, Topology};
@@ -12,7 +12,7 @@ use serde_json::{Value, value::to_raw_value};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Context, Db, Tx,
+    ApiError, Context, Db, Tx,
     db::{self, DbError},
     metric, trace,
 };
@@ -67,6 +67,17 @@ pub enum Trouble {
 impl From<DbError> for Trouble {
     fn from(error: DbError) -> Self {
         Trouble::Later(error.to_string())
+    }
+}
+
+/// What no time heals becomes a dead letter.
+impl From<ApiError> for Trouble {
+    fn from(error: ApiError) -> Self {
+        if error.status.is_server_error() {
+            Trouble::Later(error.to_string())
+        } else {
+            Trouble::Poison(error.to_string())
+        }
     }
 }
 
@@ -196,6 +207,12 @@ fn counted(answers: &[Result<(), Unsent>]) -> impl Iterator<Item = (&'static str
     counts.into_iter().filter(|(_, count)| *count > 0)
 }
 
+/// A queue whose events are handled again for more than a day, however long somebody is away: for what moves orders on, where a dead letter
+/// would be goods that nobody can buy, or a customer's money.
+pub fn patient(name: &str) -> Queue {
+    Queue::new(name).max_attempts(10_000).backoff(Duration::from_millis(100), Duration::from_secs(10))
+}
+
 /// Handles what comes into a queue, one after another or up to `parallel` at once, until the service ends.
 ///
 /// The handler runs in its own span within the event's trace. `Ok` acknowledges; it is up to the handler to do so once: [`Tx::inbox`] with
@@ -247,7 +264,7 @@ where
                     tracing::warn!(%error, queue = name, "cannot consume");
                     declared = false;
                     tokio::select! {
-                        () = tokio::time::sleep(std::time::Duration::from_millis(200)) => continue,
+                        () = tokio::time::sleep(Duration::from_millis(200)) => continue,
                         () = stop.cancelled() => break,
                     }
                 }

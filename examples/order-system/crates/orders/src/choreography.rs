@@ -28,19 +28,12 @@ use crate::{
 
 /// The queue of what moves orders on.
 pub const QUEUE: &str = "orders.choreography";
-/// An event is handled again as long as the user service is away: a dead letter would be a customer's money.
-const ATTEMPTS: u32 = 10_000;
 /// How many orders are looked at at once.
 const PAGE: i64 = 200;
 
 /// What it wants to hear.
 pub fn queue() -> Queue {
-    Queue::new(QUEUE)
-        .bind(PAYMENT_COMPLETED)
-        .bind(PAYMENT_FAILED)
-        .bind(RESERVATION_FAILED)
-        .max_attempts(ATTEMPTS)
-        .backoff(Duration::from_millis(100), Duration::from_secs(3))
+    events::patient(QUEUE).bind(PAYMENT_COMPLETED).bind(PAYMENT_FAILED).bind(RESERVATION_FAILED)
 }
 
 /// Listens to payments and the inventory, and looks for orders that nothing has been heard of for too long.

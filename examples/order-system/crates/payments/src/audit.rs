@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use order_kit::{ApiError, Cents, Db, Tx, context::Page, db::DbError};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::provider;
 
@@ -59,19 +58,12 @@ pub struct OrderSum {
     pub charges: i64,
 }
 
-impl Audit {
-    /// As it is written.
-    pub fn to_json(&self) -> Value {
-        serde_json::to_value(self).unwrap_or_default()
-    }
-}
-
 /// Looks at the books: one page of orders, and with the first one the whole.
 ///
 /// # Errors
 ///
 /// The database's.
-pub async fn audit(db: &Db, page: Page) -> Result<Audit, ApiError> {
+pub async fn audit(db: Db, page: Page) -> Result<Audit, ApiError> {
     Ok(db.read(async move |tx| look(tx, &page).await).await?)
 }
 

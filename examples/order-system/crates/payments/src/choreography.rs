@@ -1,11 +1,9 @@
 //! The service's part when nobody conducts: it charges what is reserved, refunds what is cancelled, and tells what it did.
 
-use std::time::Duration;
-
 use mainstay::saga::{Direction, Key, SagaId};
 use order_broker::Queue;
 use order_kit::{
-    ApiError, BoxError, Context,
+    BoxError, Context,
     events::{self, Envelope, Trouble},
 };
 
@@ -21,16 +19,9 @@ const PARALLEL: u16 = 10;
 /// The step, as the saga calls it: what was charged for a saga is not charged again for an event.
 const STEP: &str = "charge-card";
 
-/// An event is handled again as long as the provider is away, for more than a day: a dead letter would be a refund that nobody gets.
-const ATTEMPTS: u32 = 10_000;
-
 /// What it wants to hear.
 pub fn queue() -> Queue {
-    Queue::new(QUEUE)
-        .bind(heard::INVENTORY_RESERVED)
-        .bind(heard::ORDER_CANCELLED)
-        .max_attempts(ATTEMPTS)
-        .backoff(Duration::from_millis(100), Duration::from_secs(10))
+    events::patient(QUEUE).bind(heard::INVENTORY_RESERVED).bind(heard::ORDER_CANCELLED)
 }
 
 pub(crate) async fn start(context: &Context, payments: &Payments) -> Result<(), BoxError> {
@@ -52,13 +43,13 @@ async fn handle(payments: &Payments, event: Envelope) -> Result<(), Trouble> {
             match payments.charge(key, Charge { order_id, user_id, amount: total }, seen).await {
                 // Cancelled in the meantime, and whoever did so has told.
                 Err(error) if error.message == ALREADY_COMPENSATED => Ok(()),
-                charged => charged.map(drop).map_err(trouble),
+                charged => Ok(charged.map(drop)?),
             }
         }
         heard::ORDER_CANCELLED => {
             let OrderToRefund { order_id } = event.data()?;
             let key = key(&order_id, Direction::Undo)?;
-            payments.refund(key, order_id, seen).await.map(drop).map_err(trouble)
+            Ok(payments.refund(key, order_id, seen).await.map(drop)?)
         }
         other => Err(Trouble::Poison(format!("{other} is none of the events that concern payments"))),
     }
@@ -68,25 +59,4 @@ fn key(order_id: &str, direction: Direction) -> Result<Key, Trouble> {
     let poison = |error: &dyn std::fmt::Display| Trouble::Poison(error.to_string());
     let saga = SagaId::new(order_id).map_err(|error| poison(&error))?;
     Key::new(&saga, STEP, direction).map_err(|error| poison(&error))
-}
-
-/// What no time heals becomes a dead letter.
-fn trouble(error: ApiError) -> Trouble {
-    if error.status.is_server_error() {
-        Trouble::Later(error.to_string())
-    } else {
-        Trouble::Poison(error.to_string())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_outage_of_a_day_makes_no_dead_letter() {
-        let queue = queue();
-        let waits: Duration = (1..queue.max_attempts).map(|failures| queue.backoff.after(failures)).sum();
-        assert!(waits > Duration::from_secs(24 * 3_600), "{waits:?}");
-    }
 }

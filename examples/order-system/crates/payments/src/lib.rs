@@ -73,41 +73,8 @@ pub async fn build_with(context: Context, options: Options) -> Result<Service, B
     if choreography {
         choreography::start(&context, &payments).await?;
     }
-    let books = db.clone();
-    context.audited(move |page| {
-        let books = books.clone();
-        async move { audit::audit(&books, page).await.map(|audit| audit.to_json()) }
-    });
+    context.audited_in(&db, audit::audit);
     // Whoever is asked over HTTP works without the broker: events wait in the outbox.
     let checks = vec![Check::database("database", &db), Check::message_queue(&context, choreography)];
     Ok(Service { routes: http::routes(payments), checks })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{sync::Arc, time::Duration};
-
-    use order_broker::Switched;
-    use order_kit::{context::Ports, env::Env, health};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn the_broker_is_needed_where_its_events_move_orders_on_and_only_there() {
-        for (style, status) in
-            [("orchestrated", health::Status::Degraded), ("choreography", health::Status::Unhealthy)]
-        {
-            let data = tempfile::tempdir().unwrap();
-            let broker = Switched::new(order_broker::open("memory:").await.unwrap());
-            let env = Env::empty().with(SAGA_STYLE, style);
-            let ports = Arc::new(Ports(3_000));
-            let context = Context::new(NAME, env, data.path(), Arc::new(broker.clone()), ports);
-            let service = build(context.clone()).await.unwrap();
-            broker.set_away(true);
-            let ready = health::ready(NAME, Duration::ZERO, &service.checks).await;
-            assert_eq!(ready.status, status, "{style}: {ready:?}");
-            context.stop().cancel();
-            context.finished().await;
-        }
-    }
 }

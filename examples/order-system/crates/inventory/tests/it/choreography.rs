@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     on_both,
-    service::{Bench, Place, count},
+    service::{Bench, Place, count, needs_its_broker_in_choreography_alone},
 };
 
 const QUEUE: &str = "inventory.saga";
@@ -123,4 +123,9 @@ async fn what_cannot_be_handled_becomes_a_dead_letter(place: Place) {
     it.tell("e6", "order.confirmed", "o4", json!({"orderId": "o4"})).await;
     assert_eq!(it.handled(QUEUE).await, 3);
     assert_eq!(level(&it).await, (10, 0));
+}
+
+#[tokio::test]
+async fn the_broker_is_needed_where_its_events_move_orders_on_and_only_there() {
+    needs_its_broker_in_choreography_alone(order_inventory::NAME, order_inventory::build).await;
 }

@@ -8,7 +8,7 @@ use axum::{Router, body::Body};
 use futures::FutureExt;
 use http::{HeaderMap, Method, Request};
 use http_body_util::BodyExt;
-use order_broker::{Broker, Queue, Topology};
+use order_broker::{Broker, Queue, Switched, Topology};
 use order_kit::{
     BoxError, Context, Service,
     auth::SERVICE_TOKEN,
@@ -16,6 +16,7 @@ use order_kit::{
     context::Ports,
     env::{self, Env},
     events::{EXCHANGE, Envelope},
+    health,
     server::{Access, router},
 };
 use serde_json::Value;
@@ -256,6 +257,28 @@ impl Bench {
             }
         }
         told
+    }
+}
+
+/// Holds that the service is ready without a broker, as long as its events do not move orders on.
+pub async fn needs_its_broker_in_choreography_alone<F>(name: &'static str, build: impl Fn(Context) -> F)
+where
+    F: Future<Output = Result<Service, BoxError>>,
+{
+    for (style, status) in
+        [("orchestrated", health::Status::Degraded), ("choreography", health::Status::Unhealthy)]
+    {
+        let data = tempfile::tempdir().unwrap();
+        let broker = Switched::new(order_broker::open("memory:").await.unwrap());
+        let env = Env::empty().with(env::SAGA_STYLE, style);
+        let ports = Arc::new(Ports(3000));
+        let context = Context::new(name, env, data.path(), Arc::new(broker.clone()), ports);
+        let service = build(context.clone()).await.unwrap();
+        broker.set_away(true);
+        let ready = health::ready(name, Duration::ZERO, &service.checks).await;
+        assert_eq!(ready.status, status, "{style}: {ready:?}");
+        context.stop().cancel();
+        context.finished().await;
     }
 }
 

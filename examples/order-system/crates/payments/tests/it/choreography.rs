@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     api::{behave, charge},
     on_both,
-    service::{Bench, Place, count},
+    service::{Bench, Place, count, needs_its_broker_in_choreography_alone},
 };
 
 const QUEUE: &str = "payments.saga";
@@ -103,4 +103,9 @@ async fn both_styles_know_an_order_by_the_same_key(place: Place) {
     it.tell("e1", "inventory.reserved", "o", reserved("o", "u")).await;
     assert_eq!(it.handled(QUEUE).await, 0);
     assert_eq!(money(&it, "o").await, ("4.50".to_owned(), "0.00".to_owned()));
+}
+
+#[tokio::test]
+async fn the_broker_is_needed_where_its_events_move_orders_on_and_only_there() {
+    needs_its_broker_in_choreography_alone(order_payments::NAME, order_payments::build).await;
 }
