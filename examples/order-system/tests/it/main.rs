@@ -5,6 +5,7 @@ mod architecture;
 mod contract;
 mod deploy;
 mod docs;
+mod events;
 mod journeys;
 mod listeners;
 mod operations;

@@ -36,6 +36,7 @@ pub const NAME: &str = "inventory";
 /// A database that cannot be opened.
 pub async fn build(context: Context) -> Result<Service, BoxError> {
     let db = context.open_db(stock::MIGRATIONS).await?;
+    context.tells(wire::events());
     events::start_relay(&context, &db);
     let choreography = context.env().get_or_default(SAGA_STYLE) == "choreography";
     if choreography {

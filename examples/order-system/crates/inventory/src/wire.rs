@@ -1,9 +1,11 @@
 //! What the inventory says and hears, as it is written. These types are its own: whoever else uses a message has its own as well, and
 //! the tests of the whole system hold the two together.
 
-use order_kit::Cents;
+use order_kit::{Cents, told::Told};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use crate::NAME;
 
 /// The events that the inventory hears, in choreography.
 pub mod heard {
@@ -27,6 +29,14 @@ pub mod told {
     pub const RELEASED: &str = "inventory.released";
 }
 
+/// What the inventory tells, with the data of each.
+pub(crate) fn events() -> Told {
+    Told::by(NAME)
+        .says::<ReservedEvent>(&[told::RESERVED])
+        .says::<ReservationFailed>(&[told::RESERVATION_FAILED])
+        .says::<ReleasedEvent>(&[told::RELEASED])
+}
+
 /// The reason when there is not enough of a product, or none such.
 pub const OUT_OF_STOCK: &str = "out_of_stock";
 /// What an action hears that comes after its compensation.
@@ -38,8 +48,8 @@ pub const ALREADY_COMPENSATED: &str = "already_compensated";
 pub struct StockItem {
     /// The product.
     pub product_id: String,
-    /// How many.
-    #[schema(minimum = 1, maximum = 10_000)]
+    /// How many: in a line of a request no more than 10,000. What stands in several lines is told as one.
+    #[schema(minimum = 1, maximum = 1_000_000)]
     pub quantity: i64,
 }
 
@@ -117,7 +127,7 @@ pub struct Committed {
 }
 
 /// The data of `inventory.reserved`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReservedEvent {
     /// The order.
@@ -133,7 +143,7 @@ pub struct ReservedEvent {
 }
 
 /// The data of `inventory.reservation.failed`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReservationFailed {
     /// The order.
@@ -145,7 +155,7 @@ pub struct ReservationFailed {
 }
 
 /// The data of `inventory.released`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReleasedEvent {
     /// The order.

@@ -24,6 +24,7 @@ use crate::{
     error::ApiError,
     fault::Switch,
     health::Check,
+    told::{self, Told},
 };
 
 /// A service's name, documented port and the variable that says where it is.
@@ -135,6 +136,7 @@ struct Inner {
     shared: tokio::sync::Mutex<HashMap<TypeId, Box<dyn Any + Send + Sync>>>,
     audit: OnceLock<Audit>,
     measures: Arc<Mutex<Vec<Measure>>>,
+    told: Arc<Mutex<Vec<Told>>>,
 }
 
 impl fmt::Debug for Context {
@@ -168,11 +170,12 @@ impl Context {
             shared: tokio::sync::Mutex::default(),
             audit: OnceLock::new(),
             measures: Arc::default(),
+            told: Arc::default(),
         }))
     }
 
-    /// For a part that is served together with others: the same settings, neighbours, and policies and figures that are shown; data, faults
-    /// and books of its own.
+    /// For a part that is served together with others: the same settings, neighbours, and policies, figures and events that are shown; data,
+    /// faults and books of its own.
     #[must_use]
     pub fn part(&self, name: &'static str) -> Self {
         let whole = &self.0;
@@ -192,6 +195,7 @@ impl Context {
             shared: tokio::sync::Mutex::default(),
             audit: OnceLock::new(),
             measures: whole.measures.clone(),
+            told: whole.told.clone(),
         }))
     }
 
@@ -339,6 +343,16 @@ impl Context {
             Some(audit) => Some(audit(page).await),
             None => None,
         }
+    }
+
+    /// Says what events the service publishes, for `/events.json`.
+    pub fn tells(&self, told: Told) {
+        self.0.told.lock().unwrap_or_else(PoisonError::into_inner).push(told);
+    }
+
+    /// The schema of these events; `None` if there are none.
+    pub(crate) fn told(&self) -> Option<String> {
+        told::schema(&self.0.told.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Says how a figure is set that has to be looked up somewhere: that happens when the service's `/metrics` are asked for.

@@ -26,6 +26,7 @@ pub const VERSION: &str = "1.0";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Envelope {
     /// Its own name; the same each time it is delivered.
+    #[schema(format = "uuid")]
     pub id: String,
     /// What has happened: `order.created`.
     #[serde(rename = "type")]
@@ -36,13 +37,15 @@ pub struct Envelope {
     pub metadata: Metadata,
 }
 
-/// About an event. What its maker adds stands in `more` and can replace none of the others.
+/// About an event. Whoever emits it says which service it is; the rest is not theirs to say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Metadata {
     /// When, as RFC 3339.
+    #[schema(format = DateTime)]
     pub timestamp: String,
     /// Of the envelope.
+    #[schema(pattern = "^1\\.0$")]
     pub version: String,
     /// Which service says so.
     pub source: String,

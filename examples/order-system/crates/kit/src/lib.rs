@@ -24,6 +24,7 @@ mod serve;
 pub mod server;
 pub mod step;
 pub mod telemetry;
+pub mod told;
 pub mod trace;
 
 pub use cache::Cache;

@@ -8,8 +8,9 @@ use axum::{
     extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{MethodRouter, get},
 };
+use bytes::Bytes;
 use futures::FutureExt;
 use http::{HeaderValue, StatusCode, header};
 use tokio::time::Instant;
@@ -91,8 +92,8 @@ pub fn operators(context: &Context) -> Router {
         .with_state(around)
 }
 
-/// What everybody may ask: whether the service lives and is ready, its metrics and its description. `/health` itself is left out, for
-/// a server that says more there.
+/// What everybody may ask: whether the service lives and is ready, its metrics, its description and that of its events. `/health` itself is
+/// left out, for a server that says more there.
 pub fn probes(context: &Context, checks: Vec<Check>, api: utoipa::openapi::OpenApi) -> Router {
     open(Around { checks: checks.into(), ..Around::of(context) }, api)
 }
@@ -114,15 +115,23 @@ fn surrounded(around: Around, routes: Router) -> Router {
 
 fn open(around: Around, mut api: utoipa::openapi::OpenApi) -> Router {
     api.info.title = around.context.name().to_owned();
-    let api: Arc<str> = serde_json::to_string(&api).unwrap_or_default().into();
-    let json = || HeaderValue::from_static("application/json");
-    Router::new()
+    let api = serde_json::to_string(&api).unwrap_or_default();
+    let mut routes = Router::new()
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
-        .route("/openapi.json", get(async move || ([(header::CONTENT_TYPE, json())], api.to_string())))
-        .with_state(around)
+        .route("/openapi.json", text("application/json", api));
+    if let Some(events) = around.context.told() {
+        routes = routes.route("/events.json", text("application/schema+json", events));
+    }
+    routes.with_state(around)
+}
+
+/// Always the same.
+fn text<S: Clone + Send + Sync + 'static>(kind: &'static str, text: String) -> MethodRouter<S> {
+    let text = Bytes::from(text);
+    get(async move || ([(header::CONTENT_TYPE, HeaderValue::from_static(kind))], text))
 }
 
 async fn live(State(around): State<Around>) -> Response {

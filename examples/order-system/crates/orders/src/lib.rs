@@ -43,6 +43,7 @@ pub async fn build(context: Context) -> Result<Service, BoxError> {
     let read = read::ReadStore::open(&context).await?;
     let users = users::Directory::new(&context)?;
     let prices = prices::Prices::new(&context)?;
+    context.tells(wire::events());
     order_kit::events::start_relay(&context, store.db());
     order_kit::prune::start(&context, store.db());
     read::listen(&context, &read).await?;

@@ -1,9 +1,12 @@
 //! What this service says to others and hears from them. Nobody else's types are used: what others call things ends here.
 
-use order_kit::Cents;
+use order_kit::{Cents, told::Told};
 use serde::{Deserialize, Serialize};
 
-use crate::order::{Item, Status, Wanted};
+use crate::{
+    NAME,
+    order::{Item, Status, Wanted},
+};
 
 /// An order was accepted.
 pub const CREATED: &str = "order.created";
@@ -29,6 +32,11 @@ pub const USER_CREATED: &str = "user.created";
 /// A user has another name or address.
 pub const USER_UPDATED: &str = "user.updated";
 
+/// What this service tells.
+pub(crate) fn events() -> Told {
+    Told::by(NAME).says::<OrderEvent>(&[CREATED, UPDATED, CONFIRMED, PAID, CANCELLED])
+}
+
 /// The data of all events of an order: the whole order, as it was behind the change. `version` counts the changes of the order from 1,
 /// so that whoever hears of them in another order, or twice, knows which is the newest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -39,10 +47,12 @@ pub struct OrderEvent {
     /// Whose.
     pub user_id: String,
     /// Its lines.
+    #[schema(min_items = 1)]
     pub items: Vec<Item>,
     /// What it costs.
     pub total: Cents,
     /// When this happened.
+    #[schema(format = DateTime)]
     pub timestamp: String,
     /// Where it stands.
     pub status: Status,
@@ -50,8 +60,10 @@ pub struct OrderEvent {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Which change of the order this is.
+    #[schema(minimum = 1)]
     pub version: i64,
     /// When it was accepted.
+    #[schema(format = DateTime)]
     pub created_at: String,
 }
 

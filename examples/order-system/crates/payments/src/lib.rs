@@ -66,6 +66,7 @@ pub async fn build(context: Context) -> Result<Service, BoxError> {
 /// A database that cannot be opened.
 pub async fn build_with(context: Context, options: Options) -> Result<Service, BoxError> {
     let db = context.open_db(MIGRATIONS).await?;
+    context.tells(wire::events());
     events::start_relay(&context, &db);
     let cards = provider::Cards::new(&context, &db, options.provider_timeout)?;
     let payments = payments::Payments::new(db.clone(), cards);

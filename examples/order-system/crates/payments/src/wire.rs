@@ -1,9 +1,11 @@
 //! What payments say and hear, as it is written. These types are the service's own: whoever else uses a message has its own as well,
 //! and the tests of the whole system hold the two together.
 
-use order_kit::Cents;
+use order_kit::{Cents, told::Told};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use crate::NAME;
 
 /// The events that payments hear, in choreography.
 pub mod heard {
@@ -23,6 +25,14 @@ pub mod told {
     pub const FAILED: &str = "payment.failed";
     /// An order's money was given back.
     pub const REFUNDED: &str = "payment.refunded";
+}
+
+/// What payments tell, with the data of each.
+pub(crate) fn events() -> Told {
+    Told::by(NAME)
+        .says::<PaymentCompleted>(&[told::COMPLETED, told::RECEIVED])
+        .says::<PaymentFailed>(&[told::FAILED])
+        .says::<PaymentRefunded>(&[told::REFUNDED])
 }
 
 /// The published reason of an order whose card was declined; what a provider calls it is the provider's affair.
@@ -101,7 +111,7 @@ pub struct Refunded {
 }
 
 /// The data of `payment.completed` and `payment.received`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PaymentCompleted {
     /// For which order.
@@ -115,7 +125,7 @@ pub struct PaymentCompleted {
 }
 
 /// The data of `payment.failed`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PaymentFailed {
     /// For which order.
@@ -129,7 +139,7 @@ pub struct PaymentFailed {
 }
 
 /// The data of `payment.refunded`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PaymentRefunded {
     /// For which order.

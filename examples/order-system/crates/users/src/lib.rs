@@ -24,6 +24,7 @@ pub const NAME: &str = "users";
 /// A database that cannot be opened.
 pub async fn build(context: Context) -> Result<Service, BoxError> {
     let users = repository::Users::of(&context).await?;
+    context.tells(wire::events());
     // Events wait in the outbox until the broker is back.
     let checks = vec![Check::database("database", users.db()), Check::message_queue(&context, false)];
     Ok(Service { routes: routes::routes(users), checks })

@@ -1,12 +1,20 @@
 //! What the service says to others, and hears from them.
 
+use order_kit::told::Told;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use crate::NAME;
 
 /// A user was made; the data is the [`User`].
 pub const CREATED: &str = "user.created";
 /// A user has another name or e-mail address; the data is the [`User`] as it is now.
 pub const UPDATED: &str = "user.updated";
+
+/// What this service tells.
+pub(crate) fn events() -> Told {
+    Told::by(NAME).says::<User>(&[CREATED, UPDATED])
+}
 
 /// A user, in answers and in events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -21,6 +29,7 @@ pub struct User {
     #[schema(example = "Alice")]
     pub name: String,
     /// When the user was made, as RFC 3339.
+    #[schema(format = DateTime)]
     pub created_at: String,
 }
 

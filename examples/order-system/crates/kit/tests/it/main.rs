@@ -8,3 +8,4 @@ mod prune;
 mod server;
 mod support;
 mod telemetry;
+mod told;
