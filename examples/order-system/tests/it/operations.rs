@@ -204,7 +204,7 @@ async fn a_monolith_shows_the_policies_of_its_parts() -> Result<(), BoxError> {
 }
 
 /// The program, with what it prints until that line, and the addresses in it.
-async fn program(
+pub async fn program(
     arguments: &[&str],
     data: &std::path::Path,
     variables: &[(&str, &str)],
@@ -233,7 +233,7 @@ async fn program(
     Err("it has ended".into())
 }
 
-async fn terminated(mut child: Child) -> Result<Option<i32>, BoxError> {
+pub async fn terminated(mut child: Child) -> Result<Option<i32>, BoxError> {
     let pid = child.id().ok_or("it has ended")?.to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().await?.success());
     Ok(tokio::time::timeout(Duration::from_secs(12), child.wait()).await??.code())
