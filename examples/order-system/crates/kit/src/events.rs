@@ -22,6 +22,10 @@ pub const EXCHANGE: &str = "events";
 /// The version of the envelope.
 pub const VERSION: &str = "1.0";
 
+/// How long a start waits for a queue to be there. Several are waited for one after another, and a broker that takes no connection and
+/// refuses none would keep each waiting for as long as it takes to give one up.
+const DECLARE: Duration = Duration::from_secs(2);
+
 /// An event with what stands around it. The same fields in the outbox, in the queue and in a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Envelope {
@@ -250,12 +254,11 @@ where
             }
         }
     });
-    // A broker that is away is no reason not to start: what is to be declared waits for it.
-    let declared = broker.declare(&topology).await;
-    if let Err(error @ order_broker::BrokerError::Invalid(_)) = declared {
-        return Err(error);
-    }
-    let mut declared = declared.is_ok();
+    // A broker that is away, or says nothing, is no reason not to start: what is to be declared waits for it.
+    let mut declared = match tokio::time::timeout(DECLARE, broker.declare(&topology)).await {
+        Ok(Err(error @ order_broker::BrokerError::Invalid(_))) => return Err(error),
+        declared => matches!(declared, Ok(Ok(()))),
+    };
     context.spawn(async move {
         while !stop.is_cancelled() {
             if !declared {

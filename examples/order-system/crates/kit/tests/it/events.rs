@@ -261,6 +261,19 @@ async fn a_handler_that_panics_gets_its_event_again() {
     somewhere.end().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_says_nothing_holds_up_a_start_for_two_seconds_and_no_longer() {
+    // It is connected to, and nobody answers there.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("amqp://guest:guest@{}/%2f", silent.local_addr().unwrap());
+    let context = context("test", Env::empty(), order_broker::open(&address).await.unwrap());
+    let began = tokio::time::Instant::now();
+    consume(&context, Queue::new("all").bind("#"), 1, |_| std::future::ready(Ok(()))).await.unwrap();
+    assert_eq!(began.elapsed().as_secs(), 2, "it starts all the same");
+    context.stop().cancel();
+    context.finished().await;
+}
+
 async fn emit_one(db: &Db) {
     let emitted = db.write(async |tx| emit(tx, "test", "x", "k", &json!({})).await.map(drop)).await;
     emitted.unwrap_or_else(|error: DbError| panic!("{error}"));
