@@ -214,22 +214,39 @@ impl Audited {
         }
     }
 
-    /// Prints it. Whether nothing is wrong, and nothing open.
-    pub fn print(&self) -> bool {
+    /// Whether nothing is wrong, and nothing open.
+    pub fn green(&self) -> bool {
+        self.wrong.is_empty() && self.open == 0 && self.balanced()
+    }
+
+    /// Sums say something once no order is on its way.
+    fn balanced(&self) -> bool {
+        self.open > 0 || self.charged.0 - self.refunded.0 == self.sold.0
+    }
+
+    /// What was found, in lines.
+    pub fn lines(&self) -> Vec<String> {
         let Audited { orders, open, confirmed, cancelled, charged, refunded, sold, wrong } = self;
-        println!("audit: {orders} orders: {confirmed} confirmed, {cancelled} cancelled, {open} open");
-        println!("audit: charged {charged} - refunded {refunded} = sold {sold}");
-        for line in wrong.iter().take(SHOWN) {
-            println!("audit: WRONG: {line}");
-        }
+        let mut lines = vec![
+            format!("audit: {orders} orders: {confirmed} confirmed, {cancelled} cancelled, {open} open"),
+            format!("audit: charged {charged} - refunded {refunded} = sold {sold}"),
+        ];
+        lines.extend(wrong.iter().take(SHOWN).map(|line| format!("audit: WRONG: {line}")));
         if wrong.len() > SHOWN {
-            println!("audit: and {} more", wrong.len() - SHOWN);
+            lines.push(format!("audit: and {} more", wrong.len() - SHOWN));
         }
-        let balanced = *open > 0 || charged.0 - refunded.0 == sold.0;
-        if !balanced {
-            println!("audit: WRONG: the sums do not balance");
+        if !self.balanced() {
+            lines.push("audit: WRONG: the sums do not balance".to_owned());
         }
-        wrong.is_empty() && *open == 0 && balanced
+        lines
+    }
+
+    /// Prints them; whether it is [`green`](Audited::green).
+    pub fn print(&self) -> bool {
+        for line in self.lines() {
+            println!("{line}");
+        }
+        self.green()
     }
 }
 

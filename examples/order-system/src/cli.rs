@@ -79,9 +79,15 @@ enum Command {
         /// Payments hang all the time.
         #[arg(long)]
         freeze_payment: bool,
-        /// Runs it twice, the second time with `NAME=VALUE` set, and shows both: `--compare breakers=off`.
-        #[arg(long)]
-        compare: Option<String>,
+        /// Sets a variable of the system that is started: `--set SAGA_STYLE=choreography`.
+        #[arg(long = "set", value_name = "NAME=VALUE", value_parser = setting)]
+        set: Vec<(String, String)>,
+        /// Runs it twice, each in a process of its own, the second time with `NAME=VALUE` set, and shows both: `--compare breakers=off`.
+        #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
+        compare: Option<(String, String)>,
+        /// Prints the report as JSON.
+        #[arg(long, conflicts_with = "compare")]
+        json: bool,
     },
     /// Faults and kills at random against processes of its own; fails if the audit does.
     Chaos {
@@ -157,6 +163,19 @@ fn seconds(text: &str) -> Result<Duration, String> {
     number.parse().map(Duration::from_secs).map_err(|_| format!("`{text}` is no number of seconds"))
 }
 
+/// `NAME=VALUE`, with the name of a variable that the system reads, in capitals or not. `breaker=off` is what people say.
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("NAME=VALUE is needed")?;
+    let name = match name.to_uppercase().as_str() {
+        "BREAKER" => env::BREAKERS.to_owned(),
+        name => name.to_owned(),
+    };
+    match env::VARIABLES.iter().any(|known| known.name == name) {
+        true => Ok((name, value.to_owned())),
+        false => Err(format!("there is no variable {name}; `order-system doctor` lists them")),
+    }
+}
+
 /// Does what the command says.
 pub fn run(cli: Cli) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -204,20 +223,24 @@ async fn command(cli: Cli) -> Result<bool, BoxError> {
             )?;
             return Ok(demo::play(&name, &play).await? == 0);
         }
-        Command::Load { rps, time, mix, freeze_payment, compare } => {
-            let mut options =
-                load::Options { rps, time, orders_percent: mix, freeze_payment, variables: passed_on(&env) };
-            let first = load::run(&options).await?;
-            let Some(compare) = compare else {
-                load::Report::print(&[("", &first)]);
-                return Ok(first.green);
+        Command::Load { rps, time, mix, freeze_payment, set, compare, json } => {
+            let mut variables = passed_on(&env);
+            variables.extend(set);
+            let mut options = load::Options { rps, time, orders_percent: mix, freeze_payment, variables };
+            let Some((name, value)) = compare else {
+                let report = load::run(&options).await?;
+                match json {
+                    true => println!("{}", serde_json::to_string(&report)?),
+                    false => print!("{}", load::table(&[("", &report)])),
+                }
+                return Ok(report.green);
             };
-            let (name, value) = compare.split_once('=').ok_or("--compare NAME=VALUE")?;
-            // `breaker=off` is what people say.
-            let name = if name == "breaker" { "breakers" } else { name };
-            options.variables.push((name.to_uppercase(), value.to_owned()));
-            let second = load::run(&options).await?;
-            load::Report::print(&[("as it is", &first), (&compare, &second)]);
+            let program = std::env::current_exe()?;
+            let first = load::in_a_process(&program, &options).await?;
+            let title = format!("{name}={value}");
+            options.variables.push((name, value));
+            let second = load::in_a_process(&program, &options).await?;
+            print!("{}", load::table(&[("as it is", &first), (&title, &second)]));
             return Ok(first.green && second.green);
         }
         Command::Chaos { seed, time } => {

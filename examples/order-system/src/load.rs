@@ -3,6 +3,8 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
+    process::Stdio,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -12,6 +14,7 @@ use std::{
 
 use hdrhistogram::Histogram;
 use order_kit::{BoxError, env};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{task::JoinSet, time::Instant};
 
@@ -40,20 +43,15 @@ pub struct Options {
     pub variables: Vec<(String, String)>,
 }
 
-/// What came of it.
-#[derive(Debug)]
+/// What came of it, in words.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    post: Histogram<u64>,
-    get: Histogram<u64>,
-    statuses: BTreeMap<String, u64>,
-    accepted: u64,
-    unsent: u64,
-    time: Duration,
-    /// From the last request until the last saga was over.
-    drained: Duration,
-    /// The audit is green.
+    /// Each figure's name and value, in the order in which they are read.
+    pub figures: Vec<(String, String)>,
+    /// What the audit found.
+    pub audit: Vec<String>,
+    /// It is green.
     pub green: bool,
-    memory_mib: u64,
 }
 
 /// Starts a system of its own, sends, waits until every saga is over, and audits.
@@ -118,10 +116,15 @@ async fn send(options: &Options, remote: &Remote, seed: &Seed) -> Result<Report,
     let total = u64::from(options.rps) * options.time.as_millis() as u64 / 1_000;
     let mut calls = JoinSet::new();
     let mut unsent = 0;
+    let mut memory = Vec::new();
     for number in 0..total {
         let due = began + Duration::from_nanos(number * 1_000_000_000 / u64::from(options.rps.max(1)));
         if due > Instant::now() {
             tokio::time::sleep_until(due).await;
+        }
+        // At each quarter of the time: what is flat does not grow with what has been done.
+        if number > 0 && number * 4 / total > (number - 1) * 4 / total {
+            memory.push(memory_mib("VmRSS:").to_string());
         }
         while calls.try_join_next().is_some() {}
         if calls.len() as u64 >= IN_FLIGHT {
@@ -158,72 +161,95 @@ async fn send(options: &Options, remote: &Remote, seed: &Seed) -> Result<Report,
     }
     while calls.join_next().await.is_some() {}
     let time = began.elapsed();
+    memory.push(memory_mib("VmRSS:").to_string());
     if options.freeze_payment {
         remote.call(http::Method::DELETE, "payments", "/_faults", None).await?.expect(200)?;
     }
     let drain = Instant::now();
     let audited = settled(remote, Duration::from_secs(300)).await?;
-    let green = audited.print();
     let take = |times: &Mutex<Histogram<u64>>| times.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    Ok(Report {
-        post: take(&seen.post),
-        get: take(&seen.get),
-        statuses: seen.statuses.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-        accepted: seen.accepted.load(Ordering::Relaxed),
-        unsent,
-        time,
-        drained: drain.elapsed(),
-        green,
-        memory_mib: peak_memory_mib(),
-    })
+    let (post, get) = (take(&seen.post), take(&seen.get));
+    let accepted = seen.accepted.load(Ordering::Relaxed);
+    let drained = drain.elapsed();
+    let mut figures = Vec::new();
+    let mut say = |name: &str, value: String| figures.push((name.to_owned(), value));
+    say("orders accepted", accepted.to_string());
+    say("accepted a second", format!("{:.0}", accepted as f64 / time.as_secs_f64()));
+    say("orders finished a second", format!("{:.0}", accepted as f64 / (time + drained).as_secs_f64()));
+    for quantile in [0.5, 0.9, 0.99, 0.999, 1.0] {
+        say(&format!("POST, {:.1} % within", quantile * 100.0), within(&post, quantile));
+    }
+    for quantile in [0.5, 0.99, 1.0] {
+        say(&format!("GET, {:.1} % within", quantile * 100.0), within(&get, quantile));
+    }
+    say("last saga over after the last POST", format!("{:.1} s", drained.as_secs_f64()));
+    say("not sent, too many on their way", unsent.to_string());
+    // Of this process, the system and whoever loads it together.
+    say("memory at each quarter, MiB", memory.join(", "));
+    say("most memory", format!("{} MiB", memory_mib("VmHWM:")));
+    for (status, count) in &*seen.statuses.lock().unwrap_or_else(PoisonError::into_inner) {
+        say(&format!("answers: {status}"), count.to_string());
+    }
+    say("audit", if audited.green() { "green" } else { "RED" }.to_owned());
+    Ok(Report { figures, audit: audited.lines(), green: audited.green() })
 }
 
-/// The most that this process, the system and whoever loads it together, had in memory.
-fn peak_memory_mib() -> u64 {
+/// How long so many of the requests took at most.
+fn within(times: &Histogram<u64>, quantile: f64) -> String {
+    match times.is_empty() {
+        true => "-".to_owned(),
+        false => format!("{:.1} ms", times.value_at_quantile(quantile) as f64 / 1_000.0),
+    }
+}
+
+/// A line of what the system says of this process's memory.
+fn memory_mib(line: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let line = status.lines().find_map(|found| found.strip_prefix(line));
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) / 1_024
 }
 
-impl Report {
-    /// Prints reports side by side.
-    pub fn print(reports: &[(&str, &Report)]) {
-        let row = |name: &str, cell: &dyn Fn(&Report) -> String| {
-            print!("{name:<34}");
-            for (_, report) in reports {
-                print!(" {:>16}", cell(report));
-            }
-            println!();
-        };
-        let ms = |micros: u64| format!("{:.1} ms", micros as f64 / 1_000.0);
-        print!("{:<34}", "");
-        for (name, _) in reports {
-            print!(" {name:>16}");
-        }
-        println!();
-        row("orders accepted", &|it| it.accepted.to_string());
-        row("accepted a second", &|it| format!("{:.0}", it.accepted as f64 / it.time.as_secs_f64()));
-        row("orders finished a second", &|it| {
-            format!("{:.0}", it.accepted as f64 / (it.time + it.drained).as_secs_f64())
-        });
-        for quantile in [0.5, 0.9, 0.99, 0.999, 1.0] {
-            row(&format!("POST, {:.1} % within", quantile * 100.0), &|it| {
-                ms(it.post.value_at_quantile(quantile))
-            });
-        }
-        for quantile in [0.5, 0.99, 1.0] {
-            row(&format!("GET, {:.1} % within", quantile * 100.0), &|it| {
-                if it.get.is_empty() { "-".to_owned() } else { ms(it.get.value_at_quantile(quantile)) }
-            });
-        }
-        row("last saga over after the last POST", &|it| format!("{:.1} s", it.drained.as_secs_f64()));
-        row("not sent, too many on their way", &|it| it.unsent.to_string());
-        row("most memory, load included", &|it| format!("{} MiB", it.memory_mib));
-        row("audit", &|it| if it.green { "green".to_owned() } else { "RED".to_owned() });
-        for (name, report) in reports {
-            let statuses: Vec<String> =
-                report.statuses.iter().map(|(status, count)| format!("{status}: {count}")).collect();
-            println!("{:<34} {}", format!("answers, {name}"), statuses.join(", "));
+/// The same in a process of its own, so that neither memory nor what is set once in a process comes from another run.
+///
+/// # Errors
+///
+/// That it could not be started or did not come to a report.
+pub async fn in_a_process(program: &Path, options: &Options) -> Result<Report, BoxError> {
+    let mut command = tokio::process::Command::new(program);
+    command
+        .args(["load", "--json", "--rps", &options.rps.to_string()])
+        .args(["--for", &options.time.as_secs().to_string()])
+        .args(["--mix", &options.orders_percent.to_string()])
+        .args(options.freeze_payment.then_some("--freeze-payment"))
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true);
+    for (name, value) in &options.variables {
+        command.arg("--set").arg(format!("{name}={value}"));
+    }
+    let output = command.output().await?;
+    serde_json::from_slice(&output.stdout).map_err(|_| format!("no report: {}", output.status).into())
+}
+
+/// Reports side by side, each under its name, behind what their audits found.
+pub fn table(reports: &[(&str, &Report)]) -> String {
+    let audits: String =
+        reports.iter().flat_map(|(_, report)| &report.audit).map(|line| format!("{line}\n")).collect();
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in reports.iter().flat_map(|(_, report)| &report.figures) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
         }
     }
+    let row = |name: &str, cells: Vec<&str>| {
+        let cells: String = cells.iter().map(|cell| format!(" {cell:>24}")).collect();
+        format!("{name:<34}{cells}\n")
+    };
+    let mut table = row("", reports.iter().map(|(name, _)| *name).collect());
+    for name in names {
+        let cells = reports.iter().map(|(_, report)| {
+            report.figures.iter().find(|figure| figure.0 == name).map_or("-", |figure| figure.1.as_str())
+        });
+        table += &row(name, cells.collect());
+    }
+    audits + &table
 }

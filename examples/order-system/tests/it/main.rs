@@ -8,6 +8,7 @@ mod docs;
 mod events;
 mod journeys;
 mod listeners;
+mod load;
 mod operations;
 mod shapes;
 mod top;

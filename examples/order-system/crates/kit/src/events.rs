@@ -309,11 +309,13 @@ async fn handle<F>(
 {
     let message = delivery.message();
     let header = |name: &str| message.headers.get(name).map(String::as_str);
-    let span = tracing::info_span!(
-        "consume", otel.kind = "consumer", otel.name = %format_args!("{queue} {}", message.topic), service,
-        messaging.destination = queue, messaging.message.id = message.id, otel.status_code = tracing::field::Empty,
-    );
     let parent = header(trace::TRACEPARENT).map(str::to_owned);
+    let span = trace::span_in(parent.as_deref(), || {
+        tracing::info_span!(
+            "consume", otel.kind = "consumer", otel.name = %format_args!("{queue} {}", message.topic), service,
+            messaging.destination = queue, messaging.message.id = message.id, otel.status_code = tracing::field::Empty,
+        )
+    });
     let correlation = header(trace::CORRELATION_ID).unwrap_or(&message.key).to_owned();
     let envelope: Result<Envelope, _> = serde_json::from_str(&message.body);
     let work = async {

@@ -285,11 +285,6 @@ async fn traced(State(around): State<Around>, request: Request, next: Next) -> R
     }
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let span = tracing::info_span!(
-        "http.server", otel.kind = "server", otel.name = %format_args!("{method} {}", route.as_deref().unwrap_or("?")),
-        service = around.context.name(), http.request.method = %method, http.route = route, url.path = path,
-        http.response.status_code = tracing::field::Empty, otel.status_code = tracing::field::Empty,
-    );
     let (parent, correlation, told) = {
         let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
         (
@@ -300,6 +295,13 @@ async fn traced(State(around): State<Around>, request: Request, next: Next) -> R
             told_deadline(request.headers()),
         )
     };
+    let span = trace::span_in(parent.as_deref(), || {
+        tracing::info_span!(
+            "http.server", otel.kind = "server", otel.name = %format_args!("{method} {}", route.as_deref().unwrap_or("?")),
+            service = around.context.name(), http.request.method = %method, http.route = route, url.path = path,
+            http.response.status_code = tracing::field::Empty, otel.status_code = tracing::field::Empty,
+        )
+    });
     let limit = told.unwrap_or(REQUEST_TIMEOUT).min(REQUEST_TIMEOUT);
     let client = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|it| it.0.ip().to_string());
     let work = async {

@@ -7,6 +7,7 @@ use opentelemetry::{
     Context,
     trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState},
 };
+use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator};
 use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -27,6 +28,8 @@ struct Work {
     trace_id: Option<String>,
     /// The caller's, where no span is made here: it is handed on as it came.
     parent: Option<String>,
+    /// Whether its trace is kept, where that is decided. Of one that is not no spans are made.
+    kept: Option<bool>,
 }
 
 /// Runs a service's work with a correlation id that [`correlation`] returns.
@@ -36,7 +39,37 @@ pub async fn with_correlation<F: Future>(service: &'static str, id: String, work
     WORK.scope(Work { service: Some(service), correlation: id, trace_id, ..around }, work).await
 }
 
-/// Runs a service's work in a span that is part of the trace that a `traceparent` names.
+/// A span that is part of the trace that a `traceparent` names; none where that trace is not kept.
+pub fn span_in(traceparent: Option<&str>, make: impl FnOnce() -> Span) -> Span {
+    let Some(parent) = traceparent.and_then(parse) else { return make() };
+    if !parent.is_sampled() {
+        return Span::none();
+    }
+    let around = WORK.try_with(Clone::clone).unwrap_or_default();
+    let span = WORK.sync_scope(Work { kept: Some(true), ..around }, make);
+    // An error says that nothing exports spans.
+    let _ = span.set_parent(Context::new().with_remote_span_context(parent));
+    span
+}
+
+/// Whether a span is made at all. A trace that begins with it is kept with the chance of a share; [`work`] remembers what came of that.
+pub(crate) fn is_made(within_another: bool, share: f64) -> bool {
+    let decided = WORK.try_with(|work| work.kept).ok().flatten();
+    decided.unwrap_or_else(|| within_another || share >= 1.0 || drawn(share))
+}
+
+fn drawn(share: f64) -> bool {
+    let id = RandomIdGenerator::default().new_span_id().to_bytes();
+    ((u64::from_be_bytes(id) >> 1) as f64) < share * (1_u64 << 63) as f64
+}
+
+/// A trace of which nobody will keep anything, so that log lines and whoever is called have a name for it.
+fn unkept() -> String {
+    let ids = RandomIdGenerator::default();
+    format!("00-{}-{}-00", ids.new_trace_id(), ids.new_span_id())
+}
+
+/// Runs a service's work in a span that [`span_in`] has made of the same `traceparent`.
 pub async fn work<F: Future>(
     service: &'static str,
     correlation: String,
@@ -44,13 +77,12 @@ pub async fn work<F: Future>(
     span: Span,
     work: F,
 ) -> F::Output {
-    set_parent(&span, traceparent);
     let known = match of_span(&span) {
-        Some(own) => Work { trace_id: Some(own.trace_id().to_string()), ..Work::default() },
+        Some(own) => Work { trace_id: Some(own.trace_id().to_string()), kept: Some(true), ..Work::default() },
         None => {
-            let parent = traceparent.filter(|it| parse(it).is_some());
-            let trace_id = parent.and_then(|it| it.get(3..35)).map(str::to_owned);
-            Work { trace_id, parent: parent.map(str::to_owned), ..Work::default() }
+            let parent = traceparent.filter(|it| parse(it).is_some()).map_or_else(unkept, str::to_owned);
+            let trace_id = parent.get(3..35).map(str::to_owned);
+            Work { trace_id, parent: Some(parent), kept: Some(false), ..Work::default() }
         }
     };
     WORK.scope(Work { service: Some(service), correlation, ..known }, work.instrument(span)).await
@@ -131,14 +163,6 @@ pub fn inject(headers: &mut HeaderMap) {
 pub fn inject_message(headers: &mut BTreeMap<String, String>) {
     headers.extend(traceparent().map(|value| (TRACEPARENT.to_owned(), value)));
     headers.extend(correlation().map(|value| (CORRELATION_ID.to_owned(), value)));
-}
-
-/// Makes the span part of the trace that a `traceparent` names; one that is none is ignored.
-pub fn set_parent(span: &Span, traceparent: Option<&str>) {
-    if let Some(parent) = traceparent.and_then(parse) {
-        // An error says that nothing exports spans.
-        let _ = span.set_parent(Context::new().with_remote_span_context(parent));
-    }
 }
 
 fn parse(traceparent: &str) -> Option<SpanContext> {

@@ -34,11 +34,13 @@ impl Journeys {
         if let Some(journey) = all.get(order) {
             return journey.span.clone();
         }
-        let span = tracing::info_span!(
-            parent: None, "process-order", service = NAME, order.id = order, order.total = %total,
-            otel.status_code = tracing::field::Empty, otel.status_description = tracing::field::Empty,
-        );
-        trace::set_parent(&span, traceparent);
+        let make = || {
+            tracing::info_span!(
+                parent: None, "process-order", service = NAME, order.id = order, order.total = %total,
+                otel.status_code = tracing::field::Empty, otel.status_description = tracing::field::Empty,
+            )
+        };
+        let span = trace::span_in(traceparent, make);
         all.insert(order.to_owned(), Journey { span: span.clone(), reason: None, waiting: false });
         span
     }

@@ -20,7 +20,6 @@ use order_kit::{
     trace,
 };
 use serde::{Deserialize, Serialize};
-use tracing::Instrument;
 
 use crate::{
     NAME,
@@ -96,7 +95,7 @@ impl Steps {
     async fn within<T>(&self, step: &This, work: impl Future<Output = T>) -> T {
         let order = step.input();
         let span = self.journeys.span(step.saga().as_str(), order.total, order.traceparent.as_deref());
-        trace::with_correlation(NAME, order.correlation.clone(), work).instrument(span).await
+        trace::work(NAME, order.correlation.clone(), order.traceparent.as_deref(), span, work).await
     }
 
     /// The order is there since it was accepted: its row, its event and this step's in the barrier are one transaction.

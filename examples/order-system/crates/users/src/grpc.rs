@@ -21,7 +21,6 @@ use tonic::{
     metadata::MetadataMap,
     transport::{Server, server::TcpIncoming},
 };
-use tracing::Instrument;
 
 use crate::{
     repository::{Revised, Users},
@@ -97,17 +96,20 @@ impl Grpc {
         work: impl Future<Output = Result<T, Status>> + Send,
     ) -> Result<T, Status> {
         let header = |name: &str| metadata.get(name).and_then(|value| value.to_str().ok());
-        let span = tracing::info_span!(
-            "grpc.server",
-            otel.kind = "server",
-            otel.name = method,
-            service = self.context.name(),
-            rpc.system = "grpc",
-            rpc.method = method,
-            rpc.grpc.status_code = tracing::field::Empty,
-            otel.status_code = tracing::field::Empty,
-        );
-        trace::set_parent(&span, header(trace::TRACEPARENT));
+        let parent = header(trace::TRACEPARENT);
+        let make = || {
+            tracing::info_span!(
+                "grpc.server",
+                otel.kind = "server",
+                otel.name = method,
+                service = self.context.name(),
+                rpc.system = "grpc",
+                rpc.method = method,
+                rpc.grpc.status_code = tracing::field::Empty,
+                otel.status_code = tracing::field::Empty,
+            )
+        };
+        let span = trace::span_in(parent, make);
         let correlation = header(trace::CORRELATION_ID).filter(|id| id.len() <= 128);
         let correlation = correlation.map_or_else(order_kit::new_id, str::to_owned);
         let limit = told(metadata).unwrap_or(REQUEST_TIMEOUT).min(REQUEST_TIMEOUT);
@@ -125,7 +127,7 @@ impl Grpc {
             tracing::info!(method, code = ?code, trace_id = trace::trace_id(), correlation_id = trace::correlation(), "call");
             answer
         };
-        trace::with_correlation(self.context.name(), correlation, work.instrument(span)).await
+        trace::work(self.context.name(), correlation, parent, span, work).await
     }
 
     async fn faulty<T>(&self, work: impl Future<Output = Result<T, Status>> + Send) -> Result<T, Status> {

@@ -105,8 +105,10 @@ pub(super) fn connect(path: &Path) -> Result<Connection, DbError> {
     // A parameter as a limit would have its statement planned anew each time it is bound.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     order_broker::into_wal(&connection, BUSY)?;
+    // Each work has a savepoint, and what it would take to go back there is kept aside: in memory, since nobody needs it after a crash.
     connection.execute_batch(
-        "pragma synchronous = full; pragma foreign_keys = on; pragma wal_autocheckpoint = 4000;",
+        "pragma synchronous = full; pragma foreign_keys = on; pragma wal_autocheckpoint = 4000;
+         pragma temp_store = memory;",
     )?;
     Ok(connection)
 }

@@ -1,7 +1,7 @@
 //! Logs as JSON lines, spans by OpenTelemetry, metrics for Prometheus: set up once for a process.
 //!
 //! What it costs is decided by two variables. `LOG` says which lines are written. `TRACE_SAMPLE` says which share of the traces is
-//! kept: spans of the others carry their ids on and nothing else, and with 0 none are made. Kept spans go to
+//! kept: of the others no spans are made, and their ids are carried on. Kept spans go to
 //! `OTEL_EXPORTER_OTLP_ENDPOINT`, or, without one, stay in memory for a while, see [`spans`].
 //!
 //! Each span says which service it is of, also where several are one process: in its attribute `service`, and to collectors in the
@@ -21,13 +21,13 @@ use mainstay::{Registry, registry::Snapshot};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_sdk::trace::{BatchSpanProcessor, Sampler, SdkTracerProvider};
-use tracing::{Dispatch, Level};
-use tracing_subscriber::{EnvFilter, Layer, filter::filter_fn, layer::SubscriberExt};
+use tracing::{Dispatch, Level, subscriber::Interest};
+use tracing_subscriber::{EnvFilter, Layer, filter::dynamic_filter_fn, layer::SubscriberExt};
 
 use crate::{
     BoxError, Context,
     env::{self, Env},
-    metric,
+    metric, trace,
 };
 
 pub use lines::{Output, stdout};
@@ -100,8 +100,8 @@ pub fn tracing_to(env: &Env, output: Output) -> Result<(Dispatch, SdkTracerProvi
         .ok()
         .filter(|share| (0.0..=1.0).contains(share))
         .ok_or_else(|| format!("TRACE_SAMPLE: `{share}` is no number from 0 to 1"))?;
-    let builder = SdkTracerProvider::builder()
-        .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(share))));
+    let builder =
+        SdkTracerProvider::builder().with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOn)));
     let provider = match env.get(env::OTEL_EXPORTER_OTLP_ENDPOINT) {
         Some(endpoint) => {
             let exporter = export::PerService::new(&endpoint, env.get(env::SERVICE_NAME))?;
@@ -116,11 +116,23 @@ pub fn tracing_to(env: &Env, output: Output) -> Result<(Dispatch, SdkTracerProvi
             .with_threads(false)
             .with_tracked_inactivity(false)
             .with_target(false)
-            .with_filter(filter_fn(|about| {
-                // What libraries say of themselves is no part of an order's story.
-                let ours = about.target().starts_with("order_") || about.target().starts_with("mainstay");
-                ours && *about.level() <= Level::INFO
-            }))
+            .with_filter(
+                dynamic_filter_fn(move |about, context| {
+                    // A step's span belongs into its saga's, which may not have been drawn.
+                    let share = if about.name() == "saga.step" && share < 1.0 { 0.0 } else { share };
+                    about.is_event() || trace::is_made(context.lookup_current().is_some(), share)
+                })
+                .with_callsite_filter(|about| {
+                    // What libraries say of themselves is no part of an order's story.
+                    let ours = about.target().starts_with("order_") || about.target().starts_with("mainstay");
+                    match ours && *about.level() <= Level::INFO {
+                        true if about.is_event() => Interest::always(),
+                        true => Interest::sometimes(),
+                        false => Interest::never(),
+                    }
+                })
+                .with_max_level_hint(Level::INFO),
+            )
     });
     let lines = lines::Lines::new(output).with_filter(filter);
     Ok((tracing_subscriber::registry().with(lines).with(spans).into(), provider))

@@ -313,6 +313,53 @@ async fn without_spans_the_callers_trace_is_handed_on() {
 }
 
 #[tokio::test]
+async fn a_trace_that_the_caller_does_not_keep_is_handed_on_and_no_span_is_made() {
+    const OTHER: &str = "3af7651916cd43dd8448eb211c80319c";
+    let (lines, output) = lines();
+    let (dispatch, _provider) = tracing_to(&Env::empty(), output).unwrap();
+    let _here = tracing::dispatcher::set_default(&dispatch);
+    let journey = Journey::new().await;
+    let mut headers = given(OTHER);
+    let unkept = headers[TRACEPARENT].to_str().unwrap().replace("-01", "-00");
+    headers.insert(TRACEPARENT, unkept.parse().unwrap());
+    journey.go(headers).await;
+    let message = journey.message().await;
+    journey.end().await;
+    assert_eq!(message[TRACEPARENT], unkept);
+    assert!(telemetry::spans(OTHER).is_empty());
+    let lines = lines.lock().unwrap();
+    let heard = lines.iter().find(|line| line["message"] == "heard").unwrap();
+    assert_eq!(heard["trace_id"], OTHER);
+}
+
+#[tokio::test]
+async fn a_trace_is_kept_as_its_beginning_says_whatever_the_share_is_here() {
+    const OTHER: &str = "4af7651916cd43dd8448eb211c80319c";
+    let (lines, output) = lines();
+    let seldom = Env::empty().with(env::TRACE_SAMPLE, "0.000000001");
+    let (dispatch, _provider) = tracing_to(&seldom, output).unwrap();
+    let _here = tracing::dispatcher::set_default(&dispatch);
+    let journey = Journey::new().await;
+    journey.go(given(OTHER)).await;
+    // The caller keeps it.
+    until("what each hop has done is kept", async || telemetry::spans(OTHER).len() >= 3).await;
+    // Nobody has begun it: it is not drawn here, and all that follow know.
+    lines.lock().unwrap().clear();
+    let mut headers = given(OTHER);
+    headers.remove(TRACEPARENT);
+    journey.message().await;
+    journey.go(headers).await;
+    let message = journey.message().await;
+    journey.end().await;
+    let begun = &message[TRACEPARENT];
+    assert!(begun.ends_with("-00") && !begun.contains(OTHER), "{begun}");
+    assert!(telemetry::spans(&begun[3..35]).is_empty());
+    let lines = lines.lock().unwrap();
+    let heard = lines.iter().find(|line| line["message"] == "heard").unwrap();
+    assert_eq!(heard["trace_id"], begun[3..35]);
+}
+
+#[tokio::test]
 async fn the_share_and_the_filter_are_checked() {
     for (name, value) in [(env::TRACE_SAMPLE, "2"), (env::TRACE_SAMPLE, "some"), (env::LOG, "a=b=c")] {
         let (_, output) = lines();
