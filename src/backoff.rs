@@ -204,6 +204,17 @@ impl Schedule {
         *previous = delay;
         Some(delay)
     }
+
+    /// The delay after a failure that said when to come back, in nanoseconds: at least the `backoff` that was drawn, at most `window` more
+    /// than it, and a little later than it says, as far as the window goes, because others were told the same.
+    pub(crate) fn honour(&self, hint: Duration, backoff: u64, window: Duration, random: u64) -> u64 {
+        let latest = backoff.saturating_add(time::nanos(window));
+        let hint = time::nanos(hint).clamp(backoff, latest);
+        match self.jitter {
+            Jitter::None => hint,
+            _ => between(hint, hint.saturating_add(hint / 10).min(latest), random),
+        }
+    }
 }
 
 impl fmt::Display for Schedule {

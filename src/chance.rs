@@ -1,5 +1,7 @@
 //! The one file that makes random numbers. Machines never draw: they are handed a value.
 
+#[cfg(feature = "saga")]
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::{
     hash::{BuildHasher, RandomState},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -19,6 +21,14 @@ impl Chance {
         #[cfg(feature = "saga")]
         let seed = seed.or_else(planned::next);
         Chance(AtomicU64::new(seed.unwrap_or_else(|| RandomState::new().hash_one(0u8))))
+    }
+
+    /// The same chances for the same thing, and others for another: what is done once more then takes as long again.
+    #[cfg(feature = "saga")]
+    pub(crate) fn of(thing: impl Hash) -> Self {
+        let mut hasher = DefaultHasher::new();
+        thing.hash(&mut hasher);
+        Chance(AtomicU64::new(hasher.finish()))
     }
 
     /// The next 64 random bits.

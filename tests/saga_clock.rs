@@ -96,7 +96,9 @@ async fn a_refused_step_waits_as_long_as_its_policy_says() {
             _ => {}
         }
         let took = took(&handle).await + seconds(1);
-        assert!(took >= wait && took < wait + seconds(1), "{jump}: {took:?} for {wait:?}");
+        // Up to a tenth longer, because others were told the same.
+        let latest = wait + wait / 10 + Duration::from_millis(10);
+        assert!(took >= wait && took < latest, "{jump}: {took:?} for {wait:?}");
         // It is not asked again and again in between: the wait is obeyed, not only repeated until it is over.
         assert_eq!(refusals.load(SeqCst), 1, "{jump}");
     }

@@ -2,11 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{
-    backoff::{Jitter, Schedule, between},
-    event::GaveUp,
-    time,
-};
+use crate::{backoff::Schedule, event::GaveUp};
 
 /// What a finished attempt means for the next one.
 ///
@@ -107,7 +103,7 @@ impl Rules {
             return Decision::GiveUp(GaveUp::Backoff);
         };
         let delay = match hint {
-            Some(hint) => self.honour(hint, backoff, random_for_hint),
+            Some(hint) => self.schedule.honour(hint, backoff, self.hint_window, random_for_hint),
             None => backoff,
         };
         let delay = Duration::from_nanos(delay);
@@ -119,17 +115,6 @@ impl Rules {
             return Decision::GiveUp(GaveUp::Deadline);
         }
         Decision::After(delay)
-    }
-
-    /// A server's hint in nanoseconds: at least the backoff, at most the window more than it, and a little later than
-    /// it says, as far as the window goes, because others were told the same.
-    fn honour(&self, hint: Duration, backoff: u64, random: u64) -> u64 {
-        let latest = backoff.saturating_add(time::nanos(self.hint_window));
-        let hint = time::nanos(hint).clamp(backoff, latest);
-        match self.schedule.jitter {
-            Jitter::None => hint,
-            _ => between(hint, hint.saturating_add(hint / 10).min(latest), random),
-        }
     }
 }
 

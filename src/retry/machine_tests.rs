@@ -1,5 +1,8 @@
 use super::*;
-use crate::property::{catches, holds};
+use crate::{
+    backoff::Jitter,
+    property::{catches, holds},
+};
 use proptest::{prelude::*, test_runner::TestCaseError};
 
 const MS: Duration = Duration::from_millis(1);

@@ -242,14 +242,11 @@ pub(crate) enum Ended {
     Recorded,
     /// The driver has said that no attempt is to begin any more.
     Stopped,
-    /// A policy did not let it begin; it may come back after so long.
-    Refused { why: String, after: Duration },
+    /// It was not begun, and has a chance after so long, where that is known.
+    Refused { why: String, after: Option<Duration> },
     /// What is stored is not what the code expects: nothing can be done with it.
     Undecodable(String),
 }
-
-/// How long a refused try waits when nobody says how long.
-const REFUSED_WAIT: Duration = Duration::from_secs(1);
 
 /// Tries a step forward.
 pub(crate) async fn forward(
@@ -383,9 +380,7 @@ async fn conclude(call: impl Future<Output = Result<Attempted, Error<Failure>>>)
     };
     match failure.kind() {
         FailureKind::Undecodable => Ended::Undecodable(failure.message().to_owned()),
-        FailureKind::Unstarted(after) => {
-            Ended::Refused { why: failure.message().to_owned(), after: after.unwrap_or(REFUSED_WAIT) }
-        }
+        FailureKind::Unstarted(after) => Ended::Refused { why: failure.message().to_owned(), after },
         FailureKind::Unknown | FailureKind::Rejected => {
             Ended::Outcome(Outcome::Unknown(failure.message().to_owned()))
         }

@@ -28,6 +28,9 @@ use crate::{event::Event, observe::span, time};
 
 mod letters;
 mod outcomes;
+mod waits;
+
+use waits::Waits;
 
 /// How long a driver with nothing to do but wait stays in memory.
 const LINGER: Duration = Duration::from_secs(1);
@@ -72,6 +75,8 @@ pub(crate) struct Driver {
     resend: Steps,
     /// How often a participant has said that it has nothing of what it was sent.
     refusals: u32,
+    /// How long what was not begun waits.
+    waits: Waits,
     /// When a step that was refused or is stuck is tried again; by the clock of this process, which is not set.
     retry_at: Vec<(usize, Instant)>,
     /// Whether it was said that a deadline came too late.
@@ -101,6 +106,7 @@ impl Driver {
         let tainted = if recovered { (machine.due() & tried) - shape.transactional } else { Steps::NONE };
         let inner = ledger.inner.clone();
         let lapses = ledger.lapses;
+        let waits = Waits::new(&ledger.id, ledger.epoch);
         Driver {
             ledger,
             definition,
@@ -110,6 +116,7 @@ impl Driver {
             tainted,
             resend: Steps::NONE,
             refusals: 0,
+            waits,
             retry_at: Vec::new(),
             overdue: false,
             patience: None,

@@ -78,9 +78,28 @@ impl Failure {
     }
 
     /// The participant was not reached: nothing has happened, and it will be tried again, without counting this attempt as one
-    /// that may have had an effect.
+    /// that may have had an effect. The default policies of a step leave that to the saga, so it uses up none of their attempts; a retry
+    /// of one's own repeats it like any error, unless its [predicate](crate::retry::Config::when) asks whether it [is clean](Self::is_clean).
     pub fn unstarted(why: impl fmt::Display) -> Self {
         Failure { kind: FailureKind::Unstarted(None), message: why.to_string() }
+    }
+
+    /// When another try has a chance, of what was [not begun](Failure::unstarted): what a service says in `Retry-After`, or whoever else has
+    /// refused. Then, or up to a tenth later because others were told the same, it is tried again, however long that is. Any other failure
+    /// stays as it is. A [`Refused`] says it by itself.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use mainstay::saga::Failure;
+    /// # fn failure(asked_to_wait: Option<Duration>) -> Failure {
+    /// Failure::unstarted("it answered 429").retry_after(asked_to_wait)
+    /// # }
+    /// ```
+    pub fn retry_after(mut self, wait: impl Into<Option<Duration>>) -> Self {
+        if let FailureKind::Unstarted(after) = &mut self.kind {
+            *after = wait.into();
+        }
+        self
     }
 
     /// Nobody knows. What `?` makes of an error.

@@ -9,6 +9,7 @@ use crate::{
     BoxedStack, Retry, Stack,
     call::Run,
     error::ConfigError,
+    retry::Failure as Tried,
     saga::{
         attempt::{Act, Acted, Attempted, StepCode, Told, Undo, Verify},
         record::Payload,
@@ -136,10 +137,10 @@ where
 
     /// The policies that each try of the action goes through: retry with its waits, timeout per attempt, circuit breaker,
     /// bulkhead, in any stack. Their default is three attempts (eight where the step has to succeed), 100 ms apart and growing, of at
-    /// most 30 s each.
+    /// most 30 s each; what was [not begun](Failure::unstarted) is none.
     ///
     /// A rejection is an answer to them, not a failure. A step that may be sent only once is, whatever the retry says. A refusal of a breaker
-    /// or bulkhead counts as no attempt; it is asked again when it said.
+    /// or bulkhead counts as no attempt; it is asked again when it said, or up to a tenth later.
     pub fn through<L>(mut self, stack: Stack<L>) -> Self
     where
         L: Run<(), Attempted, Failure> + List + Send + Sync + 'static,
@@ -273,6 +274,11 @@ where
     }
 }
 
+/// What was not begun is left to the saga, which waits as long as it was told: it uses up no attempt.
+fn was_begun(tried: &Tried<'_, Attempted, Failure>) -> bool {
+    tried.refused().is_some() || tried.error().is_some_and(|failure| !failure.is_clean())
+}
+
 fn default_stack(node: &Node) -> Result<BoxedStack<Attempted, Failure>, ConfigError> {
     let attempts = match node.class {
         Class::Pivot | Class::Retriable => 8,
@@ -281,11 +287,12 @@ fn default_stack(node: &Node) -> Result<BoxedStack<Attempted, Failure>, ConfigEr
     // Giving up for want of a budget would not save load: it makes a compensation for every step so far.
     let retry =
         Retry::exponential(Duration::from_millis(100)).max_attempts(attempts).no_budget().idempotent();
+    let retry = retry.when(was_begun);
     Ok(crate::stack(node.path.clone()).retry(retry).timeout(Duration::from_secs(30)).build()?.boxed())
 }
 
 fn default_undo_stack(node: &Node) -> Result<BoxedStack<Attempted, Failure>, ConfigError> {
     let retry = Retry::exponential(Duration::from_millis(100)).cap(Duration::from_secs(30));
-    let retry = retry.max_attempts(10).no_budget().idempotent();
+    let retry = retry.max_attempts(10).no_budget().idempotent().when(was_begun);
     Ok(crate::stack(node.path.clone()).retry(retry).timeout(Duration::from_secs(30)).build()?.boxed())
 }

@@ -23,9 +23,6 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// happened.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The least that a refused try waits.
-const PAUSE: Duration = Duration::from_millis(10);
-
 impl Driver {
     pub(super) async fn ended(&mut self, flight: Flight) -> Result<(), Stop> {
         let Flight { step, direction, asking, flags, began, ended: Some(ended), .. } = flight else {
@@ -36,6 +33,9 @@ impl Driver {
         let certain = self.machine().shape().transactional.contains(step);
         if direction == Direction::Do && flags.tainted.load(Relaxed) && !asking && !certain {
             self.tainted.insert(step);
+        }
+        if !matches!(ended, Ended::Refused { .. }) {
+            self.waits.begun(step);
         }
         // In flight when the saga was turned round, and known to have had no effect: it has not to be undone.
         let clean = matches!(
@@ -69,7 +69,8 @@ impl Driver {
                 if !self.tainted.contains(step) {
                     self.resend.insert(step);
                 }
-                // Not tried at all: nothing is counted, and it is asked again when the policy said.
+                // Not tried at all: nothing is counted against it.
+                let after = self.waits.refused(step, after);
                 self.inner.identity.emit(&Event::SagaWaits {
                     definition: &self.machine().shape().id.name,
                     saga: self.ledger.id.as_str(),
@@ -77,7 +78,7 @@ impl Driver {
                     why: &why,
                     after,
                 });
-                self.try_again_after(step, after.max(PAUSE));
+                self.try_again_after(step, after);
                 Ok(())
             }
             (Direction::Undo, Ended::Undone) => {
