@@ -58,7 +58,7 @@ pub(crate) struct Engine {
 }
 
 /// The policies of a step: tried again as long as nobody knows, with waits of up to three seconds. What was not begun does not count; it is
-/// tried again after a second.
+/// tried again when that is of use, where somebody has said when, and otherwise within a second.
 macro_rules! patient {
     ($step:expr, $attempts:expr) => {
         mainstay::stack($step)

@@ -11,7 +11,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use http::StatusCode;
 use mainstay::{
-    ConfigError, Error,
+    ConfigError,
     saga::{Failure, Step},
 };
 use order_kit::{
@@ -261,21 +261,17 @@ fn said(answer: Result<Reply, CallError>) -> Said {
             Said::No(reason().unwrap_or_else(|| "refused".to_owned()))
         }
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
-            Said::NotYet(Failure::unstarted(format!("it answered {}", reply.status)))
+            Said::NotYet(not_yet(reply.into()))
         }
         status => Said::Unknown(format!("it answered {status}")),
     }
 }
 
-/// What was not begun. An open breaker says when it is of use to ask again: the library waits that long, and a second otherwise. Thousands
-/// of orders that asked once a second while a service is away would be all that this one does.
+/// What was not begun. An open breaker says when it is of use to ask again, and a service may: the library waits that long, and each order a
+/// little longer than the others. Thousands that asked at the same moment while a service is away would be all that it sees when it is back.
 fn not_yet(error: CallError) -> Failure {
-    match error {
-        CallError::Refused(refused) if !refused.was_started() => {
-            Failure::of_call::<CallError>(Error::Refused(refused))
-        }
-        error => Failure::unstarted(error),
-    }
+    let after = error.retry_after();
+    Failure::unstarted(error).retry_after(after)
 }
 
 /// Reasons are words for programs, `out_of_stock`; anything else is prose.
@@ -337,14 +333,13 @@ mod tests {
         let breaker =
             breaker.consecutive_failures(1).open_wait(Duration::from_secs(30), 1.0, Duration::from_secs(30));
         let breaker = breaker.open_wait_jitter(0.0).build().unwrap();
-        let failed: Result<(), Error<CallError>> =
-            breaker.call(async || Err(CallError::Garbled(String::new()))).await;
-        assert!(failed.is_err());
-        let refused: Result<(), Error<CallError>> = breaker.call(async || Ok(())).await;
-        let Err(Error::Refused(refused)) = refused else { panic!("{refused:?}") };
-        let Said::NotYet(failure) = said(Err(CallError::Refused(refused))) else {
-            panic!("nothing was sent")
-        };
-        assert!(format!("{failure:?}").contains("30s"), "{failure:?}");
+        breaker.try_acquire().unwrap().failure();
+        let left_alone = CallError::Refused(breaker.try_acquire().unwrap_err());
+        let mut too_many = reply(429, "{}");
+        too_many.headers.insert(http::header::RETRY_AFTER, 30.into());
+        for error in [left_alone, too_many.into()] {
+            let Said::NotYet(failure) = said(Err(error)) else { panic!("nothing was sent") };
+            assert!(format!("{failure:?}").contains("30s"), "{failure:?}");
+        }
     }
 }
