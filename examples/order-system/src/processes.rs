@@ -130,6 +130,20 @@ impl Processes {
     }
 }
 
+/// The first of some ports in a row that nobody listens on: enough for all services, and for users by gRPC.
+///
+/// # Errors
+///
+/// That there are none.
+pub fn free_ports() -> Result<u16, BoxError> {
+    let free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let start = 20_000 + u16::try_from(std::process::id() % 8_000)? * 2;
+    (0..500_u16)
+        .map(|step| start.wrapping_add(step * 16) % 20_000 + 20_000)
+        .find(|base| (*base..base + 12).all(free))
+        .ok_or_else(|| "no free ports".into())
+}
+
 /// Sends a signal, by the system's own program.
 async fn signal(name: &str, pid: u32) -> Result<(), BoxError> {
     let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().await?;

@@ -29,7 +29,7 @@ pub const NAMES: &[(&str, &str)] = &[
     ("out-of-stock", "there is not enough of it: cancelled, and nobody was asked for money"),
     ("payment-down", "payments fail: orders wait, everything else goes on; then they are paid for"),
     ("payment-killed", "the payment process is killed under load: nobody hangs, nobody pays twice"),
-    ("crash", "the order process is killed in the midst of a saga, at every step: it goes on where it was"),
+    ("crash", "the order process is killed with sagas at every place: each goes on where it was"),
     ("broker-down", "the broker is away: orders are taken, and told of in order when it is back"),
     ("cascade", "a service that hangs, with and without breakers"),
     ("chain", "five hops share one deadline"),

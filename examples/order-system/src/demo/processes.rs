@@ -12,7 +12,8 @@ use super::{Play, Stage, Story, order_id, orders::steps};
 use crate::{
     audit::settled,
     demo::CALM,
-    processes::{Options, Processes},
+    processes::{Options, Processes, free_ports},
+    remote::Answer,
 };
 
 /// A place for processes: their ports, and a folder of their own.
@@ -29,16 +30,6 @@ pub(crate) async fn start(play: &Play, data: &std::path::Path) -> Result<Process
         log,
     })
     .await
-}
-
-/// The first of some ports in a row that nobody listens on.
-pub(crate) fn free_ports() -> Result<u16, BoxError> {
-    let free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let start = 20_000 + u16::try_from(std::process::id() % 8_000)? * 2;
-    (0..500_u16)
-        .map(|step| start.wrapping_add(step * 16) % 20_000 + 20_000)
-        .find(|base| (*base..base + 12).all(free))
-        .ok_or_else(|| "no free ports".into())
 }
 
 pub(super) async fn payment_killed(story: &mut Story, play: &Play) -> Result<(), BoxError> {
@@ -91,79 +82,90 @@ pub(super) async fn payment_killed(story: &mut Story, play: &Play) -> Result<(),
     Ok(())
 }
 
-/// A place in a saga where the process is killed, by what the services do there.
-struct Place {
-    what: &'static str,
-    service: &'static str,
-    faults: Value,
-    /// Whether the card is declined, so that the saga is on its way back.
-    back: bool,
+/// How the saga comes to a place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Forward: all is well.
+    There,
+    /// The card is declined, so that what was done before is undone.
+    Declined,
+    /// The customer cancels when the money was taken, so that it is given back.
+    Cancelled,
+}
+
+/// Before and after every step, there and back: after it something has happened that is not recorded. From the end to the beginning, so
+/// that nobody comes by where another stands.
+fn places() -> Vec<(String, Way)> {
+    let undone =
+        [("charge-card", Way::Cancelled), ("create-order", Way::Declined), ("reserve-stock", Way::Declined)];
+    let done = ["commit-stock", "confirm-order", "charge-card", "reserve-stock", "create-order"];
+    let undone = undone.map(|(step, way)| (format!("{step}.undo"), way));
+    let done = done.map(|step| (format!("{step}.do"), Way::There));
+    let both = |(step, way)| ["after", "before"].map(|when| (format!("{when} {step}"), way));
+    undone.into_iter().chain(done).flat_map(both).collect()
 }
 
 pub(super) async fn crash(story: &mut Story, play: &Play) -> Result<(), BoxError> {
-    let place = |what, service, faults, back| Place { what, service, faults, back };
-    let places = [
-        place("before the goods are reserved", "inventory", json!({ "hang": true }), false),
-        place(
-            "after the goods are reserved, before that is recorded",
-            "inventory",
-            json!({ "effectThenHang": true }),
-            false,
-        ),
-        place("before the card is charged", "payments", json!({ "hang": true }), false),
-        place(
-            "after the card is charged, before that is recorded",
-            "payments",
-            json!({ "effectThenHang": true }),
-            false,
-        ),
-        place(
-            "after the goods are released, before that is recorded",
-            "inventory",
-            json!({ "effectThenHang": true }),
-            true,
-        ),
-    ];
+    const CHARGED: &str = "after charge-card.do";
     let data = tempfile::tempdir()?;
     let processes = start(play, data.path()).await?;
     let stage = Stage::set(None, processes.remote()).await?;
     let card = format!("/payments/cards/{}", stage.user(1));
     stage.remote.put("payments", &card, json!({ "behaviour": "decline" })).await?.expect(200)?;
-    for Place { what, service, faults, back } in places {
-        story.say(what);
-        // On the way back the goods have to be reserved before the fault can concern their release: the card waits.
-        if back {
-            stage.remote.put("payments", "/_faults", json!({ "latencyMs": 600 })).await?.expect(200)?;
-        } else {
-            stage.remote.put(service, "/_faults", faults.clone()).await?.expect(200)?;
+    story.say("an order for each place in a saga: there its step stands still");
+    let (mut named, mut standing) = (Vec::new(), Vec::new());
+    for (place, way) in places() {
+        let first = if way == Way::Cancelled { CHARGED } else { &place };
+        named.push(first.to_owned());
+        hold_at(&stage, &named).await?;
+        let order = order_id(&stage.order(usize::from(way == Way::Declined), 1, 1).await?.expect(202)?)?;
+        held(&stage, first, &order).await?;
+        if way == Way::Cancelled {
+            // The charge is waited for before anything is undone.
+            stage.remote.post("orders", &format!("/orders/{order}/cancel"), json!({})).await?.expect(202)?;
+            phase(&stage, &order, &["unwinding"]).await?;
+            named.pop();
+            named.push(place.clone());
+            hold_at(&stage, &named).await?;
+            held(&stage, &place, &order).await?;
         }
-        let order = order_id(&stage.order(usize::from(back), 1, 1).await?.expect(202)?)?;
-        if back {
-            let reserved = format!("/inventory/reservations/{order}");
-            stage
-                .remote
-                .until(Duration::from_secs(5), service, &reserved, |answer| answer.status == 200)
-                .await?;
-            stage.remote.put(service, "/_faults", faults).await?.expect(200)?;
-        }
-        tokio::time::sleep(Duration::from_millis(if back { 1_200 } else { 400 })).await;
-        let old = processes.kill("orders").await?;
-        for service in ["inventory", "payments"] {
-            stage.remote.call(http::Method::DELETE, service, "/_faults", None).await?.expect(200)?;
-        }
-        processes.back("orders", old).await?;
-        let over = stage.over(&order, Duration::from_secs(40)).await?;
-        let wanted = if back { "cancelled" } else { "confirmed" };
+        standing.push((place, way, order));
+    }
+    let old = processes.kill("orders").await?;
+    story.say(format!("with {} sagas at as many places process {old} is killed", standing.len()));
+    processes.back("orders", old).await?;
+    for (place, way, order) in standing {
+        phase(&stage, &order, &["completed", "compensated"]).await?;
+        let over = stage.over(&order, CALM).await?;
+        let wanted = if way == Way::There { "confirmed" } else { "cancelled" };
         story.check(
             over["status"] == wanted,
-            format!("order-service was killed there; the order is {} all the same", over["status"]),
+            format!("{place}: the order is {} all the same", over["status"]),
         );
         let seen = processes_of(&steps(&stage, &order).await?);
-        story.check(seen.len() == 2, format!("its timeline has two processes ({})", seen.len()));
+        story.check(seen.len() == 2, format!("{place}: its timeline has two processes ({})", seen.len()));
     }
     story.check(settled(&stage.remote, CALM).await?.print(), "the audit is green");
     processes.stop().await;
     Ok(())
+}
+
+/// Names the places at which a saga of the orders stands still, the first that comes to each.
+async fn hold_at(stage: &Stage, places: &[String]) -> Result<(), BoxError> {
+    stage.remote.put("orders", "/_faults", json!({ "holdAt": places })).await?.expect(200).map(drop)
+}
+
+/// Waits until an order stands at a place.
+async fn held(stage: &Stage, place: &str, order: &str) -> Result<(), BoxError> {
+    let there = |answer: &Answer| answer.json()["held"][place] == order;
+    stage.remote.until(CALM, "orders", "/_faults", there).await.map(drop)
+}
+
+/// Waits until an order's saga is in one of these phases.
+async fn phase(stage: &Stage, order: &str, wanted: &[&str]) -> Result<(), BoxError> {
+    let there =
+        |answer: &Answer| answer.json()["phase"].as_str().is_some_and(|phase| wanted.contains(&phase));
+    stage.remote.until(CALM, "orders", &format!("/orders/{order}/timeline"), there).await.map(drop)
 }
 
 /// The processes that had a hand in it.

@@ -1,15 +1,18 @@
 //! Faults that can be switched on: what a person breaks to see what the others do about it.
 //!
 //! `PUT /_faults` with a [`Faults`] sets them, `GET /_faults` shows them and since when, `DELETE /_faults` ends them. They concern the
-//! routes of the service and not those of the kit. A fault has an end: after ten minutes unless another time is given.
+//! routes of the service and not those of the kit; [`hold_at`](Faults::hold_at) concerns the steps of its sagas. A fault has an end: after
+//! ten minutes unless another time is given.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use mainstay::saga::Key;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 /// What is wrong with a service at the moment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -29,6 +32,10 @@ pub struct Faults {
     pub effect_then_hang: bool,
     /// Requests are answered with 429.
     pub reject: bool,
+    /// Where sagas stand still: `before charge-card.do`, `after charge-card.undo`. At each place the first that comes, until the place is
+    /// no longer named; whoever comes meanwhile passes. For who wants to kill the process just there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hold_at: Vec<String>,
     /// When all this ends, in seconds from now; ten minutes if it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub for_seconds: Option<u64>,
@@ -53,7 +60,16 @@ pub enum Verdict {
 
 /// The switch, shared by whoever sets and whoever obeys it.
 #[derive(Debug, Clone, Default)]
-pub struct Switch(Arc<Mutex<State>>);
+pub struct Switch(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: Mutex<State>,
+    /// Told whenever something was set.
+    changed: watch::Sender<()>,
+    /// Who stands still, by the place.
+    held: Mutex<BTreeMap<String, String>>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -64,10 +80,19 @@ struct State {
     seen: u64,
 }
 
+/// Who stands still, as long as this is there.
+struct Held<'a>(&'a Inner, &'a str);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner).remove(self.1);
+    }
+}
+
 impl Switch {
     /// Replaces what was set.
     pub fn set(&self, faults: Faults) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         let time = Duration::from_secs(faults.for_seconds.unwrap_or(600).min(86_400));
         let any = faults != Faults { for_seconds: faults.for_seconds, ..Faults::default() };
         *state = State {
@@ -76,18 +101,47 @@ impl Switch {
             faults,
             seen: 0,
         };
+        drop(state);
+        self.0.changed.send_replace(());
     }
 
     /// What is set, and since when in milliseconds of 1970.
     pub fn get(&self) -> (Faults, Option<i64>) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.expire();
         (state.faults.clone(), state.since)
     }
 
+    /// Who stands still at present: the sagas, by their places.
+    pub fn held(&self) -> BTreeMap<String, String> {
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Passes a place in a saga, `before` or `after` what the step of this key does; stands still there as long as that is wanted.
+    pub async fn pass(&self, when: &str, step: &Key) {
+        let Some(ends) = self.0.state.lock().unwrap_or_else(PoisonError::into_inner).holds() else { return };
+        let key = step.to_string();
+        let (step, saga) = key.split_once('@').unwrap_or((&key, ""));
+        let place = format!("{when} {step}");
+        let mut changed = self.0.changed.subscribe();
+        if !self.get().0.hold_at.contains(&place) {
+            return;
+        }
+        {
+            let mut held = self.0.held.lock().unwrap_or_else(PoisonError::into_inner);
+            if held.contains_key(&place) {
+                return;
+            }
+            held.insert(place.clone(), saga.to_owned());
+        }
+        let _held = Held(&self.0, &place);
+        let named = changed.wait_for(|()| !self.get().0.hold_at.contains(&place));
+        let _ = tokio::time::timeout_at(ends, named).await;
+    }
+
     /// What to do with the next request, and how long to wait before.
     pub fn next(&self) -> (Verdict, Duration) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.expire();
         let faults = &state.faults;
         let wait = Duration::from_millis(faults.latency_ms);
@@ -109,6 +163,11 @@ impl Switch {
 }
 
 impl State {
+    /// Until when sagas are held at places, if they are.
+    fn holds(&self) -> Option<Instant> {
+        self.ends.filter(|_| !self.faults.hold_at.is_empty())
+    }
+
     fn expire(&mut self) {
         if self.ends.is_some_and(|at| at <= Instant::now()) {
             *self = State::default();
@@ -126,6 +185,34 @@ mod tests {
         switch.set(Faults { fail_percent: 30, ..Faults::default() });
         let failed = (0..100).filter(|_| switch.next().0 == Verdict::Fail).count();
         assert_eq!(failed, 30);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_that_comes_to_a_place_stands_still_until_it_is_no_longer_named() {
+        let (switch, key) = (Switch::default(), |text: &str| text.parse::<Key>().unwrap());
+        let hold = |place: &str| switch.set(Faults { hold_at: vec![place.to_owned()], ..Faults::default() });
+        let passes = async |when: &str, step: &str| {
+            let key = key(step);
+            tokio::time::timeout(Duration::from_secs(60), switch.pass(when, &key)).await.is_ok()
+        };
+        assert!(passes("before", "charge-card.do@a").await, "nothing is wanted");
+        hold("before charge-card.do");
+        let mut held = std::pin::pin!(passes("before", "charge-card.do@a"));
+        assert!(futures::poll!(&mut held).is_pending());
+        assert_eq!(switch.held(), [("before charge-card.do".to_owned(), "a".to_owned())].into());
+        for (when, step) in
+            [("after", "charge-card.do@a"), ("before", "charge-card.undo@a"), ("before", "charge-card.do@b")]
+        {
+            assert!(passes(when, step).await, "{when} {step}");
+        }
+        hold("after charge-card.do");
+        assert!(held.await, "it is wanted elsewhere");
+        assert!(switch.held().is_empty());
+        assert!(!passes("after", "charge-card.do@a").await && switch.held().is_empty(), "given up");
+        let began = Instant::now();
+        switch.set(Faults { for_seconds: Some(5), ..switch.get().0 });
+        assert!(passes("after", "charge-card.do@a").await);
+        assert_eq!(began.elapsed().as_secs(), 5);
     }
 
     #[tokio::test(start_paused = true)]

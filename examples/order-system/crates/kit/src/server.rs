@@ -187,7 +187,9 @@ async fn spans(Path(trace): Path<String>) -> Response {
 
 async fn show_faults(State(around): State<Around>) -> Response {
     let (faults, since) = around.context.faults().get();
-    Json(serde_json::json!({ "faults": faults, "since": since.map(crate::iso) })).into_response()
+    let held = around.context.faults().held();
+    Json(serde_json::json!({ "faults": faults, "since": since.map(crate::iso), "held": held }))
+        .into_response()
 }
 
 async fn set_faults(State(around): State<Around>, Json(faults): Json<Faults>) -> Response {

@@ -64,6 +64,7 @@ type This = Step<Purchase>;
 /// Whom the steps ask.
 #[derive(Clone)]
 pub(crate) struct Steps {
+    context: Context,
     pub(crate) store: Store,
     pub(crate) users: Directory,
     pub(crate) journeys: Journeys,
@@ -88,14 +89,29 @@ impl Steps {
         let options = Options { attempts: 1, queue: 2_000, ..Options::default() };
         let inventory = Client::new(context, "inventory", Options { concurrency: 20, ..options })?;
         let payments = Client::new(context, "payment", Options { concurrency: 10, ..options })?;
-        Ok(Arc::new(Steps { store, users, journeys: Journeys::default(), inventory, payments }))
+        let (context, journeys) = (context.clone(), Journeys::default());
+        Ok(Arc::new(Steps { context, store, users, journeys, inventory, payments }))
     }
 
     /// Runs within the span and under the correlation id of the order.
     async fn within<T>(&self, step: &This, work: impl Future<Output = T>) -> T {
         let order = step.input();
         let span = self.journeys.span(step.saga().as_str(), order.total, order.traceparent.as_deref());
+        let work = async {
+            self.pass("before", step).await;
+            let done = work.await;
+            self.pass("after", step).await;
+            done
+        };
         trace::work(NAME, order.correlation.clone(), order.traceparent.as_deref(), span, work).await
+    }
+
+    /// Where sagas can be held, for who wants to see what becomes of one whose process dies there.
+    async fn pass(&self, when: &str, step: &This) {
+        tokio::select! {
+            () = self.context.faults().pass(when, step.key()) => {}
+            () = self.context.stop().cancelled() => {}
+        }
     }
 
     /// The order is there since it was accepted: its row, its event and this step's in the barrier are one transaction.
