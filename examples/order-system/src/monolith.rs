@@ -7,7 +7,7 @@ use order_kit::{
     ApiError, BoxError, Context, Service,
     context::Locate,
     env::{self, Env},
-    server::{Access, router, serve},
+    server::{Access, Door, router, serve},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 use utoipa_axum::router::OpenApiRouter;
@@ -63,13 +63,20 @@ impl Monolith {
         }
         let here: Arc<dyn Locate> = Arc::new(Here(format!("http://{address}")));
         let whole = Context::new("monolith", env, data, broker, here);
+        let door = Door::new(&whole);
+        let server = tokio::spawn(serve(whole.clone(), door.router(), listener));
         let mut all = Service { routes: OpenApiRouter::new(), checks: Vec::new() };
         let mut contexts = vec![whole.clone()];
         let mut books = Vec::new();
         for part in PARTS {
             let context = whole.part(part);
-            let service =
-                services::build_service(&context).await.map_err(|error| format!("{part}: {error}"))?;
+            let service = match services::build_service(&context).await {
+                Ok(service) => service,
+                Err(error) => {
+                    contexts.iter().for_each(|it| it.stop().cancel());
+                    return Err(format!("{part}: {error}").into());
+                }
+            };
             all.routes = all.routes.merge(service.routes);
             // Of checks with one name, that of a part says what all need.
             for check in service.checks {
@@ -92,8 +99,7 @@ impl Monolith {
                 of.audit(page).await.unwrap_or_else(|| Err(ApiError::not_found("No books are kept")))
             }
         });
-        let router = router(&whole, all, Access::Everybody);
-        let server = tokio::spawn(serve(whole, router, listener));
+        door.open(router(&whole, all, Access::Everybody));
         Ok(Monolith { address, contexts, server })
     }
 

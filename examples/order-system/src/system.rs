@@ -18,6 +18,7 @@ use order_kit::{
     auth::ServiceTokens,
     context::{Known, Locate, Ports, SERVICES, known},
     env::{self, Env},
+    server::Door,
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 
@@ -75,11 +76,15 @@ impl Locate for Table {
     fn lost(&self, _: &str, _: &str) {}
 }
 
+/// Those that ask others. They are built when these are there, and end before them.
+const ASK: [&str; 5] = ["orders", "orders-read", "notifications", "analytics", "loyalty"];
+
 /// One service that runs.
 struct Running {
     part: &'static str,
     address: SocketAddr,
     context: Context,
+    door: Door,
     server: JoinHandle<()>,
 }
 
@@ -171,8 +176,15 @@ impl System {
             |address| format!("http://{address}"),
         );
         system.options.env = services::with_grpc(system.options.env, url);
+        // Then all of them answer, if only that they are not ready; and who asks others is built behind those, and the gateway last.
+        let mut parts = Vec::new();
         for (part, listener, grpc) in listeners {
-            if let Err(error) = system.start_on(part, listener, grpc).await {
+            system.answer(part, listener)?;
+            parts.push((part, grpc));
+        }
+        parts.sort_by_key(|(part, _)| (*part == order_gateway::NAME, ASK.contains(part)));
+        for (part, grpc) in parts {
+            if let Err(error) = system.build(part, grpc).await {
                 system.stop().await;
                 return Err(format!("{part}: {error}").into());
             }
@@ -207,12 +219,8 @@ impl System {
         Ok(Some(listener))
     }
 
-    async fn start_on(
-        &mut self,
-        part: &'static str,
-        listener: TcpListener,
-        grpc: Option<TcpListener>,
-    ) -> Result<(), BoxError> {
+    /// Opens the port of a part that is still to be built.
+    fn answer(&mut self, part: &'static str, listener: TcpListener) -> Result<(), BoxError> {
         let address = listener.local_addr()?;
         let context = Context::new(
             part,
@@ -221,7 +229,8 @@ impl System {
             self.broker.clone(),
             self.locate.clone(),
         );
-        let router = services::build(&context, &self.instances).await?;
+        let door = Door::new(&context);
+        let router = door.router();
         let server = if part == order_gateway::NAME {
             let context = context.clone();
             tokio::spawn(async move {
@@ -233,12 +242,24 @@ impl System {
             tokio::spawn(order_kit::server::serve(context.clone(), router, listener))
         };
         self.table.set(part, address);
-        self.announce(part, address, &context);
-        if let Some(listener) = grpc {
-            services::serve_grpc(&context, listener);
-        }
-        self.running.push(Running { part, address, context, server });
+        self.running.push(Running { part, address, context, door, server });
         Ok(())
+    }
+
+    /// Builds it: its database is brought up to date and its queues are consumed. Then it does its work, and others are told of it.
+    async fn build(&self, part: &'static str, grpc: Option<TcpListener>) -> Result<(), BoxError> {
+        let Running { address, context, door, .. } = self.running(part);
+        door.open(services::build(context, &self.instances).await?);
+        self.announce(part, *address, context);
+        if let Some(listener) = grpc {
+            services::serve_grpc(context, listener);
+        }
+        Ok(())
+    }
+
+    fn running(&self, part: &str) -> &Running {
+        let running = self.running.iter().find(|it| it.part == part);
+        running.unwrap_or_else(|| panic!("{part} does not run here"))
     }
 
     /// Says in the registry that an instance is there, again and again, until it ends.
@@ -268,8 +289,7 @@ impl System {
     ///
     /// If it does not run here.
     pub fn url(&self, part: &str) -> String {
-        let running = self.running.iter().find(|it| it.part == part);
-        format!("http://{}", running.unwrap_or_else(|| panic!("{part} does not run here")).address)
+        format!("http://{}", self.running(part).address)
     }
 
     /// Its context: its faults and policies.
@@ -278,12 +298,7 @@ impl System {
     ///
     /// If it does not run here.
     pub fn context(&self, part: &str) -> &Context {
-        &self
-            .running
-            .iter()
-            .find(|it| it.part == part)
-            .unwrap_or_else(|| panic!("{part} does not run here"))
-            .context
+        &self.running(part).context
     }
 
     /// The broker.
@@ -316,13 +331,13 @@ impl System {
     pub async fn start_part(&mut self, part: &'static str) -> Result<(), BoxError> {
         let listener = TcpListener::bind((self.options.env.get_or_default(env::HOST).as_str(), 0)).await?;
         let grpc = self.listen_for_grpc(part).await?;
-        self.start_on(part, listener, grpc).await
+        self.answer(part, listener)?;
+        self.build(part, grpc).await
     }
 
     /// Ends all services in order: the gateway first, so that nothing new comes in; then those that ask others; then the others. Those that
     /// do not ask each other end at the same time, so that three graces are the longest that it takes.
     pub async fn stop(self) {
-        const ASK: [&str; 5] = ["orders", "orders-read", "notifications", "analytics", "loyalty"];
         let (gateway, rest): (Vec<_>, Vec<_>) =
             self.running.into_iter().partition(|it| it.part == order_gateway::NAME);
         let (ask, asked): (Vec<_>, Vec<_>) = rest.into_iter().partition(|it| ASK.contains(&it.part));

@@ -253,6 +253,28 @@ fn same(documented: &Routes, said: &Routes) {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_table_of_checks_names_those_of_each_service() {
+    let _stage = STAGE.lock().await;
+    let (_data, system) = system("orchestrated").await;
+    let remote = Remote::to(&system);
+    let mut said = BTreeMap::new();
+    for part in PARTS.iter().filter(|part| **part != order_gateway::NAME) {
+        let ready = remote.get(part, "/health/ready").await.expect("an answer").json();
+        let checks: BTreeSet<String> = ready["checks"].as_object().expect("checks").keys().cloned().collect();
+        said.insert((*part).to_owned(), checks);
+    }
+    system.stop().await;
+    let mut documented = BTreeMap::new();
+    for row in table(&contract(), "## Readiness") {
+        // Redis is asked where it is set.
+        let checks = codes(&row[1]).chain(codes(&row[2])).filter(|check| check != "redis");
+        let checks: BTreeSet<String> = checks.collect();
+        documented.extend(row[0].split(", ").map(|part| (part.to_owned(), checks.clone())));
+    }
+    assert_eq!(documented, said);
+}
+
 /// What services tell others: the constants of their messages that begin with what they are called by.
 fn told() -> BTreeMap<String, &'static str> {
     let mut told = BTreeMap::new();

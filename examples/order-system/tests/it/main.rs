@@ -1,5 +1,5 @@
-//! The order system as a whole: one contract for all its shapes, the journeys, who is added later, what is deployed, what is written
-//! about it, and how its parts hang together.
+//! The order system as a whole: one contract for all its shapes, every documented route, the journeys, how it starts, who is added later, what
+//! is deployed, what is written about it, and how its parts hang together.
 
 mod architecture;
 mod contract;
@@ -11,5 +11,6 @@ mod listeners;
 mod load;
 mod operations;
 mod shapes;
+mod starts;
 mod top;
 mod workers;

@@ -203,31 +203,34 @@ async fn a_monolith_shows_the_policies_of_its_parts() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The program, with what it prints until that line, and the addresses in it.
+/// The program, with the addresses in what it prints until that line, and that.
 pub async fn program(
     arguments: &[&str],
     data: &std::path::Path,
     variables: &[(&str, &str)],
     until: &str,
-) -> Result<(Child, Remote), BoxError> {
+) -> Result<(Child, Remote, Vec<String>), BoxError> {
     let mut child = Command::new(env!("CARGO_BIN_EXE_order-system"))
         .args(arguments)
-        .args(["--port-base", "0", "--data"])
+        .arg("--data")
         .arg(data)
         .envs(variables.iter().copied())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
     let mut lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
-    let mut urls = BTreeMap::new();
+    let (mut urls, mut said) = (BTreeMap::new(), Vec::new());
     while let Some(line) = tokio::time::timeout(SOON, lines.next_line()).await?? {
         if let Some((part, url)) = line.split_once("http://").filter(|_| !line.contains("curl")) {
+            let url = url.split_whitespace().next().unwrap_or_default();
             urls.insert(part.trim().to_owned(), format!("http://{url}"));
         }
-        if line.starts_with(until) {
+        let last = line.starts_with(until);
+        said.push(line);
+        if last {
             // What it prints from now on has to go somewhere.
             tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-            return Ok((child, Remote::of(urls, &Env::empty())));
+            return Ok((child, Remote::of(urls, &Env::empty()), said));
         }
     }
     Err("it has ended".into())
@@ -244,7 +247,7 @@ async fn sigterm_under_load_ends_the_program_well_and_loses_no_order() -> Result
     let _stage = STAGE.lock().await;
     let data = tempfile::tempdir()?;
     let quick = [(env::POLICY_FAST, "1")];
-    let (child, remote) = program(&["up"], data.path(), &quick, "ready after").await?;
+    let (child, remote, _) = program(&["up", "--port-base", "0"], data.path(), &quick, "ready after").await?;
     let ids = |list: Answer| list.json()[0]["id"].as_str().unwrap_or_default().to_owned();
     let user = ids(remote.get("users", "/users?limit=1").await?.expect(200)?);
     let product = ids(remote.get("products", "/products?limit=1").await?.expect(200)?);
@@ -287,7 +290,8 @@ async fn the_last_spans_are_sent_before_the_program_ends() -> Result<(), BoxErro
     let serving = tokio::spawn(axum::serve(listener, Router::new().route("/v1/traces", take)).into_future());
     let data = tempfile::tempdir()?;
     let variables = [(env::OTEL_EXPORTER_OTLP_ENDPOINT, collector.as_str()), (env::TRACE_SAMPLE, "1")];
-    let (child, remote) = program(&["serve", "users"], data.path(), &variables, "users http").await?;
+    let (child, remote, _) =
+        program(&["serve", "users", "--port-base", "0"], data.path(), &variables, "users http").await?;
     remote.get("users", "/users/the-last-one").await?.expect(404)?;
     assert_eq!(terminated(child).await?, Some(0));
     serving.abort();

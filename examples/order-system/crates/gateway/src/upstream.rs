@@ -20,7 +20,7 @@ use order_kit::{
     Context,
     auth::SERVICE_TOKEN,
     client::{
-        IDLE,
+        IDLE, STARTING,
         policies::{self, CallersEnd},
         tell_deadline,
     },
@@ -177,6 +177,7 @@ impl std::fmt::Debug for Upstream {
 fn classify(outcome: &Outcome) -> circuit_breaker::Class {
     use circuit_breaker::Class;
     match outcome {
+        Ok(response) if response.headers().contains_key(&STARTING) => Class::Ignored,
         Ok(response) if response.status().is_server_error() => Class::Failure,
         Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => Class::Failure,
         Ok(_) => Class::Success,

@@ -2,7 +2,7 @@
 
 use std::{
     any::{Any, TypeId},
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError},
@@ -137,6 +137,10 @@ struct Inner {
     audit: OnceLock<Audit>,
     measures: Arc<Mutex<Vec<Measure>>>,
     told: Arc<Mutex<Vec<Told>>>,
+    /// What the service waits for while it is being built.
+    waits_for: Arc<Mutex<&'static str>>,
+    /// The queues that it is to consume, and does not at present.
+    unattended: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl fmt::Debug for Context {
@@ -171,6 +175,8 @@ impl Context {
             audit: OnceLock::new(),
             measures: Arc::default(),
             told: Arc::default(),
+            waits_for: Arc::new(Mutex::new("its turn")),
+            unattended: Arc::default(),
         }))
     }
 
@@ -196,6 +202,8 @@ impl Context {
             audit: OnceLock::new(),
             measures: whole.measures.clone(),
             told: whole.told.clone(),
+            waits_for: whole.waits_for.clone(),
+            unattended: whole.unattended.clone(),
         }))
     }
 
@@ -221,6 +229,7 @@ impl Context {
     ///
     /// As of [`Db::open`].
     pub async fn open_db(&self, migrations: &'static [&'static str]) -> Result<Db, DbError> {
+        self.wait_for("its database");
         let db = Db::open(self.place(self.name()), migrations).await?;
         crate::prune::start(self, &db);
         Ok(db)
@@ -371,6 +380,30 @@ impl Context {
             measures.iter().map(|measure| tokio::time::timeout(MEASURE, measure())).collect()
         };
         futures::future::join_all(measures).await;
+    }
+
+    /// Says what the service waits for from now on, until it is built: `/health/ready` tells it.
+    pub fn wait_for(&self, what: &'static str) {
+        *self.0.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    pub(crate) fn waits_for(&self) -> &'static str {
+        *self.0.waits_for.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a queue that the service is to consume is consumed.
+    pub(crate) fn attend(&self, queue: &str, attended: bool) {
+        let mut unattended = self.0.unattended.lock().unwrap_or_else(PoisonError::into_inner);
+        if attended {
+            unattended.remove(queue);
+        } else {
+            unattended.insert(queue.to_owned());
+        }
+    }
+
+    /// A queue that is not consumed and should be.
+    pub(crate) fn unattended(&self) -> Option<String> {
+        self.0.unattended.lock().unwrap_or_else(PoisonError::into_inner).first().cloned()
     }
 
     /// Since the start.

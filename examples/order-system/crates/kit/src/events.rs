@@ -254,17 +254,28 @@ where
             }
         }
     });
+    context.wait_for("its queues");
+    context.attend(&name, false);
     // A broker that is away, or says nothing, is no reason not to start: what is to be declared waits for it.
     let mut declared = match tokio::time::timeout(DECLARE, broker.declare(&topology)).await {
         Ok(Err(error @ order_broker::BrokerError::Invalid(_))) => return Err(error),
         declared => matches!(declared, Ok(Ok(()))),
     };
+    // Where it is there, the service is not built before it consumes.
+    let mut first = if declared { Some(broker.consume(&name, parallel).await) } else { None };
+    context.attend(&name, matches!(first, Some(Ok(_))));
+    let attending = context.clone();
     context.spawn(async move {
         while !stop.is_cancelled() {
             if !declared {
                 declared = broker.declare(&topology).await.is_ok();
             }
-            let mut consumer = match broker.consume(&name, parallel).await {
+            let consumer = match first.take() {
+                Some(first) => first,
+                None => broker.consume(&name, parallel).await,
+            };
+            attending.attend(&name, consumer.is_ok());
+            let mut consumer = match consumer {
                 Ok(consumer) => consumer,
                 Err(error) => {
                     tracing::warn!(%error, queue = name, "cannot consume");
@@ -289,6 +300,7 @@ where
                     }
                     Err(error) => {
                         tracing::warn!(%error, queue = name, "the consumer broke");
+                        attending.attend(&name, false);
                         break;
                     }
                 }

@@ -42,12 +42,17 @@ impl Check {
         })
     }
 
-    /// That the broker answers. The caller says whether it is required.
+    /// That the broker answers, and the service's queues are consumed. The caller says whether it is required.
     pub fn message_queue(context: &Context, required: bool) -> Self {
-        let broker = context.broker().clone();
+        let context = context.clone();
         let queue = Check::required("messageQueue", move || {
-            let broker = broker.clone();
-            async move { broker.check().await.map_err(|_| "the broker does not answer".to_owned()) }
+            let context = context.clone();
+            async move {
+                let here = context.broker().check().await;
+                here.map_err(|_| "the broker does not answer".to_owned())?;
+                let unattended = context.unattended();
+                unattended.map_or(Ok(()), |queue| Err(format!("the queue {queue} is not consumed yet")))
+            }
         });
         Check { required, ..queue }
     }
@@ -133,17 +138,64 @@ pub async fn ready(service: &str, uptime: Duration, checks: &[Check]) -> Ready {
 mod tests {
     use super::*;
 
-    fn down() -> std::future::Ready<Result<(), String>> {
-        std::future::ready(Err("away".to_owned()))
-    }
-
+    /// Every row of up to four checks, each required or not, and well, away or silent.
     #[tokio::test(start_paused = true)]
     async fn the_worst_counts_in_any_order() {
-        let [database, user] = [Check::required("database", down), Check::optional("userService", down)];
-        for checks in [[database.clone(), user.clone()], [user.clone(), database.clone()]] {
-            assert_eq!(ready("it", Duration::ZERO, &checks).await.status, Status::Unhealthy);
+        let kinds = [true, false]
+            .into_iter()
+            .flat_map(|required| ["ok", "fail", "timeout"].map(|says| (required, says)));
+        let kinds: Vec<_> = kinds.collect();
+        let check = |name, (required, says): (bool, &'static str)| {
+            let ask = move || async move {
+                match says {
+                    "ok" => Ok(()),
+                    "fail" => Err("away".to_owned()),
+                    _ => std::future::pending().await,
+                }
+            };
+            Check { required, ..Check::optional(name, ask) }
+        };
+        let mut rows = vec![Vec::new()];
+        for length in 0..4 {
+            let longer = rows.iter().filter(|row: &&Vec<_>| row.len() == length);
+            let longer = longer.flat_map(|row| kinds.iter().map(|kind| [&row[..], &[*kind]].concat()));
+            let longer: Vec<_> = longer.collect();
+            rows.extend(longer);
         }
-        assert_eq!(ready("it", Duration::ZERO, &[user]).await.status, Status::Degraded);
+        assert_eq!(rows.len(), 1 + 6 + 36 + 216 + 1_296);
+        for row in rows {
+            let names = ["database", "messageQueue", "userService", "cache"];
+            let checks: Vec<_> =
+                names.into_iter().zip(row.clone()).map(|(name, kind)| check(name, kind)).collect();
+            let answer = ready("it", Duration::ZERO, &checks).await;
+            let away = |wanted| row.iter().any(|(required, says)| *required == wanted && *says != "ok");
+            let expected = match (away(true), away(false)) {
+                (true, _) => Status::Unhealthy,
+                (false, true) => Status::Degraded,
+                (false, false) => Status::Ok,
+            };
+            assert_eq!(answer.status, expected, "{row:?}");
+            for (name, (_, says)) in names.iter().zip(&row) {
+                assert_eq!(answer.checks[name].status, *says, "{row:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_is_to_be_consumed_and_is_not_is_named() {
+        let broker = order_broker::open("memory:").await.unwrap();
+        let ports = Arc::new(crate::context::Ports(1));
+        let context = Context::new("it", crate::env::Env::empty(), std::path::Path::new("."), broker, ports);
+        let check = Check::message_queue(&context, true);
+        let said = async || {
+            ready("it", Duration::ZERO, std::slice::from_ref(&check)).await.checks["messageQueue"].clone()
+        };
+        assert_eq!(said().await.status, "ok");
+        context.attend("mails", false);
+        context.attend("points", true);
+        assert_eq!(said().await.error.as_deref(), Some("the queue mails is not consumed yet"));
+        context.attend("mails", true);
+        assert_eq!(said().await.status, "ok");
     }
 
     #[tokio::test(start_paused = true)]

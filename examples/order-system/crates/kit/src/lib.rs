@@ -9,6 +9,7 @@ mod cache;
 pub mod client;
 pub mod context;
 pub mod db;
+mod door;
 pub mod env;
 pub mod error;
 pub mod events;

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::{
     Context, Service,
-    client::told_deadline,
+    client::{STARTING, told_deadline},
     context::Page,
     env,
     error::{ApiError, Json},
@@ -27,7 +27,10 @@ use crate::{
     metric, telemetry, trace,
 };
 
-pub use crate::serve::{HEAD_TIMEOUT, serve, serve_with, serve_within};
+pub use crate::{
+    door::Door,
+    serve::{HEAD_TIMEOUT, serve, serve_with, serve_within},
+};
 
 /// The largest body that a service takes, unless it says otherwise.
 pub const BODY_LIMIT: usize = 256 * 1024;
@@ -116,22 +119,43 @@ fn surrounded(around: Around, routes: Router) -> Router {
 fn open(around: Around, mut api: utoipa::openapi::OpenApi) -> Router {
     api.info.title = around.context.name().to_owned();
     let api = serde_json::to_string(&api).unwrap_or_default();
-    let mut routes = Router::new()
+    let events = around.context.told();
+    let mut routes = health_and_metrics(around).route("/openapi.json", text("application/json", api));
+    if let Some(events) = events {
+        routes = routes.route("/events.json", text("application/schema+json", events));
+    }
+    routes
+}
+
+fn health_and_metrics(around: Around) -> Router {
+    Router::new()
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
-        .route("/openapi.json", text("application/json", api));
-    if let Some(events) = around.context.told() {
-        routes = routes.route("/events.json", text("application/schema+json", events));
-    }
-    routes.with_state(around)
+        .with_state(around)
 }
 
 /// Always the same.
 fn text<S: Clone + Send + Sync + 'static>(kind: &'static str, text: String) -> MethodRouter<S> {
     let text = Bytes::from(text);
     get(async move || ([(header::CONTENT_TYPE, HeaderValue::from_static(kind))], text))
+}
+
+/// What a service answers while it is being built: that it lives, that it is not ready and why, and nothing else yet.
+pub(crate) fn early(context: &Context) -> Router {
+    let building = context.clone();
+    let starting = Check::required("starting", move || {
+        std::future::ready(Err(format!("it waits for {}", building.waits_for())))
+    });
+    let around = Around { checks: Arc::new([starting]), ..Around::of(context) };
+    let routes = health_and_metrics(around.clone())
+        .route("/health", get(live).with_state(around.clone()))
+        .fallback(|| {
+            let starting = [(STARTING.clone(), HeaderValue::from_static("1"))];
+            std::future::ready((starting, ApiError::unavailable("Starting")))
+        });
+    surrounded(around, routes)
 }
 
 async fn live(State(around): State<Around>) -> Response {

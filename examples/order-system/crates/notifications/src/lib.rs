@@ -66,6 +66,9 @@ pub async fn build(context: Context) -> Result<Service, BoxError> {
 pub async fn build_with(context: Context, mailer: impl Mailer) -> Result<Service, BoxError> {
     let db = context.open_db(mail::MIGRATIONS).await?;
     let users = Users::new(&context, Options::default())?;
+    let mut checks = checks(&context, &db);
+    // A mail waits in its queue until it can be addressed.
+    checks.push(users.check());
     let notifier =
         Notifier { db: db.clone(), recipients: Arc::new(Recipients::new(users)), mailer: Arc::new(mailer) };
     let handler = notifier.clone();
@@ -74,10 +77,7 @@ pub async fn build_with(context: Context, mailer: impl Mailer) -> Result<Service
         async move { notifier.handle(event).await }
     })
     .await?;
-    Ok(Service {
-        routes: OpenApiRouter::new().routes(routes!(sent)).with_state(notifier),
-        checks: checks(&context, &db),
-    })
+    Ok(Service { routes: OpenApiRouter::new().routes(routes!(sent)).with_state(notifier), checks })
 }
 
 /// What a service needs that listens and keeps what it has heard.

@@ -96,6 +96,7 @@ pub async fn build(context: Context) -> Result<Service, BoxError> {
 
 /// Not pruned: an event may be [replayed](replay) years after it was counted.
 async fn open(context: &Context) -> Result<Db, DbError> {
+    context.wait_for("its database");
     Db::open(context.place(NAME), MIGRATIONS).await
 }
 

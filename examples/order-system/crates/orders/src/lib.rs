@@ -39,6 +39,7 @@ pub const NAME: &str = "orders";
 /// A database or a journal that cannot be opened, or a setting that makes no sense.
 pub async fn build(context: Context) -> Result<Service, BoxError> {
     let deadline = deadline(&context)?;
+    context.wait_for("its databases");
     let store = store::Store::new(Db::open(place(&context, NAME), store::MIGRATIONS).await?);
     let read = read::ReadStore::open(&context).await?;
     let users = users::Directory::new(&context)?;
@@ -50,6 +51,7 @@ pub async fn build(context: Context) -> Result<Service, BoxError> {
     let moved_by = match context.env().get_or_default(env::SAGA_STYLE).as_str() {
         "orchestrated" => {
             let steps = steps::Steps::new(&context, store.clone(), users.clone())?;
+            context.wait_for("its sagas");
             let (tell, turned) = mpsc::unbounded_channel();
             let engine = saga::Engine::start(&context, &steps, deadline, saga::MOST_AT_ONCE, tell).await?;
             let missed = sweeper::Missed::default();
@@ -78,6 +80,7 @@ pub async fn build(context: Context) -> Result<Service, BoxError> {
         }
     });
     let mut checks = checks(&context, &[("database", store.db()), ("readDatabase", read.db())]);
+    checks.push(users.check());
     if let MovedBy::Saga(engine, _) = &moved_by {
         let engine = engine.clone();
         checks.push(Check::required("sagas", move || {

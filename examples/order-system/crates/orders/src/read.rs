@@ -106,6 +106,7 @@ pub(crate) struct ReadStore(Db);
 
 impl ReadStore {
     pub(crate) async fn open(context: &Context) -> Result<Self, DbError> {
+        context.wait_for("its read database");
         Ok(ReadStore(Db::open(place(context, "orders-read"), MIGRATIONS).await?))
     }
 

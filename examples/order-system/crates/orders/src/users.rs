@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use order_kit::{
     BoxError, Cache, Context,
     client::{CallError, Options},
+    health::Check,
 };
 use order_users_grpc::Users;
 
@@ -36,6 +37,11 @@ impl Directory {
         let options = Options { concurrency: 20, queue: 1_000, ..Options::default() };
         let service = Users::new(context, options)?;
         Ok(Directory { service, believed: Arc::new(Cache::new(BELIEVED, MOST)) })
+    }
+
+    /// Without the service orders are accepted, and their users validated later.
+    pub(crate) fn check(&self) -> Check {
+        self.service.check()
     }
 
     /// The user as the service knows it now.

@@ -17,7 +17,14 @@ use order_kit::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use tonic::{Code, Status, body::Body, transport::Endpoint};
+use tonic::{
+    Code, Status,
+    body::Body,
+    transport::{Channel, Endpoint},
+};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 use tower::{Layer, ServiceExt, util::BoxCloneSyncService};
 use tracing::Instrument;
 
@@ -108,6 +115,7 @@ pub use order_kit::client::Options;
 #[derive(Clone)]
 pub struct GrpcUsers {
     context: Context,
+    channel: Channel,
     client: UserServiceClient<Guarded>,
     breaker: CircuitBreaker,
     deadline: Duration,
@@ -181,7 +189,7 @@ impl GrpcUsers {
             .bulkhead(bulkhead)
             .timeout(options.attempt)
             .build()?;
-        let guarded = stack.layer(Judge::new(channel, context.clone()));
+        let guarded = stack.layer(Judge::new(channel.clone(), context.clone()));
         // The body of a request is read first, so that it can be sent again.
         let service = tower::service_fn(move |request: Request<Body>| {
             let guarded = guarded.clone();
@@ -192,12 +200,29 @@ impl GrpcUsers {
             }
         });
         let client = UserServiceClient::new(BoxCloneSyncService::new(service));
-        Ok(GrpcUsers { context: context.clone(), client, breaker, deadline: options.deadline })
+        Ok(GrpcUsers { context: context.clone(), channel, client, breaker, deadline: options.deadline })
     }
 
     /// Whether the breaker lets nothing through.
     pub fn is_open(&self) -> bool {
         self.breaker.retry_at().is_some()
+    }
+
+    /// Whether the service is well, as [`Client::alive`](order_kit::client::Client::alive) says by HTTP: its own health, past the policies.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, without an address.
+    pub async fn alive(&self) -> Result<(), String> {
+        if self.is_open() {
+            return Err("it is left alone for a while, since calls to it failed".to_owned());
+        }
+        let mut health = HealthClient::new(self.channel.clone());
+        match health.check(HealthCheckRequest::default()).await {
+            Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => Ok(()),
+            Ok(_) => Err("it does not serve".to_owned()),
+            Err(_) => Err("it does not answer".to_owned()),
+        }
     }
 
     /// The user with that id, if there is one.

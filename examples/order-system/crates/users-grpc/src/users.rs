@@ -5,6 +5,7 @@ use order_kit::{
     BoxError, Context,
     client::{CallError, Client},
     env,
+    health::Check,
 };
 
 use crate::{GrpcUsers, Options, User};
@@ -31,6 +32,20 @@ impl Users {
             "grpc" => Ok(Users::Grpc(GrpcUsers::new(context, options)?)),
             other => Err(format!("USER_TRANSPORT is {other:?}: http or grpc are possible").into()),
         }
+    }
+
+    /// That the service is well, by whichever transport: whoever asks does less without it, and can be given work all the same.
+    pub fn check(&self) -> Check {
+        let users = self.clone();
+        Check::optional("userService", move || {
+            let users = users.clone();
+            async move {
+                match users {
+                    Users::Http(users) => users.alive().await,
+                    Users::Grpc(users) => users.alive().await,
+                }
+            }
+        })
     }
 
     /// The user with that id, or `None` if the service knows none.

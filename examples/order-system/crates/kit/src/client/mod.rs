@@ -27,6 +27,8 @@ use policies::Policies;
 pub static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// How many milliseconds whoever asked will wait.
 pub static DEADLINE: HeaderName = HeaderName::from_static(deadline::header::REQUEST_TIMEOUT_MS);
+/// That a service is still being built and has done nothing: nobody is to leave it alone for that.
+pub static STARTING: HeaderName = HeaderName::from_static("x-starting");
 /// For how long a connection that is not in use is kept: not as long as the server does, which would close it under a request.
 pub const IDLE: Duration = Duration::from_secs(5);
 /// The most that is read of an answer.
@@ -151,6 +153,9 @@ pub enum CallError {
         /// Whether the service may have seen the request.
         sent: bool,
     },
+    /// The service has only just been started, and has done nothing yet.
+    #[error("it is still starting")]
+    Starting,
     /// An answer of 500 and above, or 429; or any that is no success, where one is needed.
     #[error("it answered {status} {said}")]
     Status {
@@ -177,7 +182,7 @@ impl CallError {
             CallError::Connection { sent, .. } | CallError::Late { sent } => *sent,
             CallError::Status { status, .. } => status.is_server_error(),
             CallError::Garbled(_) => true,
-            CallError::Request(_) => false,
+            CallError::Request(_) | CallError::Starting => false,
         }
     }
 
@@ -186,6 +191,7 @@ impl CallError {
         match self {
             CallError::Refused(refused) => refused.retry_after(),
             CallError::Status { retry_after, .. } => *retry_after,
+            CallError::Starting => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
@@ -233,6 +239,26 @@ impl Client {
     /// Whether the breaker refuses calls at present.
     pub fn is_open(&self) -> bool {
         self.0.policies.is_open()
+    }
+
+    /// Whether the service is well, for a health check: it is if it lives, and its calls do not fail so often that it is left alone. It is not
+    /// asked whether it is ready: then two that need each other would both wait, and one that hangs would take all with it. Past the
+    /// policies, so that it says nothing to them.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, without an address.
+    pub async fn alive(&self) -> Result<(), String> {
+        if self.is_open() {
+            return Err("it is left alone for a while, since calls to it failed".to_owned());
+        }
+        match self.attempt(Method::GET, "/health", HeaderMap::new(), Bytes::new()).await {
+            Ok(reply) if reply.status.is_success() => Ok(()),
+            Ok(Reply { status, .. }) | Err(CallError::Status { status, .. }) => {
+                Err(format!("it answers {}", status.as_u16()))
+            }
+            Err(_) => Err("it does not answer".to_owned()),
+        }
     }
 
     /// `GET`.
@@ -347,6 +373,9 @@ impl Client {
             None => CallError::Connection { text: error.to_string(), sent: true },
         })?;
         let reply = Reply { status: parts.status, headers: parts.headers, body: body.to_bytes() };
+        if reply.headers.contains_key(&STARTING) {
+            return Err(CallError::Starting);
+        }
         if reply.status.is_server_error() || reply.status == StatusCode::TOO_MANY_REQUESTS {
             return Err(reply.into());
         }

@@ -108,7 +108,7 @@ pub(super) struct Policies {
 /// What an answer, or none, says of the service.
 fn classify(error: &CallError) -> Class {
     match error {
-        CallError::Request(_) | CallError::Late { .. } => Class::Ignored,
+        CallError::Request(_) | CallError::Late { .. } | CallError::Starting => Class::Ignored,
         CallError::Garbled(_)
         | CallError::Refused(_)
         | CallError::Connection { .. }
@@ -132,7 +132,10 @@ impl Policies {
             .max_attempts(options.attempts)
             .idempotent()
             .when(|attempt: &mainstay::retry::Failure<'_, Reply, CallError>| {
-                matches!(attempt.error(), Some(CallError::Connection { .. } | CallError::Status { .. }))
+                matches!(
+                    attempt.error(),
+                    Some(CallError::Connection { .. } | CallError::Status { .. } | CallError::Starting)
+                )
             })
             .name(service)
             .observe(mainstay::observe::Metrics)

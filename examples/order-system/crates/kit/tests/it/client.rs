@@ -19,7 +19,8 @@ use order_kit::{
     ApiError, Context,
     client::{CallError, Client, DEADLINE, Options},
     env::{self, Env},
-    server::Access,
+    health::Check,
+    server::{Access, Door, router, serve},
 };
 use serde_json::json;
 
@@ -244,4 +245,59 @@ async fn the_time_that_is_left_shrinks_from_hop_to_hop() {
     Client::new(&hurried, "order", options).unwrap().get("/hop/400").await.unwrap_err();
     over.wait().await;
     assert_eq!(upstream.calls(), before);
+}
+
+/// A port that was free a moment ago, and on which nobody listens.
+fn nobody() -> String {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    format!("http://{port}")
+}
+
+#[tokio::test]
+async fn a_service_that_is_only_starting_is_asked_again_and_not_left_alone() {
+    let it = Upstream::default();
+    let users = context("users", Env::empty(), memory().await);
+    let door = Door::new(&users);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(serve(users.clone(), door.router(), listener));
+    let orders = context("orders", Env::empty().with(env::USER_SERVICE_URL, url), memory().await);
+    let client = Client::new(&orders, "user", Options { attempts: 1, ..Options::default() }).unwrap();
+    for _ in 0..20 {
+        let starting = client.get("/answer/200").await.unwrap_err();
+        assert!(matches!(starting, CallError::Starting) && !starting.may_have_happened(), "{starting:?}");
+        assert_eq!(starting.retry_after(), Some(Duration::from_secs(1)));
+    }
+    assert!(!client.is_open());
+    assert_eq!(client.alive().await, Ok(()), "it lives");
+    door.open(router(&users, service(routes(&it), Vec::new()), Access::Services));
+    assert_eq!(client.get("/answer/200").await.unwrap().status, 200);
+    assert_eq!(it.calls(), 1);
+}
+
+#[tokio::test]
+async fn a_service_is_well_that_lives_and_whose_calls_do_not_fail() {
+    let it = Upstream::default();
+    let users = context("users", Env::empty(), memory().await);
+    // Whoever asked whether it is ready would wait for what it needs itself.
+    let needs = vec![Check::required("database", std::future::pending)];
+    let served = Served::start(users, service(routes(&it), needs), Access::Services).await;
+    let orders = context("orders", Env::empty().with(env::USER_SERVICE_URL, &served.url), memory().await);
+    let client = Client::new(&orders, "user", Options { attempts: 1, ..Options::default() }).unwrap();
+    let began = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(client.alive().await, Ok(()));
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "no check is waited for: {:?}", began.elapsed());
+    for _ in 0..5 {
+        client.get("/answer/500").await.unwrap_err();
+    }
+    assert!(client.alive().await.unwrap_err().contains("left alone"));
+
+    let away = context("orders", Env::empty().with(env::USER_SERVICE_URL, nobody()), memory().await);
+    let away = Client::new(&away, "user", Options::default()).unwrap();
+    for _ in 0..10 {
+        assert_eq!(away.alive().await, Err("it does not answer".to_owned()), "without an address");
+    }
+    assert!(!away.is_open(), "what health checks see says nothing to the policies");
 }

@@ -16,6 +16,7 @@ use order_kit::{
     db::{DbError, Publish, run_relay},
     env::Env,
     events::{self, Envelope, Trouble, consume, emit, start_relay},
+    health::{self, Check},
     server::Access,
     trace,
 };
@@ -277,4 +278,29 @@ async fn a_broker_that_says_nothing_holds_up_a_start_for_two_seconds_and_no_long
 async fn emit_one(db: &Db) {
     let emitted = db.write(async |tx| emit(tx, "test", "x", "k", &json!({})).await.map(drop)).await;
     emitted.unwrap_or_else(|error: DbError| panic!("{error}"));
+}
+
+#[tokio::test]
+async fn whoever_listens_consumes_when_it_has_been_built_and_says_so_when_it_does_not() {
+    let inner = memory().await;
+    let broker = Switched::new(inner.clone());
+    let context = context("listener", Env::empty(), Arc::new(broker.clone()));
+    let listen = async |queue: &str| {
+        let handled = |_| std::future::ready(Ok::<_, Trouble>(()));
+        consume(&context, Queue::new(queue).bind("#"), 1, handled).await.unwrap();
+    };
+    listen("here").await;
+    assert_eq!(inner.stats("here").await.unwrap().consumers, 1);
+    let ready = async || {
+        health::ready("listener", Duration::ZERO, &[Check::message_queue(&context, true)]).await.status
+    };
+    assert_eq!(ready().await, health::Status::Ok);
+    broker.set_away(true);
+    listen("away").await;
+    assert_eq!(ready().await, health::Status::Unhealthy);
+    broker.set_away(false);
+    until("both are consumed", async || ready().await == health::Status::Ok).await;
+    assert_eq!(inner.stats("away").await.unwrap().consumers, 1);
+    context.stop().cancel();
+    context.finished().await;
 }

@@ -18,7 +18,7 @@ use order_kit::{
     client::DEADLINE,
     env::{self, Env},
     health::Check,
-    server::{Access, BODY_LIMIT, router, serve_within},
+    server::{Access, BODY_LIMIT, Door, router, serve_within},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -137,6 +137,37 @@ async fn routes_are_for_services_and_the_kits_own_for_operators() {
     for path in ["/health", "/health/live", "/health/ready", "/ready", "/openapi.json"] {
         assert_eq!(with(path, None).await, 200, "{path}");
     }
+}
+
+#[tokio::test]
+async fn a_service_that_is_being_built_lives_is_not_ready_and_does_nothing() {
+    let (context, built) = app(Access::Everybody, Env::empty(), Vec::new()).await;
+    let door = Door::new(&context);
+    let served = door.router();
+    context.wait_for("its database");
+    for path in ["/health/ready", "/ready"] {
+        let (status, said) = ask_for(&served, "GET", path, "").await;
+        assert_eq!((status, &said["status"], &said["service"]), (503, &json!("unhealthy"), &json!("users")));
+        let waits = json!({ "starting": { "status": "fail", "error": "it waits for its database" } });
+        assert_eq!(said["checks"], waits);
+    }
+    for path in ["/health", "/health/live"] {
+        let (status, said) = ask_for(&served, "GET", path, "").await;
+        assert_eq!((status, &said["status"], &said["service"]), (200, &json!("ok"), &json!("users")));
+    }
+    for (method, path) in
+        [("GET", "/numbered/1"), ("POST", "/named"), ("GET", "/_policies"), ("GET", "/openapi.json")]
+    {
+        let response =
+            served.clone().oneshot(request(method, path).body(Body::empty()).unwrap()).await.unwrap();
+        let header = |name: &str| response.headers().get(name).and_then(|it| it.to_str().ok());
+        let said = (response.status().as_u16(), header("retry-after"), header("x-starting"));
+        assert_eq!(said, (503, Some("1"), Some("1")), "{method} {path}");
+    }
+    door.open(built);
+    assert_eq!(ask_for(&served, "GET", "/numbered/1", "").await, (200, json!(1)));
+    assert_eq!(ask_for(&served, "GET", "/health/ready", "").await.0, 200);
+    assert_eq!(ask_for(&served, "GET", "/nowhere", "").await.0, 404);
 }
 
 fn check(required: bool, answer: Result<(), &'static str>) -> Check {

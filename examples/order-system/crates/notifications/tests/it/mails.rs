@@ -180,6 +180,9 @@ async fn a_question_without_an_order_is_refused() {
     let (status, body) = service.get("/sent").await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(body["error"].is_string(), "{body}");
-    assert_eq!(service.get("/health/ready").await.0, StatusCode::OK);
+    let (status, ready) = service.get("/health/ready").await;
+    let names: Vec<_> = ready["checks"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!((status, &ready["status"]), (StatusCode::OK, &json!("ok")), "{ready}");
+    assert_eq!(names, ["database", "messageQueue", "userService"]);
     world.end([service]).await;
 }

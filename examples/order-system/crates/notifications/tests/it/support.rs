@@ -242,7 +242,9 @@ impl Users {
         };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let routes = Router::new().route("/users/{id}", get(answer));
+        let routes = Router::new()
+            .route("/users/{id}", get(answer))
+            .route("/health", get(|| std::future::ready(axum::Json(json!({ "status": "ok" })))));
         tokio::spawn(async move { axum::serve(listener, routes).await });
         Users { url, state }
     }

@@ -141,6 +141,38 @@ async fn whoever_cannot_be_validated_may_order_and_is_validated_later() {
 }
 
 #[tokio::test]
+async fn without_users_orders_are_degraded_and_take_orders_all_the_same() {
+    let mut world = World::new().await;
+    for (mood, status, said) in [
+        (Mood::Well, "ok", "ok"),
+        (Mood::Failing, "degraded", "fail"),
+        (Mood::Hanging, "degraded", "timeout"),
+    ] {
+        world.neighbours.set("users", mood);
+        let began = Instant::now();
+        let ready = world.get("/health/ready").await;
+        assert!(began.elapsed() < Duration::from_secs(2), "{mood:?}: {:?}", began.elapsed());
+        assert_eq!(
+            (ready.status, ready.body["status"].as_str()),
+            (StatusCode::OK, Some(status)),
+            "{ready:?}"
+        );
+        let checks = &ready.body["checks"];
+        for check in ["database", "readDatabase", "messageQueue", "sagas"] {
+            assert_eq!(checks[check]["status"], "ok", "{check}");
+        }
+        assert_eq!(checks["userService"]["status"], said);
+        assert_eq!(checks["userService"]["error"].is_string(), said != "ok");
+    }
+    assert_eq!(world.neighbours.users_asked.load(SeqCst), 0, "nobody is asked for a user");
+    world.neighbours.set("users", Mood::Failing);
+    world.order("ada", 1).await;
+    world.restart_with(env::READY_DEGRADED_STATUS, "503").await;
+    assert_eq!(world.get("/health/ready").await.status, StatusCode::SERVICE_UNAVAILABLE, "if that is wanted");
+    world.end().await;
+}
+
+#[tokio::test]
 async fn without_prices_nothing_is_accepted() {
     let world = World::new().await;
     world.neighbours.set("products", Mood::Failing);

@@ -165,6 +165,15 @@ async fn user(State(all): State<Arc<Neighbours>>, Path(id): Path<String>) -> Res
     }
 }
 
+/// Users' own; nobody else is asked how he is.
+async fn alive(State(all): State<Arc<Neighbours>>) -> Response {
+    match all.mood("users") {
+        Mood::Well => Json(json!({ "status": "ok" })).into_response(),
+        Mood::Hanging => std::future::pending().await,
+        _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
 async fn product(State(all): State<Arc<Neighbours>>, Path(id): Path<String>) -> Response {
     all.products_asked.fetch_add(1, SeqCst);
     match all.mood("products") {
@@ -202,6 +211,7 @@ async fn play() -> (Arc<Neighbours>, String) {
         declined: Mutex::default(),
     });
     let routes = Router::new()
+        .route("/health", get(alive))
         .route("/users/{id}", get(user))
         .route("/products/{id}", get(product))
         .route("/inventory/reserve", asks!("reserve"))
