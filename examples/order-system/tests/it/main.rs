@@ -1,6 +1,7 @@
 //! The order system as a whole: one contract for all its shapes, every documented route, the journeys, how it starts, who is added later, what
 //! is deployed, what is written about it, and how its parts hang together.
 
+mod api;
 mod architecture;
 mod contract;
 mod deploy;
@@ -10,6 +11,7 @@ mod journeys;
 mod listeners;
 mod load;
 mod operations;
+mod schema;
 mod shapes;
 mod starts;
 mod top;

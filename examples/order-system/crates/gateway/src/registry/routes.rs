@@ -25,6 +25,12 @@ pub struct Heartbeat {
     pub id: String,
 }
 
+/// That the registry knows the instance.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+struct Beaten {
+    known: bool,
+}
+
 /// The routes, with their description. Whoever registers shows a service token; who asks shows one too, or is on this machine.
 pub fn routes(context: &Context, registry: Arc<Instances>) -> (Router, utoipa::openapi::OpenApi) {
     let (write, mut api) = OpenApiRouter::new()
@@ -76,13 +82,13 @@ async fn register(
 }
 
 /// An instance is still there. 404: it is not known any more and has to register.
-#[utoipa::path(post, path = "/registry/heartbeat", request_body = Heartbeat, responses((status = 200), (status = 400), (status = 404)))]
+#[utoipa::path(post, path = "/registry/heartbeat", request_body = Heartbeat, responses((status = 200, body = Beaten), (status = 400), (status = 404)))]
 async fn heartbeat(
     State(registry): State<Arc<Instances>>,
     Json(beat): Json<Heartbeat>,
-) -> Result<Json<serde_json::Value>, ApiError> {
+) -> Result<Json<Beaten>, ApiError> {
     if registry.heartbeat(&beat.service, &beat.id) {
-        Ok(Json(serde_json::json!({ "known": true })))
+        Ok(Json(Beaten { known: true }))
     } else {
         Err(ApiError::not_found("Instance not found"))
     }
