@@ -106,6 +106,34 @@ fn compose_names_only_variables_that_are_read_and_gives_each_service_its_own_dat
     assert!(databases.len() >= 6);
 }
 
+/// The values below a key of this name, wherever it stands.
+fn values<'a>(document: &'a Value, key: &str) -> Vec<&'a Value> {
+    match document {
+        Value::Object(map) => {
+            let below = map.values().flat_map(|value| values(value, key));
+            map.get(key).into_iter().chain(below).collect()
+        }
+        Value::Array(all) => all.iter().flat_map(|value| values(value, key)).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// A default that stands in a file is known to everybody, and the guard knows only its own.
+#[test]
+fn compose_has_no_secrets_of_its_own_where_other_machines_come_in() {
+    let compose = documents("compose.yaml").remove(0);
+    for secret in [env::INTERNAL_TOKEN, env::JWT_SECRET] {
+        let values = values(&compose, secret);
+        assert!(!values.is_empty(), "{secret}");
+        for value in values {
+            let value = value.as_str().unwrap_or_default();
+            let needed = value.strip_prefix(&format!("${{{secret}:?")).and_then(|it| it.strip_suffix('}'));
+            assert!(needed.is_some_and(|why| !why.is_empty()), "{secret}: {value}");
+        }
+    }
+    assert!(compose["services"]["gateway"]["environment"].get(env::JWT_SECRET).is_some());
+}
+
 #[test]
 fn kubernetes_asks_for_life_and_readiness_apart_and_waits_long_enough() {
     let documents = documents("kubernetes/services.yaml");
