@@ -11,6 +11,7 @@ mod journeys;
 mod listeners;
 mod load;
 mod operations;
+mod roles;
 mod schema;
 mod shapes;
 mod starts;
