@@ -4,11 +4,15 @@ use std::{path::Path, time::Duration};
 
 use order_kit::{
     BoxError,
+    context::{LISTENERS, SERVICES},
     db::{Db, Place},
     env::{self, Env, VARIABLES, Variable},
 };
 
-use crate::messages;
+use crate::{messages, remote::Remote};
+
+/// How long whatever is named may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Prints it all; how many of the things that are needed do not answer.
 ///
@@ -24,7 +28,11 @@ pub async fn doctor(env: &Env, data: &Path) -> Result<usize, BoxError> {
             None => ("default", variable.default.to_owned()),
         };
         println!("{:<30} {source:<10} {value}", variable.name);
-        println!("{:<30}            {}", "", variable.what);
+        let otherwise = match source {
+            "set" if !variable.default.is_empty() => format!(" (default: {})", variable.default),
+            _ => String::new(),
+        };
+        println!("{:<30}            {}{otherwise}", "", variable.what);
     }
     println!();
     let mut broken = 0;
@@ -42,6 +50,16 @@ pub async fn doctor(env: &Env, data: &Path) -> Result<usize, BoxError> {
     }
     if let Some(endpoint) = env.get(env::OTEL_EXPORTER_OTLP_ENDPOINT) {
         say(env::OTEL_EXPORTER_OTLP_ENDPOINT, reachable(&endpoint, 4_318).await);
+    }
+    for known in SERVICES.iter().chain(LISTENERS) {
+        if let Some(url) = env.get(known.variable) {
+            say(known.variable, service(&url, known.name, env).await);
+        }
+    }
+    for (name, port) in [(env::USER_GRPC_URL, 50_051), (env::LEGACY_URL, 80)] {
+        if let Some(url) = env.get(name) {
+            say(name, reachable(&url, port).await);
+        }
     }
     for name in [env::GATEWAY_TLS_CERT, env::GATEWAY_TLS_KEY] {
         if let Some(path) = env.get(name) {
@@ -104,6 +122,24 @@ async fn broker(env: &Env, data: &Path) -> Result<String, String> {
     broker.check().await.map(|()| format!("{} answers", broker.address())).map_err(|error| error.to_string())
 }
 
+/// That the service of this name answers there, and not another.
+async fn service(url: &str, name: &str, env: &Env) -> Result<String, String> {
+    if url.starts_with("https:") {
+        return reachable(url, 443).await;
+    }
+    connect(url, 80).await?;
+    let remote = Remote::of([(name.to_owned(), url.trim_end_matches('/').to_owned())].into(), env);
+    let answer = match tokio::time::timeout(PATIENCE, remote.get(name, "/health")).await {
+        Ok(answer) => answer.map_err(|error| format!("it does not speak HTTP: {error}"))?,
+        Err(_) => return Err("it accepts connections and says nothing".to_owned()),
+    };
+    match answer.json()["service"].as_str() {
+        Some(said) if said == name || said == "monolith" => Ok(format!("{said} answers")),
+        Some(other) => Err(format!("what answers there is {other}")),
+        None => Err(format!("what answers there is no service of this system: {}", answer.status)),
+    }
+}
+
 /// A `PING`, spoken by hand: two lines need no library.
 async fn redis(url: &str) -> Result<String, String> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -114,7 +150,7 @@ async fn redis(url: &str) -> Result<String, String> {
         let length = stream.read(&mut answer).await?;
         Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer[..length]).trim().to_owned())
     };
-    match tokio::time::timeout(Duration::from_secs(2), asked).await {
+    match tokio::time::timeout(PATIENCE, asked).await {
         // One that wants a password first is there, too.
         Ok(Ok(answer)) if answer == "+PONG" || answer.starts_with("-NOAUTH") => {
             Ok("Redis answers".to_owned())
@@ -134,7 +170,7 @@ async fn connect(url: &str, port: u16) -> Result<tokio::net::TcpStream, String> 
     let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
     let host = rest.split('/').next().unwrap_or(rest);
     let address = if host.contains(':') { host.to_owned() } else { format!("{host}:{port}") };
-    match tokio::time::timeout(Duration::from_secs(2), tokio::net::TcpStream::connect(&address)).await {
+    match tokio::time::timeout(PATIENCE, tokio::net::TcpStream::connect(&address)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(format!("{address}: {error}")),
         Err(_) => Err(format!("{address}: no answer in 2 s")),

@@ -6,6 +6,7 @@ mod architecture;
 mod contract;
 mod deploy;
 mod docs;
+mod doctor;
 mod events;
 mod journeys;
 mod listeners;
