@@ -83,9 +83,9 @@ pub async fn handle(State(gateway): State<Gateway>, mut request: Request) -> Res
         Shown::Nothing => return Err(ApiError::unauthorized("A token is needed")),
         Shown::Worthless => return Err(ApiError::unauthorized("The token does not hold")),
     };
-    let way = gateway.way(service, path, who.as_ref().map(|who| who.sub.as_str())).ok_or_else(nothing)?;
-
     let method = request.method().clone();
+    let subject = who.as_ref().map(|who| who.sub.as_str());
+    let way = gateway.way(service, path, subject, method.is_safe()).ok_or_else(nothing)?;
     let _forget = if method.is_safe() { None } else { gateway.0.cache.forget_after(path) };
     let looked_up = cache::concerns(&method, path, request.headers()).then(|| {
         let key = Key { by: way.by, path: path.to_owned() };
@@ -136,7 +136,13 @@ pub async fn handle(State(gateway): State<Gateway>, mut request: Request) -> Res
 }
 
 impl Gateway {
-    fn way(&self, service: Option<&'static Known>, path: &str, subject: Option<&str>) -> Option<Way<'_>> {
+    fn way(
+        &self,
+        service: Option<&'static Known>,
+        path: &str,
+        subject: Option<&str>,
+        reads: bool,
+    ) -> Option<Way<'_>> {
         let monolith = self.0.monolith.as_ref();
         let Some(service) = service else {
             return Some(Way { upstream: monolith?, by: MONOLITH, shadow: None });
@@ -145,7 +151,7 @@ impl Gateway {
         let unknown = trace::correlation();
         let who = subject.or(unknown.as_deref()).unwrap_or_default();
         let thing = path.split('?').next().unwrap_or(path);
-        let (to, shadow) = self.0.strangler.decide(service.name, &format!("{who} {thing}"));
+        let (to, shadow) = self.0.strangler.decide(service.name, &format!("{who} {thing}"), reads);
         let side = |to| match to {
             To::New => Some((self.0.upstreams.get(service.name)?, service.name)),
             To::Legacy => Some((monolith?, MONOLITH)),

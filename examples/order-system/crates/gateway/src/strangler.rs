@@ -41,9 +41,9 @@ impl To {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Route {
-    /// Where all of them go, if there is no canary.
+    /// Where all of them go, if there is no canary; and with one what changes something, so that one side alone has all changes.
     pub to: To,
-    /// So many of a hundred go to the new side and the others to the monolith, whatever `to` says.
+    /// Of what only reads, so many of a hundred go to the new side and the others to the monolith, whatever `to` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(maximum = 100)]
     pub canary_percent: Option<u8>,
@@ -156,12 +156,12 @@ impl Strangler {
         self.legacy.as_deref()
     }
 
-    /// Where a request goes, and whether the other side is asked as well. Requests with the same key go to the same side as long as the
-    /// share is the same, and stay on the new side when it grows.
-    pub fn decide(&self, service: &str, key: &str) -> (To, bool) {
+    /// Where a request goes, and whether the other side is asked as well. What reads with the same key goes to the same side as long as the
+    /// share is the same, and stays on the new side when it grows.
+    pub fn decide(&self, service: &str, key: &str, reads: bool) -> (To, bool) {
         let Some((route, counters)) = self.routes.get(service) else { return (To::Legacy, false) };
         let Route { to, canary_percent, shadow } = *route.read().unwrap_or_else(|error| error.into_inner());
-        let to = match canary_percent {
+        let to = match canary_percent.filter(|_| reads) {
             Some(percent) if share(key) < u64::from(percent) => To::New,
             Some(_) => To::Legacy,
             None => to,
@@ -263,13 +263,13 @@ mod tests {
     #[test]
     fn what_is_strangled_is_new_and_all_else_is_old() {
         let strangler = strangler("users, products");
-        let to = |service| strangler.decide(service, "k").0;
+        let to = |service| strangler.decide(service, "k", true).0;
         assert_eq!(
             (to("users"), to("products"), to("orders"), to("else")),
             (To::New, To::New, To::Legacy, To::Legacy)
         );
         let alone = Strangler::of(&Env::empty()).unwrap();
-        assert_eq!(alone.decide("orders", "k"), (To::New, false));
+        assert_eq!(alone.decide("orders", "k", true), (To::New, false));
         assert_eq!(alone.set("orders", route(To::Legacy, None)), Err(Wrong::NoMonolith));
         assert!(Strangler::of(&Env::empty().with(env::STRANGLE, "users")).is_err());
         let unknown = Env::empty().with(env::LEGACY_URL, "http://x").with(env::STRANGLE, "user");
@@ -282,7 +282,7 @@ mod tests {
         let new = |percent| -> Vec<usize> {
             strangler.set("users", route(To::Legacy, Some(percent))).unwrap();
             (0..1_000)
-                .filter(|id| strangler.decide("users", &format!("u1 /users/{id}")).0 == To::New)
+                .filter(|id| strangler.decide("users", &format!("u1 /users/{id}"), true).0 == To::New)
                 .collect()
         };
         let (ten, thirty) = (new(10), new(30));
@@ -290,10 +290,15 @@ mod tests {
         assert!((250..=350).contains(&thirty.len()), "{}", thirty.len());
         assert!(ten.iter().all(|id| thirty.contains(id)), "nobody goes back");
         assert_eq!((new(0).len(), new(100).len()), (0, 1_000));
+        for to in [To::New, To::Legacy] {
+            strangler.set("users", route(to, Some(50))).unwrap();
+            let sides = (0..100).map(|id| strangler.decide("users", &format!("{id}"), false).0);
+            assert!(sides.into_iter().all(|side| side == to), "changes are made on one side");
+        }
         assert_eq!(strangler.set("users", route(To::New, Some(101))), Err(Wrong::Percent));
         assert_eq!(strangler.set("nobody", route(To::New, None)), Err(Wrong::Service));
         strangler.set("users", route(To::Legacy, None)).unwrap();
-        assert_eq!(strangler.decide("users", "k").0, To::Legacy, "back by one call");
+        assert_eq!(strangler.decide("users", "k", true).0, To::Legacy, "back by one call");
     }
 
     #[test]

@@ -112,6 +112,12 @@ async fn a_canary_is_its_share() {
     assert!((70..=130).contains(&new), "{new}");
     let shown = routes(&gateway).await;
     assert_eq!((&shown["new"], &shown["legacy"]), (&new.into(), &(1_000 - new).into()));
+    let token = format!("Bearer {}", gateway.token("u1"));
+    for id in 0..100 {
+        let path = format!("/api/users/{id}");
+        let answer = gateway.send(Method::PUT, &path, &[("authorization", &token)], "{}").await;
+        assert_eq!(answer.header("x-served-by"), Some("monolith"), "changes are made on one side");
+    }
 }
 
 #[tokio::test]
