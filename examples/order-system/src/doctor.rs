@@ -45,6 +45,10 @@ pub async fn doctor(env: &Env, data: &Path) -> Result<usize, BoxError> {
     };
     say(env::DATABASE_URL, database(env, data).await);
     say(env::RABBITMQ_URL, broker(env, data).await);
+    if let Some(url) = env.get(env::LEGACY_RABBITMQ_URL) {
+        let theirs = env.clone().with(env::RABBITMQ_URL, url);
+        say(env::LEGACY_RABBITMQ_URL, broker(&theirs, data).await);
+    }
     if let Some(url) = env.get(env::REDIS_URL) {
         say(env::REDIS_URL, redis(&url).await);
     }

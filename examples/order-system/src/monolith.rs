@@ -52,6 +52,8 @@ impl Monolith {
         order_kit::env::guarded(&env, &[order_kit::env::INTERNAL_TOKEN])?;
         std::fs::create_dir_all(data)?;
         order_kit::telemetry::init(&env)?;
+        // It is what others leave: listening to itself it would take what is for them.
+        env = env.with(env::LEGACY_RABBITMQ_URL, "");
         let broker = order_broker::open(&broker_address(&env, data)).await?;
         let listener = TcpListener::bind((env.get_or_default(env::HOST).as_str(), port)).await?;
         let address = listener.local_addr()?;

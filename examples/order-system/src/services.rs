@@ -61,6 +61,7 @@ pub fn topology() -> Topology {
         order_orders::choreography_queue(),
         order_payments::queue(),
         order_inventory::queue(),
+        order_users::moving::queue(),
     ];
     let all = queues.into_iter().chain(order_orders::read_queues());
     all.fold(Topology::new(order_kit::events::EXCHANGE), Topology::queue)

@@ -127,7 +127,10 @@ async fn every_queue_of_a_service_is_known_to_whoever_looks_for_it() -> Result<(
     let mut declared = BTreeMap::new();
     for style in ["orchestrated", "choreography"] {
         let data = tempfile::tempdir()?;
-        let mut options = Options::alone(data.path()).with(env::SAGA_STYLE, style);
+        // Users make theirs in the broker of a monolith, which here is the same.
+        let broker = format!("sqlite:{}", data.path().join("broker.db").display());
+        let options = Options::alone(data.path()).with(env::SAGA_STYLE, style);
+        let mut options = options.with(env::LEGACY_RABBITMQ_URL, broker);
         options.parts.push("loyalty");
         let system = System::start(options).await?;
         let queues = system.broker().topology().await?.queues;

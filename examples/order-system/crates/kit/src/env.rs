@@ -62,8 +62,9 @@ variables! {
     RATE_LIMIT_PLANS = "free=100/15m,gold=10000/15m": "Requests of one tenant, by the plan in its token";
     DEV_TOKENS = "": "`1`: this is for development: the gateway makes tokens for whoever asks, also with a JWT_SECRET that is not the default, and secrets that everybody knows will do on any HOST";
     STRANGLE = "": "With LEGACY_URL: the services whose routes the gateway takes to the new system, separated by commas";
-    LEGACY_URL = "": "The monolith behind the gateway; what is not in STRANGLE goes there";
-    #[secret] LEGACY_TOKEN = "": "What the gateway shows the monolith in `X-Service-Token`; without it nothing, since INTERNAL_TOKEN is for services";
+    LEGACY_URL = "": "The monolith behind the gateway; what is not in STRANGLE goes there. `serve users --backfill` fills users from it";
+    #[secret] LEGACY_TOKEN = "": "What the gateway, and users that are filled, show the monolith in `X-Service-Token`; without it nothing, since INTERNAL_TOKEN is for services";
+    #[secret] LEGACY_RABBITMQ_URL = "": "The monolith's broker, `sqlite:FILE` or `amqp://…`: with it users keep in step with the users of the monolith, by its events";
     READY_DEGRADED_STATUS = "200": "What `/health/ready` answers when only an optional check fails: 200 or 503";
     DATABASE_SCHEMA_PREFIX = "": "What stands before the names of the schemas in PostgreSQL, so that two systems can share a database";
     LONGEST_SAGA_MS = "5184000000": "The longest time from a step of a saga to the saga's end, waits and people included (60 days): what undoes a step is remembered for so long";

@@ -237,7 +237,25 @@ pub async fn consume<F>(
 where
     F: Future<Output = Result<(), Trouble>> + Send + 'static,
 {
-    let (broker, name) = (context.broker().clone(), queue.name.clone());
+    consume_from(context, context.broker().clone(), queue, parallel, handler).await
+}
+
+/// The same with a queue of another broker than the service's own.
+///
+/// # Errors
+///
+/// As of [`consume`].
+pub async fn consume_from<F>(
+    context: &Context,
+    broker: Arc<dyn Broker>,
+    queue: Queue,
+    parallel: u16,
+    handler: impl Fn(Envelope) -> F + Send + Sync + 'static,
+) -> Result<(), order_broker::BrokerError>
+where
+    F: Future<Output = Result<(), Trouble>> + Send + 'static,
+{
+    let name = queue.name.clone();
     let topology = Topology::new(EXCHANGE).queue(queue);
     let (stop, service) = (context.stop().clone(), context.name());
     let handler = Arc::new(handler);

@@ -53,6 +53,13 @@ pub fn iso(ms: i64) -> String {
         .unwrap_or_default()
 }
 
+/// Milliseconds since 1970 of a time in RFC 3339; none, if it is no such time.
+pub fn ms(text: &str) -> Option<i64> {
+    use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+    let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    i64::try_from(at.unix_timestamp_nanos().div_euclid(1_000_000)).ok()
+}
+
 /// An id that is unique and sorts by time.
 pub fn new_id() -> String {
     uuid::Uuid::now_v7().to_string()

@@ -23,8 +23,8 @@ use tonic::{
 };
 
 use crate::{
-    repository::{Revised, Users},
-    wire::User,
+    repository::Users,
+    wire::{Revised, User},
 };
 
 /// How often a watcher looks for what other instances have changed; what this one changes it hears at once.

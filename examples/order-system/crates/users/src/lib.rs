@@ -2,9 +2,12 @@
 //!
 //! | event | data |
 //! |---|---|
-//! | `user.created`, `user.updated` | the user |
+//! | `user.created`, `user.updated` | the user, and its `revision` |
+//!
+//! Where users come from a monolith they are [filled](moving::backfill) from there and kept in step until they have moved.
 
 mod grpc;
+pub mod moving;
 mod repository;
 mod routes;
 pub mod transport;
@@ -25,7 +28,9 @@ pub const NAME: &str = "users";
 pub async fn build(context: Context) -> Result<Service, BoxError> {
     let users = repository::Users::of(&context).await?;
     context.tells(wire::events());
+    moving::listen(&context, &users).await?;
     // Events wait in the outbox until the broker is back.
     let checks = vec![Check::database("database", users.db()), Check::message_queue(&context, false)];
-    Ok(Service { routes: routes::routes(users), checks })
+    let routes = routes::routes(users.clone()).merge(moving::routes(users, context.tokens().clone()));
+    Ok(Service { routes, checks })
 }

@@ -9,12 +9,14 @@ use tokio::sync::watch;
 
 use crate::{
     NAME,
-    wire::{CREATED, NewUser, UPDATED, User, UserChange},
+    wire::{CREATED, NewUser, Revised, UPDATED, User, UserChange},
 };
 
 /// `email_key` is the address in lower case: two users whose addresses differ in case alone are one mailbox to most servers.
-/// `revision` counts all changes of all users, for those who watch them.
-const MIGRATIONS: &[&str] = &["
+/// `revision` counts all changes of all users, for those who watch them. `legacy_revision` is the monolith's, for a user who is as the
+/// monolith says; one who was made or changed here has none. `backfill` is where the filling from there goes on, while it is not done.
+const MIGRATIONS: &[&str] = &[
+    "
 create table users (
     id text primary key,
     email text not null,
@@ -23,7 +25,12 @@ create table users (
     created_at bigint not null,
     revision bigint not null unique
 );
-"];
+",
+    "
+alter table users add column legacy_revision bigint;
+create table backfill (one bigint primary key, behind bigint not null);
+",
+];
 
 const COLUMNS: &str = "id, email, name, created_at, revision";
 const LONGEST_NAME: usize = 100;
@@ -34,14 +41,7 @@ const LONGEST_EMAIL: usize = 254;
 pub(crate) struct Users {
     db: Db,
     /// Woken when this process has changed a user.
-    changed: watch::Sender<()>,
-}
-
-/// A user with the number of its last change.
-#[derive(Debug, Clone)]
-pub(crate) struct Revised {
-    pub(crate) revision: i64,
-    pub(crate) user: User,
+    pub(crate) changed: watch::Sender<()>,
 }
 
 impl Users {
@@ -83,8 +83,9 @@ impl Users {
             )
             .await
             .map_err(taken)?;
-            events::emit(tx, NAME, CREATED, &user.id, &user).await?;
-            Ok::<_, ApiError>(user)
+            let made = Revised { user, revision };
+            events::emit(tx, NAME, CREATED, &made.user.id, &made).await?;
+            Ok::<_, ApiError>(made.user)
         };
         let user = self.db.write(work).await?;
         self.changed.send_replace(());
@@ -122,7 +123,7 @@ impl Users {
                 return Ok(Some(user));
             }
             tx.execute(
-                "update users set email = $1, email_key = $2, name = $3, revision = $4 where id = $5",
+                "update users set email = $1, email_key = $2, name = $3, revision = $4, legacy_revision = null where id = $5",
                 &[
                     (&user.email).into(),
                     user.email.to_lowercase().into(),
@@ -133,8 +134,9 @@ impl Users {
             )
             .await
             .map_err(taken)?;
-            events::emit(tx, NAME, UPDATED, &user.id, &user).await?;
-            Ok::<_, ApiError>(Some(user))
+            let changed = Revised { user, revision };
+            events::emit(tx, NAME, UPDATED, &changed.user.id, &changed).await?;
+            Ok::<_, ApiError>(Some(changed.user))
         };
         let user = self.db.write(work).await?;
         self.changed.send_replace(());
@@ -170,7 +172,7 @@ fn revised(row: &Row) -> Result<Revised, DbError> {
 
 /// Changes are made one after another, so that whoever has seen a revision has seen all before it: with two transactions open at once,
 /// the later number could be there before the earlier one.
-async fn next_revision(tx: &Tx<'_>) -> Result<i64, DbError> {
+pub(crate) async fn next_revision(tx: &Tx<'_>) -> Result<i64, DbError> {
     tx.lock("users.revision").await?;
     Ok(last_revision(tx).await? + 1)
 }

@@ -6,14 +6,14 @@ use utoipa::ToSchema;
 
 use crate::NAME;
 
-/// A user was made; the data is the [`User`].
+/// A user was made; the data is the user, [`Revised`].
 pub const CREATED: &str = "user.created";
-/// A user has another name or e-mail address; the data is the [`User`] as it is now.
+/// A user has another name or e-mail address; the data is the user as it is now, [`Revised`].
 pub const UPDATED: &str = "user.updated";
 
 /// What this service tells.
 pub(crate) fn events() -> Told {
-    Told::by(NAME).says::<User>(&[CREATED, UPDATED])
+    Told::by(NAME).says::<Revised>(&[CREATED, UPDATED])
 }
 
 /// A user, in answers and in events.
@@ -31,6 +31,16 @@ pub struct User {
     /// When the user was made, as RFC 3339.
     #[schema(format = DateTime)]
     pub created_at: String,
+}
+
+/// A user with the number of its last change, in events and in pages of all users.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Revised {
+    /// The user.
+    #[serde(flatten)]
+    pub user: User,
+    /// Counts all changes of all users: of two states of a user the one with the greater number is the newer.
+    pub revision: i64,
 }
 
 /// Who is to be made.

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use order_broker::{Consumer, Queue, Topology};
 use order_kit::events::{EXCHANGE, Envelope};
-use order_users::wire::{CREATED, UPDATED, User};
+use order_users::wire::{CREATED, Revised, UPDATED};
 use serde_json::{Value, json};
 
 use crate::{everywhere, person, service::Bench};
@@ -41,18 +41,23 @@ async fn what_is_stored_is_said_and_nothing_else() {
             all.push(next(&mut *heard).await);
         }
         // Events of one user come in their order; those of two may come in any.
-        let of = |id: &Value| -> Vec<(&str, &Value)> {
+        let of = |id: &Value| -> Vec<(&str, Value)> {
             let mine = all.iter().filter(|it| it.data["id"] == *id);
-            mine.map(|it| (it.kind.as_str(), &it.data)).collect()
+            mine.map(|it| (it.kind.as_str(), it.data.clone())).collect()
         };
-        assert_eq!(of(&alice["id"]), [(CREATED, &alice), (UPDATED, &changed)]);
-        assert_eq!(of(&bob["id"]), [(CREATED, &bob)]);
+        let revised = |user: &Value, revision: i64| {
+            let mut user = user.clone();
+            user["revision"] = json!(revision);
+            user
+        };
+        assert_eq!(of(&alice["id"]), [(CREATED, revised(&alice, 1)), (UPDATED, revised(&changed, 2))]);
+        assert_eq!(of(&bob["id"]), [(CREATED, revised(&bob, 3))]);
         for envelope in all {
             assert_eq!(
                 (envelope.metadata.source.as_str(), envelope.metadata.version.as_str()),
                 ("users", "1.0")
             );
-            let user: User = envelope.data().unwrap();
+            let Revised { user, .. } = envelope.data().unwrap();
             assert_eq!(user.created_at.len(), "2026-11-26T03:40:00.000Z".len());
         }
     })

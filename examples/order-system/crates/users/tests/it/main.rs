@@ -8,6 +8,7 @@ mod service;
 mod events;
 mod grpc;
 mod input;
+mod moving;
 mod rest;
 mod transport;
 

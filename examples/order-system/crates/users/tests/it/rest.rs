@@ -134,6 +134,10 @@ async fn the_description_says_what_the_routes_do() {
     ask(Method::PUT, "/users/{id}", &one, " ".repeat(300 * 1024)).await;
     ask(Method::POST, "/users", "/users", person("Bob", "bob@example.com").to_string()).await;
     ask(Method::PUT, "/users/{id}", &one, "{\"email\":\"bob@example.com\"}".to_owned()).await;
+    ask(Method::GET, "/_users", "/_users", String::new()).await;
+    ask(Method::GET, "/_users", "/_users?after=x", String::new()).await;
+    let request = Request::get("/_users").body(axum::body::Body::empty()).unwrap();
+    seen.insert(format!("GET /_users {}", users.send(request).await.status));
     let api = users.get("/openapi.json").await.body;
     assert_eq!(seen, described(&api));
     assert_eq!(api["paths"]["/users"]["get"]["parameters"][0]["in"], json!("query"));
