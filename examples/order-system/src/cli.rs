@@ -4,16 +4,17 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use order_kit::{
-    BoxError,
+    BoxError, Context,
     env::{self, Env},
 };
 use order_notifications::loyalty::{self, Replayed};
+use order_users::moving::{self, Backfilled};
 
 use crate::{
     audit, chaos, demo, doctor, load, messages, monolith,
     processes::{self, Processes},
     remote::Remote,
-    saga, seed, services,
+    saga, seed, services, strangler,
     system::{Options, System},
     top,
 };
@@ -57,6 +58,10 @@ enum Command {
         /// Of loyalty: also what happened before it came, which orders has stored. Without it, what happens from then on.
         #[arg(long)]
         replay: bool,
+        /// Of users: first take in all whom a monolith has (LEGACY_URL, LEGACY_TOKEN). What the monolith changes meanwhile, and from then on,
+        /// comes by its events, of which users hear whenever LEGACY_RABBITMQ_URL is set.
+        #[arg(long)]
+        backfill: bool,
     },
     /// Everything behind one address, without a gateway.
     Monolith,
@@ -111,6 +116,8 @@ enum Command {
         #[command(subcommand)]
         what: saga::What,
     },
+    #[command(flatten)]
+    Strangler(strangler::What),
     /// Dead letters.
     Dlq {
         #[command(subcommand)]
@@ -202,8 +209,8 @@ async fn command(cli: Cli) -> Result<bool, BoxError> {
     match command.unwrap_or(Command::Up { processes: false }) {
         Command::Up { processes: false } => up(place).await?,
         Command::Up { processes: true } => up_processes(place).await?,
-        Command::Serve { service, with_parent, replay } => {
-            serve(place, &service, with_parent, replay).await?;
+        Command::Serve { service, with_parent, replay, backfill } => {
+            serve(place, &service, with_parent, replay, backfill).await?;
         }
         Command::Monolith => {
             monolith::run(place.port_base, &place.data).await?;
@@ -252,6 +259,9 @@ async fn command(cli: Cli) -> Result<bool, BoxError> {
         Command::Top { once } => top::run(&Remote::at(place.port_base, &env), once).await?,
         Command::Saga { what } => {
             print!("{}", saga::run(&what, &Remote::at(place.port_base, &env)).await?);
+        }
+        Command::Strangler(what) => {
+            print!("{}", strangler::run(&what, &Remote::at(place.port_base, &env)).await?);
         }
         Command::Rebuild => services::rebuild(&env, &place.data).await?,
         Command::Bench { calls } => services::compare_transports(calls).await?,
@@ -356,13 +366,22 @@ fn introduce(remote: &Remote, seed: &seed::Seed) {
     println!("\nCtrl-C ends it.");
 }
 
-async fn serve(place: Place, service: &str, with_parent: bool, replay: bool) -> Result<(), BoxError> {
+async fn serve(
+    place: Place,
+    service: &str,
+    with_parent: bool,
+    replay: bool,
+    backfill: bool,
+) -> Result<(), BoxError> {
     let part = services::PARTS
         .iter()
         .find(|known| **known == service)
         .ok_or_else(|| format!("there is no service `{service}`"))?;
     if replay && *part != loyalty::NAME {
         return Err(format!("--replay is for {}: {part} has heard everything", loyalty::NAME).into());
+    }
+    if backfill && *part != order_users::NAME {
+        return Err(format!("--backfill is for {}: {part} moves by no command", order_users::NAME).into());
     }
     let system = System::start(Options {
         port_base: place.port_base,
@@ -374,16 +393,14 @@ async fn serve(place: Place, service: &str, with_parent: bool, replay: bool) -> 
     for (part, address) in system.parts() {
         println!("{part} http://{address}");
     }
-    if replay {
-        let replayed = loyalty::replay(system.context(part)).await;
-        let Replayed { counted, known, passed_over } = match replayed {
-            Ok(replayed) => replayed,
-            Err(error) => {
-                system.stop().await;
-                return Err(format!("what was before could not be replayed: {error}").into());
-            }
-        };
-        println!("replayed: {counted} counted, {known} known already, {passed_over} of no concern");
+    let before = match (replay, backfill) {
+        (true, _) => replayed(system.context(part)).await,
+        (_, true) => backfilled(system.context(part)).await,
+        _ => Ok(()),
+    };
+    if let Err(error) = before {
+        system.stop().await;
+        return Err(error);
     }
     tokio::select! {
         () = end_of_program() => {}
@@ -391,6 +408,25 @@ async fn serve(place: Place, service: &str, with_parent: bool, replay: bool) -> 
     }
     system.stop().await;
     flush(&Env::process()).await
+}
+
+async fn replayed(context: &Context) -> Result<(), BoxError> {
+    let replayed = loyalty::replay(context).await;
+    let Replayed { counted, known, passed_over } =
+        replayed.map_err(|error| format!("what was before could not be replayed: {error}"))?;
+    println!("replayed: {counted} counted, {known} known already, {passed_over} of no concern");
+    Ok(())
+}
+
+async fn backfilled(context: &Context) -> Result<(), BoxError> {
+    let backfilled = moving::backfill(context).await;
+    let Backfilled { taken, known, refused } =
+        backfilled.map_err(|error| format!("users could not be taken in: {error}"))?;
+    for why in &refused {
+        println!("refused    {why}");
+    }
+    println!("backfilled: {taken} taken in, {known} known already, {} refused", refused.len());
+    Ok(())
 }
 
 /// Sends the spans of the last requests, which nobody would hear of otherwise.

@@ -13,5 +13,6 @@ pub mod remote;
 pub mod saga;
 pub mod seed;
 pub mod services;
+pub mod strangler;
 pub mod system;
 pub mod top;

@@ -1,6 +1,7 @@
 //! A process for each service, supervised: one that dies is started anew.
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     process::Stdio,
     sync::{Arc, Mutex, PoisonError},
@@ -144,6 +145,17 @@ pub fn free_ports() -> Result<u16, BoxError> {
         .ok_or_else(|| "no free ports".into())
 }
 
+/// The files of databases that a process has open, brokers' among them. Only where there is `/proc`.
+///
+/// # Errors
+///
+/// That nobody can say.
+pub fn databases(pid: u32) -> std::io::Result<BTreeSet<PathBuf>> {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd"))?;
+    let open = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    Ok(open.filter(|path| path.extension().is_some_and(|it| it == "db")).collect())
+}
+
 /// Sends a signal, by the system's own program.
 async fn signal(name: &str, pid: u32) -> Result<(), BoxError> {
     let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().await?;
@@ -194,7 +206,8 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn end(child: &mut Child) {
+/// Ends a process by SIGTERM; kills it if it has not ended after 12 s.
+pub(crate) async fn end(child: &mut Child) {
     if let Some(pid) = child.id() {
         let _ = signal("TERM", pid).await;
         if tokio::time::timeout(END, child.wait()).await.is_err() {

@@ -34,7 +34,7 @@ pub const NAMES: &[(&str, &str)] = &[
     ("cascade", "a service that hangs, with and without breakers"),
     ("chain", "five hops share one deadline"),
     ("chain-of-retries", "what retries at every hop do to the last one, with and without a budget"),
-    ("strangler", "one service after another leaves the monolith"),
+    ("strangler", "users leave the monolith with their data, while it goes on"),
     ("canary", "a tenth of the requests goes to the new service"),
 ];
 

@@ -128,8 +128,7 @@ async fn each_process_opens_its_own_files_and_no_other() {
     let processes = order_system::demo::start_processes(&play, data.path()).await.expect("they start");
     let mut held = BTreeMap::new();
     for (part, pid) in processes.pids() {
-        let open = std::fs::read_dir(format!("/proc/{}/fd", pid.expect("a process"))).expect("its files");
-        let open: Vec<_> = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok()).collect();
+        let open = order_system::processes::databases(pid.expect("a process")).expect("its files");
         held.insert(part, databases(open.iter().map(std::path::PathBuf::as_path)));
     }
     processes.stop().await;

@@ -16,5 +16,6 @@ mod roles;
 mod schema;
 mod shapes;
 mod starts;
+mod strangling;
 mod top;
 mod workers;
