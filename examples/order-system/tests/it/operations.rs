@@ -196,12 +196,16 @@ async fn a_monolith_shows_the_policies_of_its_parts() -> Result<(), BoxError> {
     let data = tempfile::tempdir()?;
     let monolith = Monolith::start(0, data.path(), Env::empty()).await?;
     let remote = Remote::of([("it".to_owned(), monolith.url())].into(), &Env::empty());
-    let policies = remote.get("it", "/_policies").await?.expect(200)?.text;
-    assert!(policies.contains("\"user\"") && policies.contains("\"payment\""), "{policies}");
+    let policies = remote.get("it", "/_policies").await?.expect(200)?.json();
+    let policies = policies.as_array().ok_or("no list")?;
+    let named = |it: &serde_json::Value| (it["policy"].to_string(), it["name"].to_string());
+    let names: BTreeSet<_> = policies.iter().map(named).collect();
+    assert_eq!(names.len(), policies.len(), "each has a name of its own: {names:?}");
     let metrics = remote.get("it", "/metrics").await?.expect(200)?.text;
-    let breaker =
-        |line: &str| line.starts_with("policy_circuit_state{") && line.contains("service=\"monolith\"");
-    assert!(metrics.lines().any(breaker), "{metrics}");
+    for policy in ["orders.user", "notifications.user", "orders.payment"] {
+        let gauge = format!("policy_circuit_state{{service=\"monolith\",policy=\"{policy}\"}} 0");
+        assert!(metrics.lines().any(|line| line == gauge), "{gauge} in {metrics}");
+    }
     monolith.stop().await;
     Ok(())
 }

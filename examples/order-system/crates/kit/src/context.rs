@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use mainstay::Registry;
+use mainstay::{Name, Registry};
 use order_broker::Broker;
 use serde::{Deserialize, Serialize};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -128,6 +128,8 @@ struct Inner {
     locate: Arc<dyn Locate>,
     tokens: ServiceTokens,
     policies: Registry,
+    /// Whether the policies stand beside those of other parts.
+    part: bool,
     faults: Switch,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -166,6 +168,7 @@ impl Context {
             broker,
             locate,
             policies: Registry::new(),
+            part: false,
             faults: Switch::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -193,6 +196,7 @@ impl Context {
             locate: whole.locate.clone(),
             tokens: whole.tokens.clone(),
             policies: whole.policies.clone(),
+            part: true,
             faults: Switch::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -284,6 +288,12 @@ impl Context {
     /// What services show each other.
     pub fn tokens(&self) -> &ServiceTokens {
         &self.0.tokens
+    }
+
+    /// As the service names its policies for calls of that one: `user`; of a part of a whole, whose policies stand beside those of other
+    /// parts in lists and figures, `orders.user`.
+    pub fn policy_name(&self, called: &'static str) -> Name {
+        if self.0.part { format!("{}.{called}", self.name()).into() } else { called.into() }
     }
 
     /// All policies of the service, for `/_policies`.

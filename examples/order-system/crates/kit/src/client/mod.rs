@@ -224,7 +224,8 @@ impl Client {
     ///
     /// An option that cannot be.
     pub fn new(context: &Context, service: &'static str, options: Options) -> Result<Self, ConfigError> {
-        let policies = Policies::new(service, options, context.env(), context.policies())?;
+        let name = context.policy_name(service);
+        let policies = Policies::new(name, options, context.env(), context.policies())?;
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(Duration::from_secs(1)));
         connector.set_nodelay(true);

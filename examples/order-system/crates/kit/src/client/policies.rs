@@ -7,7 +7,7 @@ use std::{
 
 use http::StatusCode;
 use mainstay::{
-    BoxedStack, Bulkhead, CircuitBreaker, ConfigError, Error, Registry, Retry, circuit_breaker,
+    BoxedStack, Bulkhead, CircuitBreaker, ConfigError, Error, Name, Registry, Retry, circuit_breaker,
     circuit_breaker::Class, deadline,
 };
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use super::{CallError, Options, Reply};
 
 /// The documented breaker, to be [built](build): 5 failures in a row within 60 s open it, or half of at least 20 calls in that time, for exactly
 /// 30 s (3 s with `POLICY_FAST`), after which one probe is let through. What is a failure, whoever builds it says.
-pub fn breaker(name: &'static str, env: &Env) -> circuit_breaker::Config {
+pub fn breaker(name: impl Into<Name>, env: &Env) -> circuit_breaker::Config {
     let minute = Duration::from_secs(60);
     let wait = Duration::from_secs(if env.get(env::POLICY_FAST).is_some() { 3 } else { 30 });
     CircuitBreaker::config()
@@ -51,7 +51,7 @@ pub fn build<C>(config: circuit_breaker::Config<C>, env: &Env) -> Result<Circuit
 /// # Errors
 ///
 /// A number that cannot be.
-pub fn bulkhead(name: &'static str, concurrency: usize, queue: usize) -> Result<Bulkhead, ConfigError> {
+pub fn bulkhead(name: impl Into<Name>, concurrency: usize, queue: usize) -> Result<Bulkhead, ConfigError> {
     Bulkhead::config(concurrency)
         .queue(queue, Duration::from_secs(1))
         .name(name)
@@ -118,14 +118,14 @@ fn classify(error: &CallError) -> Class {
 
 impl Policies {
     pub(super) fn new(
-        service: &'static str,
+        name: Name,
         options: Options,
         env: &Env,
         registry: &Registry,
     ) -> Result<Self, ConfigError> {
-        let config = breaker(service, env).immediate_close();
+        let config = breaker(name.clone(), env).immediate_close();
         let breaker = build(config.classify_err(classify as fn(&CallError) -> Class), env)?;
-        let bulkhead = bulkhead(service, options.concurrency, options.queue)?;
+        let bulkhead = bulkhead(name.clone(), options.concurrency, options.queue)?;
         let retry = Retry::exponential(Duration::from_millis(50)).cap(Duration::from_millis(500));
         let retry = if options.budget { retry } else { retry.no_budget() };
         let retry = retry
@@ -137,11 +137,11 @@ impl Policies {
                     Some(CallError::Connection { .. } | CallError::Status { .. } | CallError::Starting)
                 )
             })
-            .name(service)
+            .name(name.clone())
             .observe(mainstay::observe::Metrics)
             .build()?;
         // Timeouts, since a deadline would also be the caller's: see `CallersEnd`.
-        let repeated = mainstay::stack(service)
+        let repeated = mainstay::stack(name.clone())
             .timeout(options.deadline)
             .circuit_breaker(breaker.clone())
             .retry(retry.clone())
@@ -149,7 +149,7 @@ impl Policies {
             .timeout(options.attempt)
             .build()?
             .boxed();
-        let once = mainstay::stack(service)
+        let once = mainstay::stack(name)
             .timeout(options.deadline)
             .circuit_breaker(breaker.clone())
             .bulkhead(bulkhead.clone())
@@ -217,7 +217,7 @@ mod tests {
     impl Called {
         fn new() -> Self {
             let policies =
-                Policies::new("user", Options::default(), &Env::empty(), &Registry::new()).unwrap();
+                Policies::new("user".into(), Options::default(), &Env::empty(), &Registry::new()).unwrap();
             Called { policies, calls: Cell::new(0) }
         }
 

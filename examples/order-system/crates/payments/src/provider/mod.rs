@@ -55,13 +55,13 @@ pub(crate) struct Cards {
 impl Cards {
     /// Cards whose provider keeps its tables in `db`, and is waited for no longer than `timeout`.
     pub(crate) fn new(context: &Context, db: &Db, timeout: Duration) -> Result<Self, ConfigError> {
-        let name = "card-provider";
-        let breaker = policies::build(policies::breaker(name, context.env()), context.env())?;
-        let bulkhead = policies::bulkhead(name, CONCURRENCY, QUEUE)?;
+        let name = context.policy_name("card-provider");
+        let breaker = policies::build(policies::breaker(name.clone(), context.env()), context.env())?;
+        let bulkhead = policies::bulkhead(name.clone(), CONCURRENCY, QUEUE)?;
         context.policies().add(&breaker);
         context.policies().add(&bulkhead);
         let stack = || {
-            mainstay::stack(name)
+            mainstay::stack(name.clone())
                 .circuit_breaker(breaker.clone())
                 .bulkhead(bulkhead.clone())
                 .timeout(timeout)

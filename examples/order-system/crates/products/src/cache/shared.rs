@@ -64,15 +64,16 @@ impl Shared {
             .set_response_timeout(Some(PATIENCE))
             .set_number_of_retries(1);
         let redis = ConnectionManager::new_lazy_with_config(client, config)?;
+        let name = context.policy_name("redis");
         let config = CircuitBreaker::config()
-            .name("redis")
+            .name(name.clone())
             .consecutive_failures(5)
             .open_wait(AWAY, 1.0, AWAY)
             .observe(mainstay::observe::Tracing)
             .observe(mainstay::observe::Metrics);
         let breaker = policies::build(config, context.env())?;
         context.policies().add(&breaker);
-        let stack = mainstay::stack("redis").circuit_breaker(breaker).timeout(PATIENCE).build()?.boxed();
+        let stack = mainstay::stack(name).circuit_breaker(breaker).timeout(PATIENCE).build()?.boxed();
         let prefix = context.env().get_or_default(env::REDIS_KEY_PREFIX);
         let shared = Arc::new(Shared { redis, prefix, stack, untold: Mutex::default() });
         let (telling, stop) = (shared.clone(), context.stop().clone());
