@@ -31,27 +31,19 @@ const PRODUCTS: [(&str, &str, i64); 3] =
 /// That a service said no.
 pub async fn seed(remote: &Remote) -> Result<Seed, BoxError> {
     let mut seed = Seed::default();
-    let there = all(remote, "users").await?;
     for (name, email) in USERS {
-        let known = there.iter().find(|it| it["email"] == email);
-        let user = match known {
-            Some(user) => user.clone(),
+        let user = match newest(remote, &format!("/users?email={email}")).await? {
+            Some(user) => user,
             None => {
                 let new = json!({ "name": name, "email": email });
-                let answer = remote.post("users", "/users", new).await?;
-                // He is there, and behind those that are listed.
-                if answer.status == StatusCode::CONFLICT {
-                    continue;
-                }
-                answer.expect(201)?.json()
+                remote.post("users", "/users", new).await?.expect(201)?.json()
             }
         };
         seed.users.push((name.to_owned(), id(&user)?));
     }
-    let there = all(remote, "products").await?;
     for (name, price, stock) in PRODUCTS {
-        let product = match there.iter().find(|it| it["name"] == name) {
-            Some(product) => product.clone(),
+        let product = match newest(remote, &format!("/products?name={name}")).await? {
+            Some(product) => product,
             None => {
                 let new = json!({ "name": name, "price": price });
                 remote.post("products", "/products", new).await?.expect(201)?.json()
@@ -79,10 +71,11 @@ impl Seed {
     }
 }
 
-/// The newest hundred.
-async fn all(remote: &Remote, service: &str) -> Result<Vec<serde_json::Value>, BoxError> {
-    let list = remote.get(service, &format!("/{service}?limit=100")).await?.expect(200)?.json();
-    Ok(list.as_array().cloned().unwrap_or_default())
+/// The first that is listed.
+async fn newest(remote: &Remote, path: &str) -> Result<Option<serde_json::Value>, BoxError> {
+    let service = path.trim_start_matches('/').split('?').next().unwrap_or_default();
+    let list = remote.get(service, path).await?.expect(200)?.json();
+    Ok(list.get(0).cloned())
 }
 
 fn id(value: &serde_json::Value) -> Result<String, BoxError> {

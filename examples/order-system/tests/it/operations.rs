@@ -116,6 +116,15 @@ async fn what_an_earlier_start_did_not_come_to_is_made_by_the_next() -> Result<(
     for (_, product) in &first.products {
         remote.get("inventory", &format!("/inventory/{product}")).await?.expect(200)?;
     }
+    // However much has come since.
+    for number in 0..100 {
+        let user = json!({ "name": "Somebody", "email": format!("{number}@example.com") });
+        remote.post("users", "/users", user).await?.expect(201)?;
+        remote
+            .post("products", "/products", json!({ "name": "Thing", "price": "1.00" }))
+            .await?
+            .expect(201)?;
+    }
     assert_eq!(seed(&remote).await?, first);
     system.stop().await;
     Ok(())

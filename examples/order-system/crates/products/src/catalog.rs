@@ -58,8 +58,8 @@ impl Catalog {
         Ok(self.cached.get(id, load).await?.map(|(it, from)| (it.product, from)))
     }
 
-    pub(crate) async fn list(&self, limit: i64) -> Result<Vec<Product>, DbError> {
-        self.products.list(limit).await
+    pub(crate) async fn list(&self, limit: i64, name: Option<String>) -> Result<Vec<Product>, DbError> {
+        self.products.list(limit, name).await
     }
 
     pub(crate) async fn update(

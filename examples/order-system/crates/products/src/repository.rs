@@ -2,7 +2,7 @@
 
 use order_kit::{
     ApiError, Cents, Context, Db, Tx,
-    db::{DbError, Row},
+    db::{DbError, Row, Value},
     iso, new_id, now_ms,
 };
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::wire::{NewProduct, Product, ProductChange};
 
 /// `version` counts the changes of a product, so that of two copies the newer is known.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
 create table product (
     id text primary key,
     name text not null,
@@ -19,7 +20,11 @@ create table product (
     version bigint not null
 );
 create index product_by_time on product (created_at desc, id desc);
-"];
+",
+    "
+create index product_by_name on product (name, created_at desc, id desc);
+",
+];
 
 const COLUMNS: &str = "id, name, price, created_at, version";
 const LONGEST_NAME: usize = 200;
@@ -71,11 +76,13 @@ impl Products {
         self.db.read(work).await
     }
 
-    /// The newest first.
-    pub(crate) async fn list(&self, limit: i64) -> Result<Vec<Product>, DbError> {
-        let sql = format!("select {COLUMNS} from product order by created_at desc, id desc limit $1");
+    /// The newest first; of a name, or all.
+    pub(crate) async fn list(&self, limit: i64, name: Option<String>) -> Result<Vec<Product>, DbError> {
+        let only = if name.is_some() { "where name = $2" } else { "" };
+        let sql = format!("select {COLUMNS} from product {only} order by created_at desc, id desc limit $1");
         let work = async move |tx: &Tx<'_>| {
-            let rows = tx.query(&sql, &[limit.into()]).await?;
+            let values = [Some(Value::from(limit)), name.map(Value::from)];
+            let rows = tx.query(&sql, &values.into_iter().flatten().collect::<Vec<_>>()).await?;
             rows.iter().map(|row| versioned(row).map(|it| it.product)).collect()
         };
         self.db.read(work).await

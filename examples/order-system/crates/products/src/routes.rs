@@ -63,9 +63,11 @@ async fn show(State(catalog): State<Catalog>, Path(id): Path<String>) -> Result<
 struct Listing {
     /// How many at most: 50 if nothing is said, and never more than 500.
     limit: Option<u32>,
+    /// Only those of this name.
+    name: Option<String>,
 }
 
-/// The newest products, from the database.
+/// The newest products, or those of a name, from the database.
 #[utoipa::path(get, path = "/products", params(Listing), responses(
     (status = 200, description = "The newest first", body = Vec<Product>),
     (status = 400, description = "A limit that is none", body = ErrorBody),
@@ -75,7 +77,7 @@ async fn list(
     Query(listing): Query<Listing>,
 ) -> Result<Json<Vec<Product>>, ApiError> {
     let limit = listing.limit.unwrap_or(LIMIT).min(MOST);
-    Ok(Json(catalog.list(limit.into()).await?))
+    Ok(Json(catalog.list(limit.into(), listing.name).await?))
 }
 
 /// Changes a product's name, price, or both. Orders that were placed keep the price they were placed at.

@@ -106,6 +106,17 @@ impl Users {
         self.db.read(work).await
     }
 
+    /// The one with that address, in whatever case.
+    pub(crate) async fn with_email(&self, email: &str) -> Result<Option<User>, DbError> {
+        let sql = format!("select {COLUMNS} from users where email_key = $1");
+        let key = email.to_lowercase();
+        let work = async move |tx: &Tx<'_>| {
+            let row = tx.first(&sql, &[key.into()]).await?;
+            row.map(|row| revised(&row).map(|it| it.user)).transpose()
+        };
+        self.db.read(work).await
+    }
+
     /// `None` if there is no such user. A change that changes nothing is none: no event says so.
     pub(crate) async fn update(&self, id: String, change: UserChange) -> Result<Option<User>, ApiError> {
         change.email.as_deref().map_or(Ok(()), check_email)?;

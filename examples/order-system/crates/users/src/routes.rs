@@ -53,9 +53,11 @@ async fn show(State(users): State<Users>, Path(id): Path<String>) -> Result<Json
 struct Listing {
     /// How many at most: 50 if nothing is said, and never more than 500.
     limit: Option<u32>,
+    /// Only the one with this e-mail address, in whatever case.
+    email: Option<String>,
 }
 
-/// The newest users.
+/// The newest users, or the one with an address.
 #[utoipa::path(get, path = "/users", params(Listing), responses(
     (status = 200, description = "The newest first", body = Vec<User>),
     (status = 400, description = "A limit that is none", body = ErrorBody),
@@ -64,6 +66,9 @@ async fn list(
     State(users): State<Users>,
     Query(listing): Query<Listing>,
 ) -> Result<Json<Vec<User>>, ApiError> {
+    if let Some(email) = listing.email {
+        return Ok(Json(users.with_email(&email).await?.into_iter().collect()));
+    }
     let limit = listing.limit.unwrap_or(LIMIT).min(MOST);
     Ok(Json(users.list(limit.into()).await?))
 }

@@ -14,6 +14,23 @@ use crate::{
 };
 
 #[tokio::test]
+async fn products_of_a_name_are_found_among_all() {
+    everywhere("products_of_a_name_are_found_among_all", async |products| {
+        let cups = [
+            products.post("/products", &offer("Cup", "1.00")).await.body,
+            products.post("/products", &offer("Cup", "2.00")).await.body,
+        ];
+        products.post("/products", &offer("Cups", "3.00")).await;
+        let found = async |query: &str| products.get(&format!("/products?{query}")).await.body;
+        assert_eq!(found("name=Cup").await, json!([cups[1], cups[0]]), "the newest first");
+        assert_eq!(found("name=Cup&limit=1").await, json!([cups[1]]));
+        assert_eq!(found("name=cup").await, json!([]));
+        assert_eq!(found("name=").await, json!([]));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_product_is_made_read_and_changed() {
     everywhere("a_product_is_made_read_and_changed", async |products| {
         let made = products.post("/products", &offer("Teapot", "12.5")).await;

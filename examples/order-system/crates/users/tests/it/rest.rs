@@ -107,6 +107,19 @@ async fn the_newest_are_listed_first_and_no_more_than_asked_for() {
     .await;
 }
 
+#[tokio::test]
+async fn one_is_found_by_the_address_however_it_is_written() {
+    everywhere("one_is_found_by_the_address_however_it_is_written", async |users| {
+        let alice = users.post("/users", &person("Alice", "Alice+x@example.com")).await.body;
+        users.post("/users", &person("Bob", "bob@example.com")).await;
+        let found = async |email: &str| users.get(&format!("/users?email={email}")).await.body;
+        assert_eq!(found("alice%2BX@example.com").await, json!([alice]));
+        assert_eq!(found("alice@example.com").await, json!([]));
+        assert_eq!(found("").await, json!([]));
+    })
+    .await;
+}
+
 /// Every answer that the description promises is seen, and no other.
 #[tokio::test]
 async fn the_description_says_what_the_routes_do() {
