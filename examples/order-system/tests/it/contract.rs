@@ -248,9 +248,11 @@ async fn orders(caller: &Caller, staff: &Caller, user: &str, product: &str) -> R
     let name = json!({ "name": "Robert" });
     if caller.prefix == "/api" {
         caller.put(&format!("/users/{bob}"), name.clone()).await?.expect(404)?;
+        caller.get(&format!("/users/{bob}")).await?.expect(404)?;
         caller.get("/users").await?.expect(403)?;
     }
     staff.get("/users").await?.expect(200)?;
+    staff.get(&format!("/users/{bob}")).await?.expect(200)?;
     his.put(&format!("/users/{bob}"), name).await?.expect(200)?;
     Ok(())
 }

@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use order_kit::{auth::USER_ID, client::DEADLINE};
+use order_kit::{
+    auth::{ROLES, USER_ID},
+    client::DEADLINE,
+};
 
 /// The tenant of the token.
 pub static TENANT: HeaderName = HeaderName::from_static("x-tenant");
@@ -119,6 +122,7 @@ pub fn to_service(headers: &mut HeaderMap, from: From<'_>) {
         set(USER_ID.clone(), &who.sub);
         set(TENANT.clone(), who.tenant.as_deref().unwrap_or_default());
         set(PLAN.clone(), who.plan.as_deref().unwrap_or_default());
+        set(ROLES.clone(), &who.roles.join(","));
     }
     if let Some(host) = host {
         headers.insert(HeaderName::from_static("x-forwarded-host"), host);
@@ -159,6 +163,7 @@ mod tests {
             ("x-tenant", "all"),
             ("x-operator", "grace"),
             ("x-scopes", "admin"),
+            ("x-roles", "service"),
             ("x-forwarded-user", "root"),
             ("remote-user", "root"),
             ("x-service-token", "guess"),
@@ -167,7 +172,8 @@ mod tests {
             ("authorization", "Bearer abc"),
             ("host", "shop.example"),
         ];
-        let who = Claims { tenant: Some("t1".into()), ..Claims::of("u1") };
+        let roles = vec!["admin".to_owned(), "clerk".to_owned()];
+        let who = Claims { tenant: Some("t1".into()), roles, ..Claims::of("u1") };
         let mut got = headers(&lies);
         let client = Some([192, 0, 2, 1].into());
         to_service(&mut got, From { client, secure: true, who: Some(&who) });
@@ -178,6 +184,7 @@ mod tests {
             ("x-user-id", "u1"),
             ("x-tenant", "t1"),
             ("x-plan", ""),
+            ("x-roles", "admin,clerk"),
         ];
         assert_eq!(got, headers(&expected));
         let mut got = headers(&lies);
@@ -187,6 +194,7 @@ mod tests {
                 && !got.contains_key("x-operator")
                 && !got.contains_key("x-user-id")
                 && !got.contains_key("x-tenant")
+                && !got.contains_key("x-roles")
                 && !got.contains_key("authorization")
         );
     }

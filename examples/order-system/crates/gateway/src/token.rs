@@ -2,7 +2,10 @@
 
 use http::{HeaderMap, Method, header};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use order_kit::env::{self, Env};
+use order_kit::{
+    auth,
+    env::{self, Env},
+};
 use serde::{Deserialize, Serialize};
 
 /// How long a token of the development issuer holds.
@@ -19,8 +22,7 @@ pub enum Needs {
     Role(&'static [&'static str]),
 }
 
-/// Who works here: a person, or a program.
-const STAFF: Needs = Needs::Role(&["admin", "service"]);
+const STAFF: Needs = Needs::Role(auth::STAFF);
 
 /// Where anything else than a token is needed: the first line that fits holds. Without a method it holds for all. Paths are those behind
 /// `/api`; with `/**` at its end one holds for everything below it, too.

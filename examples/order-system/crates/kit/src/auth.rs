@@ -10,9 +10,20 @@ pub static SERVICE_TOKEN: HeaderName = HeaderName::from_static("x-service-token"
 /// For whom the gateway asks: the subject of the token that it was shown. Services that ask for themselves do not send it.
 pub static USER_ID: HeaderName = HeaderName::from_static("x-user-id");
 
+/// What that one may do beside what everybody may: the roles of the token, separated by commas.
+pub static ROLES: HeaderName = HeaderName::from_static("x-roles");
+/// The roles of whoever works here: a person, or a program.
+pub const STAFF: &[&str] = &["admin", "service"];
+
 /// Whether these headers are a service's own, or ask for this user: what is another user's is nobody else's.
 pub fn may_see(headers: &HeaderMap, user: &str) -> bool {
     headers.get_all(&USER_ID).iter().all(|asks| asks.as_bytes() == user.as_bytes())
+}
+
+/// Whether these headers ask for somebody who works here.
+pub fn is_staff(headers: &HeaderMap) -> bool {
+    let roles = headers.get(&ROLES).and_then(|roles| roles.to_str().ok()).unwrap_or_default();
+    roles.split(',').any(|role| STAFF.contains(&role))
 }
 
 /// The tokens of `INTERNAL_TOKEN`: the first is sent, any is accepted, so that one can replace another without a moment in which calls fail.

@@ -4,7 +4,7 @@ use axum::extract::State;
 use http::{HeaderMap, StatusCode};
 use order_kit::{
     ApiError, Json,
-    auth::may_see,
+    auth::{is_staff, may_see},
     error::ErrorBody,
     extract::{Path, Query},
 };
@@ -38,13 +38,20 @@ async fn create(
     Ok((StatusCode::CREATED, Json(users.create(new).await?)))
 }
 
-/// The user with that id.
+/// The user with that id. Another user finds nobody, unless that one works here.
 #[utoipa::path(get, path = "/users/{id}", params(("id" = String, Path, description = "The id")), responses(
     (status = 200, description = "The user", body = User),
     (status = 400, description = "An id that cannot be read", body = ErrorBody),
-    (status = 404, description = "`User not found`", body = ErrorBody),
+    (status = 404, description = "`User not found`, or another user asks", body = ErrorBody),
 ))]
-async fn show(State(users): State<Users>, Path(id): Path<String>) -> Result<Json<User>, ApiError> {
+async fn show(
+    State(users): State<Users>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<User>, ApiError> {
+    if !may_see(&headers, &id) && !is_staff(&headers) {
+        return Err(unknown());
+    }
     users.find(id).await?.map(Json).ok_or_else(unknown)
 }
 

@@ -120,6 +120,32 @@ async fn one_is_found_by_the_address_however_it_is_written() {
     .await;
 }
 
+#[tokio::test]
+async fn a_user_is_shown_to_that_user_to_services_and_to_who_works_here() {
+    let users = start().await;
+    let alice = users.post("/users", &person("Alice", "alice@example.com")).await.body;
+    let id = alice["id"].as_str().unwrap();
+    let who = |user: &'static str, roles: &'static str| vec![("x-user-id", user), ("x-roles", roles)];
+    for (headers, status) in [
+        (vec![], 200),
+        (vec![("x-user-id", id)], 200),
+        (who("bob", ""), 404),
+        (who("bob", "administrator,clerk"), 404),
+        (who("bob", "clerk,admin"), 200),
+        (who("shop", "service"), 200),
+    ] {
+        let mut request = Request::get(format!("/users/{id}"));
+        for (name, value) in headers.iter().chain(&[("x-service-token", users.context.tokens().send())]) {
+            request = request.header(*name, *value);
+        }
+        let answer = users.send(request.body(axum::body::Body::empty()).unwrap()).await;
+        assert_eq!(answer.status, status, "{headers:?}");
+        assert_eq!(answer.status == 200, answer.body == alice);
+        assert!(answer.status == 200 || answer.error() == "User not found", "as if there were none");
+    }
+    users.end().await;
+}
+
 /// Every answer that the description promises is seen, and no other.
 #[tokio::test]
 async fn the_description_says_what_the_routes_do() {
