@@ -66,7 +66,11 @@ async fn a_burst_waits_for_whoever_works_and_two_processes_share_it() -> Result<
     let (gateway, broker) = (system.url("gateway"), system.broker().clone());
     let variables =
         [(env::SAGA_STYLE, "choreography"), (env::GATEWAY_URL, gateway.as_str()), (env::LOG, "off")];
-    let worker = async || program(&["serve", "inventory"], data.path(), &variables, "inventory http").await;
+    let worker = async || {
+        let arguments = ["serve", "inventory", "--port-base", "0"];
+        let (child, at, _) = program(&arguments, data.path(), &variables, "inventory http").await?;
+        Ok::<_, BoxError>((child, at))
+    };
     let mut remote = Remote::to(&system);
     let (before, at) = worker().await?;
     remote.moved("inventory", at.url("inventory").to_owned());
