@@ -315,7 +315,6 @@ async fn up(place: Place) -> Result<(), BoxError> {
     for (part, address) in system.parts() {
         println!("{part:<14} http://{address}");
     }
-    println!("gRPC           {}", system.options().env.get_or_default(env::USER_GRPC_URL));
     println!("\nready after {} ms\n", began.elapsed().as_millis());
     introduce(&remote, &seed);
     end_of_program().await;

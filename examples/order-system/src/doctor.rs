@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use order_kit::{
     BoxError,
-    context::{LISTENERS, SERVICES},
+    context::{GRPC, LISTENERS, SERVICES},
     db::{Db, Place},
     env::{self, Env, VARIABLES, Variable},
 };
@@ -60,7 +60,8 @@ pub async fn doctor(env: &Env, data: &Path) -> Result<usize, BoxError> {
             say(known.variable, service(&url, known.name, env).await);
         }
     }
-    for (name, port) in [(env::USER_GRPC_URL, 50_051), (env::LEGACY_URL, 80)] {
+    let by_grpc = GRPC.iter().map(|it| (it.variable, it.port(3_000)));
+    for (name, port) in by_grpc.chain([(env::LEGACY_URL, 80)]) {
         if let Some(url) = env.get(name) {
             say(name, reachable(&url, port).await);
         }

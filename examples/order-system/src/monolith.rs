@@ -1,18 +1,21 @@
 //! Everything behind one address, without a gateway: what the services were before they were services. Each keeps its own data all the same.
-//! Where users are asked by gRPC they have a port of their own for that, as everywhere.
+//! Who is asked by gRPC has a port of its own for that, as everywhere.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use order_kit::{
     ApiError, BoxError, Context, Service,
-    context::Locate,
+    context::{GRPC, Known, LISTENERS, SERVICES},
     env::{self, Env},
     server::{Access, Door, router, serve},
 };
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::task::JoinHandle;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::{services, system::broker_address};
+use crate::{
+    services,
+    system::{Table, broker_address},
+};
 
 /// What is in it.
 const PARTS: [&str; 7] =
@@ -31,17 +34,6 @@ impl std::fmt::Debug for Monolith {
     }
 }
 
-/// Whoever is asked for, it is the monolith.
-struct Here(String);
-
-impl Locate for Here {
-    fn locate(&self, _: &str) -> String {
-        self.0.clone()
-    }
-
-    fn lost(&self, _: &str, _: &str) {}
-}
-
 impl Monolith {
     /// Starts it; it is ready when this returns.
     ///
@@ -55,15 +47,17 @@ impl Monolith {
         // It is what others leave: listening to itself it would take what is for them.
         env = env.with(env::LEGACY_RABBITMQ_URL, "");
         let broker = order_broker::open(&broker_address(&env, data)).await?;
-        let listener = TcpListener::bind((env.get_or_default(env::HOST).as_str(), port)).await?;
+        let listener = services::listen(&env, "monolith", port).await?;
         let address = listener.local_addr()?;
-        let mut grpc = None;
-        if env.get_or_default(env::USER_TRANSPORT) == "grpc" {
-            let listener = services::listen_for_grpc(&env, services::grpc_port(port)).await?;
-            env = services::with_grpc(env, format!("http://{}", listener.local_addr()?));
-            grpc = Some(listener);
+        // Whoever is asked for, it is the monolith.
+        let here = Arc::new(Table::default());
+        SERVICES.iter().chain(LISTENERS).for_each(|it| here.set(it.name, address));
+        let mut grpc = BTreeMap::new();
+        for known in GRPC {
+            let listener = services::listen(&env, known.name, known.port(port)).await?;
+            here.set(known.name, listener.local_addr()?);
+            grpc.insert(known.name, listener);
         }
-        let here: Arc<dyn Locate> = Arc::new(Here(format!("http://{address}")));
         let whole = Context::new("monolith", env, data, broker, here);
         let door = Door::new(&whole);
         let server = tokio::spawn(serve(whole.clone(), door.router(), listener));
@@ -86,9 +80,7 @@ impl Monolith {
                     all.checks.push(check);
                 }
             }
-            if part == "users"
-                && let Some(listener) = grpc.take()
-            {
+            if let Some(listener) = services::by_grpc(part).and_then(|it| grpc.remove(it.name)) {
                 services::serve_grpc(&context, listener);
             }
             books.push(context.clone());
@@ -108,6 +100,11 @@ impl Monolith {
     /// Its base URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Where a part is by gRPC, `users.grpc` say.
+    pub fn grpc_url(&self, name: &str) -> String {
+        self.contexts[0].locate(name)
     }
 
     /// Ends it in order.
@@ -132,6 +129,9 @@ impl Monolith {
 pub async fn run(port: u16, data: &Path) -> Result<(), BoxError> {
     let monolith = Monolith::start(port, data, Env::process()).await?;
     println!("monolith       {}", monolith.url());
+    for Known { name, .. } in GRPC {
+        println!("{name:<14} {}", monolith.grpc_url(name));
+    }
     crate::cli::end_of_program().await;
     monolith.stop().await;
     Ok(())

@@ -224,8 +224,9 @@ fn spawn(part: &str, options: &Options) -> Result<Child, BoxError> {
         .arg("--data")
         .arg(&options.data)
         .envs(options.variables.iter().cloned())
-        // A supervisor's own port is nobody else's.
+        // A supervisor's own ports are nobody else's.
         .env_remove(env::PORT)
+        .env_remove(env::GRPC_PORT)
         // It ends when this end of the pipe does, even if nobody could tell it to.
         .stdin(Stdio::piped())
         .kill_on_drop(true);

@@ -10,7 +10,7 @@ use hyper_util::{
 };
 use order_kit::{
     BoxError,
-    context::{Known, LISTENERS, SERVICES},
+    context::{GRPC, Known, LISTENERS, SERVICES},
     env::Env,
 };
 use serde::de::DeserializeOwned;
@@ -87,9 +87,9 @@ impl Remote {
     pub fn at(port_base: u16, env: &Env) -> Self {
         let url = |it: &Known| {
             let set = env.get(it.variable).map(|url| url.trim_end_matches('/').to_owned());
-            set.unwrap_or_else(|| format!("http://127.0.0.1:{}", port_base.saturating_add(it.offset)))
+            set.unwrap_or_else(|| format!("http://127.0.0.1:{}", it.port(port_base)))
         };
-        let all = SERVICES.iter().chain(LISTENERS);
+        let all = SERVICES.iter().chain(LISTENERS).chain(GRPC);
         Remote::of(all.map(|it| (it.name.to_owned(), url(it))).collect(), env)
     }
 

@@ -7,7 +7,7 @@ use order_broker::Topology;
 use order_gateway::Instances;
 use order_kit::{
     BoxError, Context, Service,
-    context::Ports,
+    context::{Known, Ports, known},
     env::{self, Env},
     server::{Access, router},
 };
@@ -80,27 +80,23 @@ pub async fn build(context: &Context, registry: &Arc<Instances>) -> Result<Route
     Ok(router(context, service, Access::Services))
 }
 
-/// Users have a second port, by gRPC: the documented one, moved like the others, or a free one where theirs are.
-pub fn grpc_port(port_base: u16) -> u16 {
-    match port_base {
-        0 => 0,
-        3000 => 50_051,
-        base => base.saturating_add(9),
-    }
-}
-
-/// Listens for users by gRPC.
+/// Listens for what is known by that name.
 ///
 /// # Errors
 ///
 /// A port that is taken.
-pub async fn listen_for_grpc(env: &Env, port: u16) -> Result<TcpListener, BoxError> {
+pub async fn listen(env: &Env, name: &str, port: u16) -> Result<TcpListener, BoxError> {
     TcpListener::bind((env.get_or_default(env::HOST).as_str(), port))
         .await
-        .map_err(|error| format!("port {port} for users by gRPC: {error}").into())
+        .map_err(|error| format!("port {port} for {name}: {error}").into())
 }
 
-/// Serves users by gRPC beside their routes, until their context's stop.
+/// As what a part is known by gRPC, if it is asked so.
+pub fn by_grpc(part: &str) -> Option<&'static Known> {
+    known(&format!("{part}.grpc"))
+}
+
+/// Serves a part by gRPC beside its routes, until its context's stop.
 pub fn serve_grpc(context: &Context, listener: TcpListener) {
     let service = context.clone();
     context.spawn(async move {
@@ -108,11 +104,6 @@ pub fn serve_grpc(context: &Context, listener: TcpListener) {
             tracing::error!(%error, "users cannot be asked by gRPC");
         }
     });
-}
-
-/// With where users are by gRPC, unless somebody has said so already.
-pub fn with_grpc(env: Env, url: String) -> Env {
-    if env.get(env::USER_GRPC_URL).is_some() { env } else { env.with(env::USER_GRPC_URL, url) }
 }
 
 /// A context for a part that is worked on from outside, beside services that may run.

@@ -16,7 +16,7 @@ use order_gateway::{
 use order_kit::{
     BoxError, Context,
     auth::ServiceTokens,
-    context::{Known, Locate, Ports, SERVICES, known},
+    context::{Locate, Ports, SERVICES, known},
     env::{self, Env},
     server::Door,
 };
@@ -56,7 +56,7 @@ impl Options {
 pub struct Table(RwLock<BTreeMap<&'static str, String>>);
 
 impl Table {
-    fn set(&self, name: &'static str, address: SocketAddr) {
+    pub(crate) fn set(&self, name: &'static str, address: SocketAddr) {
         self.0
             .write()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -83,10 +83,22 @@ const ASK: [&str; 5] = ["orders", "orders-read", "notifications", "analytics", "
 struct Running {
     part: &'static str,
     address: SocketAddr,
+    /// By gRPC.
+    grpc: Option<(&'static str, SocketAddr)>,
     context: Context,
     door: Door,
     server: JoinHandle<()>,
 }
+
+impl Running {
+    /// Each of its addresses, and what listens there.
+    fn there(&self) -> impl Iterator<Item = (&'static str, SocketAddr)> {
+        [Some((self.part, self.address)), self.grpc].into_iter().flatten()
+    }
+}
+
+/// What a part is known as by gRPC, and its port for that.
+type ByGrpc = (&'static str, TcpListener);
 
 /// A system that runs.
 pub struct System {
@@ -98,8 +110,6 @@ pub struct System {
     /// Of a gateway elsewhere.
     registry: Option<Arc<RegistryClient>>,
     options: Options,
-    /// Where users listen for gRPC, once they do: a new start is where the others look for it.
-    grpc: Option<SocketAddr>,
     running: Vec<Running>,
 }
 
@@ -158,28 +168,21 @@ impl System {
             let client = Arc::new(RegistryClient::new(&gateway, &ServiceTokens::of(&options.env), otherwise));
             (client.clone(), Some(client))
         };
-        let mut system =
-            System { broker, table, instances, locate, registry, options, grpc: None, running: Vec::new() };
+        let mut system = System { broker, table, instances, locate, registry, options, running: Vec::new() };
         // First all ports, so that each service knows where the others will be.
         let mut listeners = Vec::new();
         for part in system.options.parts.clone() {
-            let (listener, grpc) = (system.listen(part).await?, system.listen_for_grpc(part).await?);
-            system.table.set(part, listener.local_addr()?);
+            let listener = system.listen(part, env::PORT).await?;
+            let grpc = match services::by_grpc(part) {
+                Some(known) => Some((known.name, system.listen(known.name, env::GRPC_PORT).await?)),
+                None => None,
+            };
             listeners.push((part, listener, grpc));
         }
-        let elsewhere = || match system.options.port_base {
-            0 => services::grpc_port(3000),
-            base => services::grpc_port(base),
-        };
-        let url = system.grpc.map_or_else(
-            || format!("http://127.0.0.1:{}", elsewhere()),
-            |address| format!("http://{address}"),
-        );
-        system.options.env = services::with_grpc(system.options.env, url);
         // Then all of them answer, if only that they are not ready; and who asks others is built behind those, and the gateway last.
         let mut parts = Vec::new();
         for (part, listener, grpc) in listeners {
-            system.answer(part, listener)?;
+            system.answer(part, listener, grpc.as_ref())?;
             parts.push((part, grpc));
         }
         parts.sort_by_key(|(part, _)| (*part == order_gateway::NAME, ASK.contains(part)));
@@ -192,35 +195,25 @@ impl System {
         Ok(system)
     }
 
-    async fn listen(&self, part: &'static str) -> Result<TcpListener, BoxError> {
-        let host = self.options.env.get_or_default(env::HOST);
-        let offset = known(part).map_or(0, |Known { offset, .. }| *offset);
-        let port = match (self.options.env.get(env::PORT), self.options.port_base) {
-            (Some(port), _) if self.options.parts.len() == 1 => port.parse()?,
-            (_, 0) => 0,
+    /// On the port that the variable says, if one part is all there is; else on the documented one, moved by the base.
+    async fn listen(&self, name: &'static str, variable: &str) -> Result<TcpListener, BoxError> {
+        let port = match self.options.env.get(variable) {
+            Some(port) if self.options.parts.len() == 1 => port.parse()?,
             // What has no documented port takes a free one.
-            (_, _) if known(part).is_none() => 0,
-            (_, base) => base + offset,
+            _ => known(name).map_or(0, |it| it.port(self.options.port_base)),
         };
-        TcpListener::bind((host.as_str(), port))
-            .await
-            .map_err(|error| format!("port {port} for {part}: {error}").into())
-    }
-
-    /// The second listener of users; none of others.
-    async fn listen_for_grpc(&mut self, part: &'static str) -> Result<Option<TcpListener>, BoxError> {
-        if part != "users" {
-            return Ok(None);
-        }
-        let port =
-            self.grpc.map_or_else(|| services::grpc_port(self.options.port_base), |address| address.port());
-        let listener = services::listen_for_grpc(&self.options.env, port).await?;
-        self.grpc = Some(listener.local_addr()?);
-        Ok(Some(listener))
+        let listener = services::listen(&self.options.env, name, port).await?;
+        self.table.set(name, listener.local_addr()?);
+        Ok(listener)
     }
 
     /// Opens the port of a part that is still to be built.
-    fn answer(&mut self, part: &'static str, listener: TcpListener) -> Result<(), BoxError> {
+    fn answer(
+        &mut self,
+        part: &'static str,
+        listener: TcpListener,
+        grpc: Option<&ByGrpc>,
+    ) -> Result<(), BoxError> {
         let address = listener.local_addr()?;
         let context = Context::new(
             part,
@@ -241,19 +234,24 @@ impl System {
         } else {
             tokio::spawn(order_kit::server::serve(context.clone(), router, listener))
         };
-        self.table.set(part, address);
-        self.running.push(Running { part, address, context, door, server });
+        let grpc = match grpc {
+            Some((name, listener)) => Some((*name, listener.local_addr()?)),
+            None => None,
+        };
+        let running = Running { part, address, grpc, context, door, server };
+        running.there().for_each(|(name, address)| self.table.set(name, address));
+        self.running.push(running);
         Ok(())
     }
 
     /// Builds it: its database is brought up to date and its queues are consumed. Then it does its work, and others are told of it.
-    async fn build(&self, part: &'static str, grpc: Option<TcpListener>) -> Result<(), BoxError> {
-        let Running { address, context, door, .. } = self.running(part);
-        door.open(services::build(context, &self.instances).await?);
-        self.announce(part, *address, context);
-        if let Some(listener) = grpc {
-            services::serve_grpc(context, listener);
+    async fn build(&self, part: &'static str, grpc: Option<ByGrpc>) -> Result<(), BoxError> {
+        let running = self.running(part);
+        running.door.open(services::build(&running.context, &self.instances).await?);
+        if let Some((_, listener)) = grpc {
+            services::serve_grpc(&running.context, listener);
         }
+        self.announce(running);
         Ok(())
     }
 
@@ -262,25 +260,28 @@ impl System {
         running.unwrap_or_else(|| panic!("{part} does not run here"))
     }
 
-    /// Says in the registry that an instance is there, again and again, until it ends.
-    fn announce(&self, part: &'static str, address: SocketAddr, context: &Context) {
+    /// Says in the registry that instances are there, by HTTP and by gRPC, again and again, until they end.
+    fn announce(&self, running: &Running) {
+        let instances = running.there().map(|(name, address)| self.instance(name, address)).collect();
+        let stop = running.context.stop().clone();
+        match &self.registry {
+            Some(registry) => running.context.spawn(registry.clone().run(instances, stop)),
+            None => running.context.spawn(registry::keep(self.instances.clone(), instances, stop)),
+        }
+    }
+
+    fn instance(&self, part: &'static str, address: SocketAddr) -> Instance {
         let name = self.options.env.get(env::SERVICE_NAME).unwrap_or_else(|| part.to_owned());
         let host = match address.ip() {
             all if all.is_unspecified() => self.options.env.get_or_default(env::ADVERTISED_HOST),
             one => one.to_string(),
         };
-        let instance = Instance {
+        Instance {
             service: part.to_owned(),
             host,
             port: address.port(),
             id: format!("{name}-{}-{}", std::process::id(), address.port()),
-        };
-        let stop = context.stop().clone();
-        if let Some(registry) = &self.registry {
-            context.spawn(registry.clone().run(vec![instance], stop));
-            return;
         }
-        context.spawn(registry::keep(self.instances.clone(), vec![instance], stop));
     }
 
     /// The base URL of a part: `http://127.0.0.1:3002`.
@@ -306,9 +307,9 @@ impl System {
         &self.broker
     }
 
-    /// What was started, and where.
+    /// What was started, and where: each by HTTP, and then, under a name of its own, by gRPC.
     pub fn parts(&self) -> impl Iterator<Item = (&'static str, SocketAddr)> {
-        self.running.iter().map(|it| (it.part, it.address))
+        self.running.iter().flat_map(Running::there)
     }
 
     /// How it was started.
@@ -329,9 +330,12 @@ impl System {
     ///
     /// As of [`start`](System::start).
     pub async fn start_part(&mut self, part: &'static str) -> Result<(), BoxError> {
-        let listener = TcpListener::bind((self.options.env.get_or_default(env::HOST).as_str(), 0)).await?;
-        let grpc = self.listen_for_grpc(part).await?;
-        self.answer(part, listener)?;
+        let listener = services::listen(&self.options.env, part, 0).await?;
+        let grpc = match services::by_grpc(part) {
+            Some(known) => Some((known.name, services::listen(&self.options.env, known.name, 0).await?)),
+            None => None,
+        };
+        self.answer(part, listener, grpc.as_ref())?;
         self.build(part, grpc).await
     }
 

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use order_kit::{context::SERVICES, env};
+use order_kit::{
+    context::{GRPC, SERVICES},
+    env,
+};
 use order_system::{
     monolith::Monolith,
     system::{Options, System},
@@ -163,6 +166,16 @@ fn kubernetes_asks_for_life_and_readiness_apart_and_waits_long_enough() {
         if let Some(known) = SERVICES.iter().find(|it| *name == it.name) {
             assert_eq!(port, Some(3_000 + u64::from(known.offset)), "{name}");
         }
+    }
+    for known in GRPC {
+        let named = |it: &&Value| it["metadata"]["name"] == known.name.trim_end_matches(".grpc");
+        let port = Some(u64::from(known.port(3_000)));
+        let container = of_kind("Deployment").into_iter().find(named).expect(known.name);
+        let container = &container["spec"]["template"]["spec"]["containers"][0]["ports"][1];
+        assert_eq!((container["name"].as_str(), container["containerPort"].as_u64()), (Some("grpc"), port));
+        let service = &of_kind("Service").into_iter().find(named).expect(known.name)["spec"]["ports"][1];
+        assert_eq!((service["name"].as_str(), service["port"].as_u64()), (Some("grpc"), port));
+        assert!(file("Dockerfile").contains(&known.port(3_000).to_string()), "{}", known.name);
     }
     let scaler = of_kind("HorizontalPodAutoscaler")[0];
     assert!(scaler["spec"]["metrics"][0].to_string().contains("queue"), "by the length of a queue");

@@ -16,7 +16,8 @@ async fn doctor_lists_every_variable_and_asks_what_each_names() {
     let nobody =
         std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
     let (users, nowhere) = (system.url("users"), format!("http://{nobody}"));
-    let grpc = system.options().env.get_or_default(env::USER_GRPC_URL);
+    let (_, grpc) = system.parts().find(|(name, _)| *name == "users.grpc").expect("it listens");
+    let grpc = format!("http://{grpc}");
     let answers = [
         (env::GATEWAY_URL, system.url("gateway"), "ok", "gateway answers"),
         (env::USER_SERVICE_URL, users.clone(), "ok", "users answers"),

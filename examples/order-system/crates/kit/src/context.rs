@@ -62,9 +62,26 @@ pub const LISTENERS: &[Known] = &[
     Known { name: "loyalty", singular: "loyalty", offset: 8, variable: env::LOYALTY_SERVICE_URL },
 ];
 
+/// What services are by gRPC, each on a port of its own beside that of HTTP. Only other services ask there.
+pub const GRPC: &[Known] = &[
+    Known { name: "users.grpc", singular: "user.grpc", offset: 9, variable: env::USER_GRPC_URL },
+];
+
 /// The service of that name, in either form.
 pub fn known(name: &str) -> Option<&'static Known> {
-    SERVICES.iter().chain(LISTENERS).find(|it| it.name == name || it.singular == name)
+    SERVICES.iter().chain(LISTENERS).chain(GRPC).find(|it| it.name == name || it.singular == name)
+}
+
+impl Known {
+    /// Its port where that of the gateway is `base`: 50051 and those behind it by gRPC, as documented, where that one is as documented. 0,
+    /// any free port, is so for all.
+    pub fn port(&self, base: u16) -> u16 {
+        match (base, (50_051..).zip(GRPC).find(|(_, it)| *it == self)) {
+            (0, _) => 0,
+            (3_000, Some((documented, _))) => documented,
+            _ => base.saturating_add(self.offset),
+        }
+    }
 }
 
 /// Where instances of services are. The gateway has a registry behind it; without one the documented ports hold.
@@ -82,8 +99,7 @@ pub struct Ports(pub u16);
 
 impl Locate for Ports {
     fn locate(&self, service: &str) -> String {
-        let offset = known(service).map_or(0, |it| it.offset);
-        format!("http://127.0.0.1:{}", self.0.saturating_add(offset))
+        format!("http://127.0.0.1:{}", known(service).map_or(self.0, |it| it.port(self.0)))
     }
 
     fn lost(&self, _: &str, _: &str) {}

@@ -42,6 +42,7 @@ variables! {
     HOST = "127.0.0.1": "The address on which services listen; one that other machines reach needs an INTERNAL_TOKEN, and at the gateway a JWT_SECRET, that are not the defaults";
     ADVERTISED_HOST = "127.0.0.1": "The address under which others reach a process whose HOST is all of its addresses, as the registry tells them";
     PORT = "": "The port of the one service that a process serves; by default the service's documented one";
+    GRPC_PORT = "": "The same by gRPC, where the service is asked so";
     USER_SERVICE_URL = "": "Where users are; by default the registry, then 127.0.0.1 and the documented port";
     ORDER_SERVICE_URL = "": "Where orders are";
     PRODUCT_SERVICE_URL = "": "Where products are";
@@ -51,7 +52,7 @@ variables! {
     ANALYTICS_SERVICE_URL = "": "Where the figures are";
     LOYALTY_SERVICE_URL = "": "Where the points are";
     GATEWAY_URL = "": "Where the gateway is, which keeps the registry";
-    USER_GRPC_URL = "": "Where users are by gRPC; by default 127.0.0.1:50051";
+    USER_GRPC_URL = "": "Where users are by gRPC; by default the registry, then 127.0.0.1 and the documented port";
     USER_TRANSPORT = "http": "How orders and notifications ask for users: `http` or `grpc`";
     SAGA_STYLE = "orchestrated": "Who moves an order on: `orchestrated` (a durable saga) or `choreography` (services hear each other's events)";
     ORDER_DEADLINE_MS = "600000": "How long an order may take until it is confirmed; then it is cancelled as `timed_out`";

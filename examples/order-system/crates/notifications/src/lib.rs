@@ -15,6 +15,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::extract::State;
 use order_broker::Queue;
+use order_grpc::Users;
 use order_kit::{
     ApiError, BoxError, Context, Db, Json, Service,
     client::Options,
@@ -22,7 +23,6 @@ use order_kit::{
     extract::Query,
     health::Check,
 };
-use order_users_grpc::Users;
 use serde::Deserialize;
 use utoipa_axum::{router::OpenApiRouter, routes};
 

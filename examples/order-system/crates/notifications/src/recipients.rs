@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use order_grpc::Users;
 use order_kit::{Cache, events::Trouble};
-use order_users_grpc::Users;
 
 /// How long an address is taken to be right; an event of its change that comes here ends it earlier.
 pub const RECIPIENT_TTL: Duration = Duration::from_secs(60);

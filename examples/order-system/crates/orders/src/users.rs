@@ -2,12 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use order_grpc::Users;
 use order_kit::{
     BoxError, Cache, Context,
     client::{CallError, Options},
     health::Check,
 };
-use order_users_grpc::Users;
 
 use crate::wire::User;
 

@@ -91,8 +91,8 @@ pub struct User {
     pub email: Option<String>,
 }
 
-impl From<order_users_grpc::User> for User {
-    fn from(user: order_users_grpc::User) -> Self {
+impl From<order_grpc::User> for User {
+    fn from(user: order_grpc::User) -> Self {
         User { id: user.id, name: user.name, email: Some(user.email) }
     }
 }

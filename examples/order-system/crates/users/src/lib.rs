@@ -1,4 +1,4 @@
-//! Users: who orders. Made, changed and read over REST; read and watched by [gRPC](serve_grpc). Both share one repository.
+//! Users: who orders. Made, changed and read over REST; read by [gRPC](serve_grpc). Both share one repository.
 //!
 //! | event | data |
 //! |---|---|

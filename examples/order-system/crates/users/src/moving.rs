@@ -249,7 +249,6 @@ async fn take_in(
         Ok::<_, Trouble>(all)
     };
     let all = users.db().write(work).await?;
-    users.changed.send_replace(());
     Ok(all)
 }
 

@@ -5,7 +5,6 @@ use order_kit::{
     db::{DbError, Row},
     events, iso, new_id, now_ms,
 };
-use tokio::sync::watch;
 
 use crate::{
     NAME,
@@ -13,7 +12,7 @@ use crate::{
 };
 
 /// `email_key` is the address in lower case: two users whose addresses differ in case alone are one mailbox to most servers.
-/// `revision` counts all changes of all users, for those who watch them. `legacy_revision` is the monolith's, for a user who is as the
+/// `revision` counts all changes of all users, for a service that takes them over. `legacy_revision` is the monolith's, for a user who is as the
 /// monolith says; one who was made or changed here has none. `backfill` is where the filling from there goes on, while it is not done.
 const MIGRATIONS: &[&str] = &[
     "
@@ -40,8 +39,6 @@ const LONGEST_EMAIL: usize = 254;
 #[derive(Clone)]
 pub(crate) struct Users {
     db: Db,
-    /// Woken when this process has changed a user.
-    pub(crate) changed: watch::Sender<()>,
 }
 
 impl Users {
@@ -50,18 +47,13 @@ impl Users {
         let open = async {
             let db = context.open_db(MIGRATIONS).await?;
             events::start_relay(context, &db);
-            Ok::<_, DbError>(Users { db, changed: watch::Sender::new(()) })
+            Ok::<_, DbError>(Users { db })
         };
         Ok(context.shared(open).await?)
     }
 
     pub(crate) fn db(&self) -> &Db {
         &self.db
-    }
-
-    /// Told of each change that this process makes.
-    pub(crate) fn changed(&self) -> watch::Receiver<()> {
-        self.changed.subscribe()
     }
 
     pub(crate) async fn create(&self, new: NewUser) -> Result<User, ApiError> {
@@ -87,9 +79,7 @@ impl Users {
             events::emit(tx, NAME, CREATED, &made.user.id, &made).await?;
             Ok::<_, ApiError>(made.user)
         };
-        let user = self.db.write(work).await?;
-        self.changed.send_replace(());
-        Ok(user)
+        self.db.write(work).await
     }
 
     pub(crate) async fn find(&self, id: String) -> Result<Option<User>, DbError> {
@@ -149,9 +139,7 @@ impl Users {
             events::emit(tx, NAME, UPDATED, &changed.user.id, &changed).await?;
             Ok::<_, ApiError>(Some(changed.user))
         };
-        let user = self.db.write(work).await?;
-        self.changed.send_replace(());
-        Ok(user)
+        self.db.write(work).await
     }
 
     /// The users whose last change came after that revision, in order of their changes; of many the first `limit`.
@@ -162,11 +150,6 @@ impl Users {
             rows.iter().map(revised).collect()
         };
         self.db.read(work).await
-    }
-
-    /// The number of the last change.
-    pub(crate) async fn revision(&self) -> Result<i64, DbError> {
-        self.db.read(async |tx| last_revision(tx).await).await
     }
 }
 

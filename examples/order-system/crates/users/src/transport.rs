@@ -7,6 +7,7 @@ use std::{
 };
 
 use futures::future::try_join_all;
+use order_grpc::GrpcUsers;
 use order_kit::{
     ApiError, BoxError, Context,
     client::{Client, Options},
@@ -14,7 +15,6 @@ use order_kit::{
     env::{self, Env},
     server::{Access, router, serve},
 };
-use order_users_grpc::GrpcUsers;
 use tokio::net::TcpListener;
 
 use crate::{NAME, build, repository::Users, serve_grpc, wire::NewUser};
@@ -108,7 +108,7 @@ async fn both(context: &Context, calls: usize) -> Result<Comparison, BoxError> {
     let grpc = GrpcUsers::new(context, Options::default())?;
     let path = format!("/users/{id}");
     let over_rest = async || -> Result<(), BoxError> {
-        rest.get(&path).await?.success()?.json::<order_users_grpc::User>()?;
+        rest.get(&path).await?.success()?.json::<order_grpc::User>()?;
         Ok(())
     };
     let over_grpc = async || -> Result<(), BoxError> {

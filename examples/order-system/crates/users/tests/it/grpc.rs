@@ -1,27 +1,20 @@
-use std::time::Duration;
-
+use order_grpc::{
+    GrpcUsers, Options, UsersError,
+    proto::users::{UserRequest, user_service_client::UserServiceClient},
+};
 use order_kit::{
     Context,
     env::{self, Env},
     fault::Faults,
 };
-use order_users::{NAME, serve_grpc};
-use order_users_grpc::{
-    Changes, GrpcUsers, Options, User, UsersError,
-    proto::{UserRequest, user_service_client::UserServiceClient},
-};
-use serde_json::json;
+use order_users::serve_grpc;
 use tokio::net::TcpListener;
 use tonic::{Code, Request, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::{
-    everywhere, person,
-    service::{Bench, Place},
-    start,
-};
+use crate::{everywhere, person, service::Bench, start};
 
 /// Serves it over gRPC as well; where.
 async fn also_over_grpc(users: &Bench) -> String {
@@ -43,10 +36,6 @@ fn client_with(of: &Context, url: &str, env: Env, options: Options) -> GrpcUsers
     let locate = std::sync::Arc::new(order_kit::context::Ports(3000));
     let context = Context::new("orders", env, of.data(), broker, locate);
     GrpcUsers::new(&context, options).unwrap()
-}
-
-async fn next(changes: &mut Changes) -> (i64, User) {
-    tokio::time::timeout(Duration::from_secs(30), changes.next()).await.unwrap().unwrap().unwrap()
 }
 
 #[tokio::test]
@@ -131,55 +120,4 @@ async fn five_failures_open_the_breaker_unless_it_is_off() {
         assert_eq!((failed, grpc.is_open()), (asked, breakers == "on"), "{breakers}");
     }
     users.end().await;
-}
-
-#[tokio::test]
-async fn changes_are_seen_as_they_happen_and_again_from_where_one_was() {
-    everywhere("changes_are_seen_as_they_happen_and_again_from_where_one_was", async |users| {
-        let grpc = client(&users.context, &also_over_grpc(users).await);
-        users.post("/users", &person("Old", "old@example.com")).await;
-        let mut from_now = grpc.watch(None).await.unwrap();
-        let mut all = grpc.watch(Some(0)).await.unwrap();
-        assert_eq!(next(&mut all).await.1.name, "Old");
-
-        let alice = users.post("/users", &person("Alice", "alice@example.com")).await.body;
-        let (first, seen) = next(&mut from_now).await;
-        assert_eq!(serde_json::to_value(seen).unwrap(), alice, "and not the old one");
-        let path = format!("/users/{}", alice["id"].as_str().unwrap());
-        users.put(&path, &json!({ "name": "Alice Smith" })).await;
-        let (second, seen) = next(&mut from_now).await;
-        assert_eq!(seen.name, "Alice Smith");
-        assert!(second > first);
-
-        let mut again = grpc.watch(Some(first)).await.unwrap();
-        assert_eq!(next(&mut again).await, (second, seen));
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn what_another_instance_changes_is_seen_too() {
-    let users = start().await;
-    let grpc = client(&users.context, &also_over_grpc(&users).await);
-    let mut changes = grpc.watch(None).await.unwrap();
-    let other =
-        Bench::start_in(users.data.clone(), Place::Sqlite, NAME, Env::empty(), order_users::build).await;
-    let made = other.post("/users", &person("Alice", "alice@example.com")).await;
-    assert_eq!(made.status, 201);
-    assert_eq!(next(&mut changes).await.1.name, "Alice");
-    other.end().await;
-    users.end().await;
-}
-
-/// A watcher that held up the end would hold it for the whole grace.
-#[tokio::test]
-async fn a_service_that_ends_ends_its_watchers() {
-    let users = start().await;
-    let grpc = client(&users.context, &also_over_grpc(&users).await);
-    let mut changes = grpc.watch(None).await.unwrap();
-    let ended = tokio::spawn(async move { changes.next().await });
-    tokio::time::timeout(Duration::from_secs(5), users.end())
-        .await
-        .expect("it ends before its grace is over");
-    assert_eq!(ended.await.unwrap().unwrap_err().code(), Some(Code::Unavailable));
 }

@@ -5,7 +5,10 @@ use std::{fmt, time::Duration};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use mainstay::{CircuitBreaker, Refused, Retry};
+use mainstay::{
+    CircuitBreaker, Refused, Retry,
+    circuit_breaker::{Class, ErrorClassifier},
+};
 use order_kit::{
     BoxError, Context,
     client::{
@@ -13,15 +16,10 @@ use order_kit::{
         policies::{self, CallersEnd},
         record_call,
     },
-    env,
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use tonic::{
-    Code, Status,
-    body::Body,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status, body::Body};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -29,13 +27,11 @@ use tower::{Layer, ServiceExt, util::BoxCloneSyncService};
 use tracing::Instrument;
 
 use crate::{
-    judge::{Answer, Judge},
-    proto::{self, user_service_client::UserServiceClient},
+    judge::Judge,
+    proto::users::{UserRequest, UserResponse, user_service_client::UserServiceClient},
 };
 
-/// Where users are by gRPC if nothing says otherwise.
-const DEFAULT_URL: &str = "http://127.0.0.1:50051";
-/// As policies and spans call the service; beside `user`, which is the same by HTTP.
+/// As the registry, policies and figures call the service; beside `user`, which is the same by HTTP.
 const NAME: &str = "user.grpc";
 
 /// A user as the contract shows one. As JSON it is what `GET /users/{id}` answers.
@@ -61,6 +57,9 @@ pub enum UsersError {
     /// The server could not do its work, or could not be reached, or did not accept the request.
     #[error("{0}")]
     Status(Status),
+    /// The caller's own time was over, before the service had as long as it may take.
+    #[error("the caller's time is over")]
+    Late,
 }
 
 impl UsersError {
@@ -73,6 +72,7 @@ impl UsersError {
                 Some(UsersError::Status(inner)) => {
                     return UsersError::Status(Status::new(inner.code(), inner.message()));
                 }
+                Some(UsersError::Late) => return UsersError::Late,
                 None => cause = error.source(),
             }
         }
@@ -82,7 +82,7 @@ impl UsersError {
     /// The code of the answer, if there was one.
     pub fn code(&self) -> Option<Code> {
         match self {
-            UsersError::Refused(_) => None,
+            UsersError::Refused(_) | UsersError::Late => None,
             UsersError::Status(status) => Some(status.code()),
         }
     }
@@ -93,31 +93,46 @@ impl From<UsersError> for CallError {
     fn from(error: UsersError) -> Self {
         let status = match error {
             UsersError::Refused(refused) => return CallError::Refused(refused),
+            UsersError::Late => return CallError::Late { sent: true },
             UsersError::Status(status) => status,
         };
-        let code = match status.code() {
-            Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-            Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
-            Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
-            Code::Unauthenticated => StatusCode::UNAUTHORIZED,
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        CallError::Status { status: code, said: status.message().to_owned(), retry_after: None }
+        let said = status.message().to_owned();
+        CallError::Status { status: as_http(status.code()), said, retry_after: None }
     }
 }
 
+/// The status by which HTTP says the same.
+pub(crate) fn as_http(code: Code) -> StatusCode {
+    match code {
+        Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// What an answer, or none, says of the service.
+fn classify(error: &UsersError) -> Class {
+    match error {
+        UsersError::Late => Class::Ignored,
+        UsersError::Refused(_) | UsersError::Status(_) => Class::Failure,
+    }
+}
+
+type Breaker = CircuitBreaker<ErrorClassifier<fn(&UsersError) -> Class, UsersError>>;
 type Guarded = BoxCloneSyncService<Request<Body>, Response<Body>, UsersError>;
 
 /// How the service is called: as by HTTP.
 pub use order_kit::client::Options;
 
-/// Users by gRPC; clones share the connection and all policies.
+/// Users by gRPC; clones share the connections and all policies.
 #[derive(Clone)]
 pub struct GrpcUsers {
     context: Context,
-    channel: Channel,
+    judge: Judge,
     client: UserServiceClient<Guarded>,
-    breaker: CircuitBreaker,
+    breaker: Breaker,
     deadline: Duration,
 }
 
@@ -127,46 +142,25 @@ impl fmt::Debug for GrpcUsers {
     }
 }
 
-/// Users as they change.
-#[derive(Debug)]
-pub struct Changes(tonic::Streaming<proto::UserChange>);
-
-impl Changes {
-    /// The next one: its revision, from where to go on after a lost connection, and the user. `None` when the server has ended it.
-    ///
-    /// # Errors
-    ///
-    /// [`UsersError::Status`]; the stream has ended then.
-    pub async fn next(&mut self) -> Result<Option<(i64, User)>, UsersError> {
-        let Some(change) = self.0.message().await.map_err(UsersError::of)? else { return Ok(None) };
-        let user = change.user.ok_or_else(|| UsersError::Status(Status::internal("a change of nobody")))?;
-        Ok(Some((change.revision, user.into())))
-    }
-}
-
-impl From<proto::UserResponse> for User {
-    fn from(user: proto::UserResponse) -> Self {
+impl From<UserResponse> for User {
+    fn from(user: UserResponse) -> Self {
         User { id: user.id, email: user.email, name: user.name, created_at: user.created_at }
     }
 }
 
 impl GrpcUsers {
-    /// A client for the service of the context, whose policies show in its `/_policies`. It connects when it is first asked.
+    /// A client for the service of the context, whose policies show in its `/_policies`. It connects when it is first asked: to the
+    /// instances that the registry knows, in turns, or where `USER_GRPC_URL` says.
     ///
     /// # Errors
     ///
     /// An option that cannot be, or a `USER_GRPC_URL` that is none.
     pub fn new(context: &Context, options: Options) -> Result<Self, BoxError> {
-        let url = context.env().get(env::USER_GRPC_URL).unwrap_or_else(|| DEFAULT_URL.to_owned());
-        let url = if url.contains("://") { url } else { format!("http://{url}") };
-        let channel = Endpoint::from_shared(url)?
-            .connect_timeout(Duration::from_secs(1))
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(5))
-            .connect_lazy();
-        let breaker = policies::build(policies::breaker(NAME, context.env()), context.env())?;
-        let bulkhead = policies::bulkhead(NAME, options.concurrency, options.queue)?;
+        let (judge, name) = (Judge::new(NAME, context.clone())?, context.policy_name(NAME));
+        let breaker = policies::breaker(name.clone(), context.env());
+        let breaker = breaker.classify_err(classify as fn(&UsersError) -> Class);
+        let breaker = policies::build(breaker, context.env())?;
+        let bulkhead = policies::bulkhead(name.clone(), options.concurrency, options.queue)?;
         // The contract only reads: everything may be asked again.
         let retry = Retry::exponential(Duration::from_millis(50))
             .cap(Duration::from_millis(500))
@@ -176,20 +170,20 @@ impl GrpcUsers {
             .when(|attempt: &mainstay::retry::Failure<'_, Response<Body>, UsersError>| {
                 attempt.error().and_then(UsersError::code).is_some_and(|code| code != Code::DeadlineExceeded)
             })
-            .name(NAME)
+            .name(name.clone())
             .observe(mainstay::observe::Metrics)
             .build()?;
         context.policies().add(&breaker);
         context.policies().add(&bulkhead);
         context.policies().add(&retry);
-        let stack = mainstay::stack(NAME)
+        let stack = mainstay::stack(name)
             .timeout(options.deadline)
             .circuit_breaker(breaker.clone())
             .retry(retry)
             .bulkhead(bulkhead)
             .timeout(options.attempt)
             .build()?;
-        let guarded = stack.layer(Judge::new(channel.clone(), context.clone()));
+        let guarded = stack.layer(judge.clone());
         // The body of a request is read first, so that it can be sent again.
         let service = tower::service_fn(move |request: Request<Body>| {
             let guarded = guarded.clone();
@@ -200,7 +194,7 @@ impl GrpcUsers {
             }
         });
         let client = UserServiceClient::new(BoxCloneSyncService::new(service));
-        Ok(GrpcUsers { context: context.clone(), channel, client, breaker, deadline: options.deadline })
+        Ok(GrpcUsers { context: context.clone(), judge, client, breaker, deadline: options.deadline })
     }
 
     /// Whether the breaker lets nothing through.
@@ -217,11 +211,15 @@ impl GrpcUsers {
         if self.is_open() {
             return Err("it is left alone for a while, since calls to it failed".to_owned());
         }
-        let mut health = HealthClient::new(self.channel.clone());
-        match health.check(HealthCheckRequest::default()).await {
+        let silent = || "it does not answer".to_owned();
+        let (base, channel) = self.judge.instance().map_err(|_| silent())?;
+        match HealthClient::new(channel).check(HealthCheckRequest::default()).await {
             Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => Ok(()),
             Ok(_) => Err("it does not serve".to_owned()),
-            Err(_) => Err("it does not answer".to_owned()),
+            Err(_) => {
+                self.judge.lost(&base);
+                Err(silent())
+            }
         }
     }
 
@@ -231,7 +229,11 @@ impl GrpcUsers {
     ///
     /// [`UsersError`]: nobody knows.
     pub async fn get(&self, id: &str) -> Result<Option<User>, UsersError> {
-        let request = asking(proto::UserRequest { id: id.to_owned() }, Answer::One);
+        // A caller who gives up before our own limit says nothing about the service. A service that is told of it may notice first: who judges
+        // its answer has to know, too.
+        let end = CallersEnd::of(self.deadline);
+        let mut request = tonic::Request::new(UserRequest { id: id.to_owned() });
+        request.extensions_mut().insert(end);
         let mut client = self.client.clone();
         let get = async {
             match client.get_user(request).await {
@@ -240,26 +242,14 @@ impl GrpcUsers {
                 Err(status) => Err(UsersError::of(status)),
             }
         };
-        self.called("UserService/GetUser", get).await
-    }
-
-    /// Users as they change: those after a revision, or from now on. The policies hold until it has begun.
-    ///
-    /// # Errors
-    ///
-    /// [`UsersError`].
-    pub async fn watch(&self, after: Option<i64>) -> Result<Changes, UsersError> {
-        let request = proto::WatchRequest { after: after.unwrap_or(0), from_now: after.is_none() };
-        let mut client = self.client.clone();
-        let watch =
-            async { client.watch_users(asking(request, Answer::Stream)).await.map_err(UsersError::of) };
-        self.called("UserService/WatchUsers", watch).await.map(|stream| Changes(stream.into_inner()))
+        self.called("UserService/GetUser", end, get).await
     }
 
     /// A call with its span, and among the service's figures.
     async fn called<T>(
         &self,
         method: &'static str,
+        end: CallersEnd,
         call: impl Future<Output = Result<T, UsersError>>,
     ) -> Result<T, UsersError> {
         let span = tracing::info_span!(
@@ -273,11 +263,7 @@ impl GrpcUsers {
             otel.status_description = tracing::field::Empty,
         );
         let began = Instant::now();
-        // A caller who gives up before our own limit says nothing about the service.
-        let answer = CallersEnd::of(self.deadline).run(call.instrument(span.clone())).await;
-        let answer = answer.unwrap_or_else(|| {
-            Err(UsersError::Status(Status::deadline_exceeded("the caller's time is over")))
-        });
+        let answer = end.run(call.instrument(span.clone())).await.unwrap_or(Err(UsersError::Late));
         let outcome = match &answer {
             Ok(_) => "ok",
             Err(UsersError::Refused(refused)) if !refused.was_started() => "refused",
@@ -292,8 +278,5 @@ impl GrpcUsers {
     }
 }
 
-fn asking<T>(message: T, answer: Answer) -> tonic::Request<T> {
-    let mut request = tonic::Request::new(message);
-    request.extensions_mut().insert(answer);
-    request
-}
+#[cfg(test)]
+mod tests;
