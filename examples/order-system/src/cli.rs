@@ -16,7 +16,7 @@ use crate::{
     remote::Remote,
     saga, seed, services, strangler,
     system::{Options, System},
-    top,
+    top, watch,
 };
 
 /// The documented order system, protected by mainstay throughout.
@@ -111,6 +111,11 @@ enum Command {
     },
     /// Whether money, goods and orders of a running system agree.
     Audit,
+    /// Where an order of a running system stands, and each change until it is over; by gRPC.
+    Watch {
+        /// The order.
+        id: String,
+    },
     /// The sagas of orders: `list`, `show ID`, `retry ID`.
     Saga {
         #[command(subcommand)]
@@ -256,6 +261,9 @@ async fn command(cli: Cli) -> Result<bool, BoxError> {
             return chaos::run(seed.unwrap_or_else(chaos::any_seed), time, &play).await;
         }
         Command::Audit => return Ok(audit::audit(&Remote::at(place.port_base, &env)).await?.print()),
+        Command::Watch { id } => {
+            watch::watch(&Remote::at(place.port_base, &env), &id, &mut std::io::stdout()).await?;
+        }
         Command::Top { once } => top::run(&Remote::at(place.port_base, &env), once).await?,
         Command::Saga { what } => {
             print!("{}", saga::run(&what, &Remote::at(place.port_base, &env)).await?);

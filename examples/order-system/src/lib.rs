@@ -16,3 +16,4 @@ pub mod services;
 pub mod strangler;
 pub mod system;
 pub mod top;
+pub mod watch;

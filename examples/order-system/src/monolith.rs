@@ -102,7 +102,7 @@ impl Monolith {
         format!("http://{}", self.address)
     }
 
-    /// Where a part is by gRPC, `users.grpc` say.
+    /// Where a part is by gRPC, `orders.grpc` say.
     pub fn grpc_url(&self, name: &str) -> String {
         self.contexts[0].locate(name)
     }

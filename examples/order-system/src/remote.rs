@@ -112,6 +112,11 @@ impl Remote {
         }
     }
 
+    /// What is shown to services.
+    pub fn service_token(&self) -> &str {
+        &self.service_token
+    }
+
     /// The base URL of a service.
     pub fn url(&self, service: &str) -> &str {
         self.urls.get(service).map_or("http://127.0.0.1:9", String::as_str)

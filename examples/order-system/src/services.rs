@@ -100,8 +100,13 @@ pub fn by_grpc(part: &str) -> Option<&'static Known> {
 pub fn serve_grpc(context: &Context, listener: TcpListener) {
     let service = context.clone();
     context.spawn(async move {
-        if let Err(error) = order_users::serve_grpc(service, listener).await {
-            tracing::error!(%error, "users cannot be asked by gRPC");
+        let part = service.name();
+        let served = match part {
+            "orders" => order_orders::serve_grpc(service, listener).await,
+            _ => order_users::serve_grpc(service, listener).await,
+        };
+        if let Err(error) = served {
+            tracing::error!(%error, part, "it cannot be asked by gRPC");
         }
     });
 }

@@ -219,6 +219,43 @@ async fn a_monolith_shows_the_policies_of_its_parts() -> Result<(), BoxError> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn watch_prints_where_an_order_stands_until_it_is_over() -> Result<(), BoxError> {
+    let _stage = STAGE.lock().await;
+    let data = tempfile::tempdir()?;
+    let system = system(data.path(), &[]).await?;
+    let remote = Remote::to(&system);
+    let seed = seed(&remote).await?;
+    let grpc = remote.url("orders.grpc").to_owned();
+    let found = remote.get("gateway", "/discover/orders.grpc").await?.expect(200)?.json();
+    assert!(grpc.ends_with(&format!(":{}", found[0]["port"])), "{grpc}: {found}");
+    let watch = |id: &str| {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_order-system"));
+        let program = program.args(["watch", id]).env(env::ORDER_GRPC_URL, &grpc).kill_on_drop(true);
+        program.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
+    };
+    // It goes nowhere until it is watched.
+    remote.put("inventory", "/_faults", json!({ "failPercent": 100 })).await?.expect(200)?;
+    let id = order(&remote, &seed.users[0].1, &seed.products[0].1).await?;
+    let mut watched = watch(&id)?;
+    let mut said = BufReader::new(watched.stdout.take().ok_or("no output")?).lines();
+    let mut line = async || tokio::time::timeout(SOON, said.next_line()).await.expect("in time");
+    let first = line().await?.ok_or("nothing was said")?;
+    assert!(first.contains("pending"), "{first}");
+    remote.call(http::Method::DELETE, "inventory", "/_faults", None).await?.expect(200)?;
+    let mut last = first;
+    while let Some(next) = line().await? {
+        last = next;
+    }
+    assert!(last.trim_end().ends_with("  confirmed"), "{last}");
+    assert!(watched.wait().await?.success());
+    let refused = watch("nothing")?.wait_with_output().await?;
+    assert!(!refused.status.success());
+    assert_eq!(String::from_utf8(refused.stderr)?, "order-system: Order not found\n");
+    system.stop().await;
+    Ok(())
+}
+
 /// The program, with the addresses in what it prints until that line, and that.
 pub async fn program(
     arguments: &[&str],

@@ -36,7 +36,7 @@ static GRPC_TIMEOUT: HeaderName = HeaderName::from_static(header::GRPC_TIMEOUT);
 /// # Errors
 ///
 /// An address that is none.
-fn endpoint(base: &str) -> Result<Endpoint, Error> {
+pub fn endpoint(base: &str) -> Result<Endpoint, Error> {
     let url = if base.contains("://") { base.to_owned() } else { format!("http://{base}") };
     Ok(Endpoint::from_shared(url)?
         .connect_timeout(Duration::from_secs(1))

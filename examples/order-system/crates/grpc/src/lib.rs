@@ -10,6 +10,7 @@ pub mod server;
 mod users;
 
 pub use client::{GrpcUsers, Options, User, UsersError};
+pub use judge::endpoint;
 pub use users::Users;
 
 /// What is generated from the contracts.
@@ -18,5 +19,9 @@ pub mod proto {
     /// `users.proto`.
     pub mod users {
         tonic::include_proto!("order.users.v1");
+    }
+    /// `orders.proto`.
+    pub mod orders {
+        tonic::include_proto!("order.orders.v1");
     }
 }

@@ -65,6 +65,7 @@ pub const LISTENERS: &[Known] = &[
 /// What services are by gRPC, each on a port of its own beside that of HTTP. Only other services ask there.
 pub const GRPC: &[Known] = &[
     Known { name: "users.grpc", singular: "user.grpc", offset: 9, variable: env::USER_GRPC_URL },
+    Known { name: "orders.grpc", singular: "order.grpc", offset: 10, variable: env::ORDER_GRPC_URL },
 ];
 
 /// The service of that name, in either form.

@@ -53,6 +53,7 @@ variables! {
     LOYALTY_SERVICE_URL = "": "Where the points are";
     GATEWAY_URL = "": "Where the gateway is, which keeps the registry";
     USER_GRPC_URL = "": "Where users are by gRPC; by default the registry, then 127.0.0.1 and the documented port";
+    ORDER_GRPC_URL = "": "Where orders are by gRPC: `order-system watch` asks there";
     USER_TRANSPORT = "http": "How orders and notifications ask for users: `http` or `grpc`";
     SAGA_STYLE = "orchestrated": "Who moves an order on: `orchestrated` (a durable saga) or `choreography` (services hear each other's events)";
     ORDER_DEADLINE_MS = "600000": "How long an order may take until it is confirmed; then it is cancelled as `timed_out`";

@@ -1,5 +1,6 @@
 //! Orders: accepted at once and answered with 202, then moved on by a durable [saga](mainstay::saga) or, with `SAGA_STYLE=choreography`,
-//! by the events of the other services. Lists of orders are read from a side of their own, made of the orders' events.
+//! by the events of the other services. Lists of orders are read from a side of their own, made of the orders' events. By
+//! [gRPC](serve_grpc) other services look at an order, or watch it until it is over.
 //!
 //! | what | where |
 //! |---|---|
@@ -8,6 +9,7 @@
 //! | lists of orders, names of users | `orders-read.db`, or the schema `orders_read` |
 
 mod choreography;
+mod grpc;
 mod journey;
 pub mod order;
 mod prices;
@@ -27,6 +29,7 @@ use order_kit::{BoxError, Context, Db, Service, db::Place, env, health::Check};
 use tokio::sync::{Semaphore, mpsc};
 
 pub use choreography::{QUEUE as CHOREOGRAPHY_QUEUE, queue as choreography_queue};
+pub use grpc::serve_grpc;
 pub use read::{ORDERS_QUEUE, OrderRow, USERS_QUEUE, build_read, queues as read_queues, rebuild};
 
 /// As in the kit's list of services.
@@ -40,7 +43,7 @@ pub const NAME: &str = "orders";
 pub async fn build(context: Context) -> Result<Service, BoxError> {
     let deadline = deadline(&context)?;
     context.wait_for("its databases");
-    let store = store::Store::new(Db::open(place(&context, NAME), store::MIGRATIONS).await?);
+    let store = store::Store::of(&context).await?;
     let read = read::ReadStore::open(&context).await?;
     let users = users::Directory::new(&context)?;
     let prices = prices::Prices::new(&context)?;

@@ -5,7 +5,7 @@ use mainstay::saga::{
     barrier::{Action, Compensation},
 };
 use order_kit::{
-    Cents, Db, Tx,
+    Cents, Context, Db, Tx,
     db::{DbError, Row},
     events::{self, Envelope},
     iso, now_ms,
@@ -14,6 +14,7 @@ use order_kit::{
 use crate::{
     NAME,
     order::{Item, Status},
+    place,
     waiters::Waiters,
     wire::{CANCELLED, CONFIRMED, CREATED, OrderEvent, PAID, UPDATED},
 };
@@ -108,6 +109,12 @@ pub(crate) fn key(step: &str, direction: Direction, order: &str) -> Result<Key, 
 }
 
 impl Store {
+    /// That of a service, the same for everything that the service serves.
+    pub(crate) async fn of(context: &Context) -> Result<Self, DbError> {
+        let open = async { Db::open(place(context, NAME), MIGRATIONS).await.map(Store::new) };
+        context.shared(open).await
+    }
+
     pub(crate) fn new(db: Db) -> Self {
         Store { db, waiters: Waiters::default() }
     }
@@ -150,6 +157,23 @@ impl Store {
     pub(crate) async fn find(&self, id: &str) -> Result<Option<Order>, DbError> {
         let id = id.to_owned();
         self.db.read(async move |tx: &Tx<'_>| find(tx, &id).await).await
+    }
+
+    /// Where an order has come since that version, in its order: of each later one, its first event.
+    pub(crate) async fn changes(&self, id: &str, after: i64) -> Result<Vec<OrderEvent>, DbError> {
+        let id = id.to_owned();
+        let work = async move |tx: &Tx<'_>| {
+            let sql =
+                "select seq, envelope from order_event where order_id = $1 and version > $2 order by seq";
+            let rows = tx.query(sql, &[id.into(), after.into()]).await?;
+            let unreadable = |error| DbError::Statement(format!("a kept event: {error}"));
+            let change = |row| kept(row)?.envelope.data().map_err(unreadable);
+            rows.iter().map(change).collect()
+        };
+        let mut changes: Vec<OrderEvent> = self.db.read(work).await?;
+        // `order.paid` says again what `order.confirmed` has said.
+        changes.dedup_by_key(|change| change.version);
+        Ok(changes)
     }
 
     pub(crate) async fn of_client_key(&self, key: &str) -> Result<Option<Order>, DbError> {

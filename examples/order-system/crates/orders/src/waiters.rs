@@ -39,6 +39,11 @@ impl Waiters {
 }
 
 impl Waiter {
+    /// Which order it is.
+    pub(crate) fn order(&self) -> &str {
+        &self.order
+    }
+
     /// To be asked for before the order is looked at, and awaited after it: then nothing falls between.
     pub(crate) fn next(&self) -> tokio::sync::futures::Notified<'_> {
         self.woken.notified()
@@ -56,6 +61,14 @@ impl Drop for Waiter {
 }
 
 #[cfg(test)]
+impl Waiters {
+    /// How many orders somebody waits for.
+    pub(crate) fn orders(&self) -> usize {
+        self.lock().len()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -67,8 +80,8 @@ mod tests {
         waiters.wake("a");
         next.await;
         drop(one);
-        assert_eq!(waiters.lock().len(), 1);
+        assert_eq!(waiters.orders(), 1);
         drop(two);
-        assert_eq!(waiters.lock().len(), 0);
+        assert_eq!(waiters.orders(), 0);
     }
 }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod broker;
+mod grpc;
 mod journeys;
 mod operators;
 mod postgres;
