@@ -158,6 +158,7 @@ async fn users(it: &mut Driver) -> (String, String) {
     it.ask("users", "GET /users?limit=5", &[], Value::Null, 200).await;
     it.ask("users", "GET /users/{id}", &[&alice], Value::Null, 200).await;
     it.ask("users", "PUT /users/{id}", &[&alice], json!({ "name": "Alice A." }), 200).await;
+    it.ask("users", "GET /_users?after=0&limit=5", &[], Value::Null, 200).await;
     (alice, bob)
 }
 
