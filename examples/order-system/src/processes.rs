@@ -138,9 +138,11 @@ impl Processes {
 /// That there are none.
 pub fn free_ports() -> Result<u16, BoxError> {
     let free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let start = 20_000 + u16::try_from(std::process::id() % 8_000)? * 2;
-    (0..500_u16)
-        .map(|step| start.wrapping_add(step * 16) % 20_000 + 20_000)
+    // Below those that the system gives to whoever connects, which would be taken by the time they are listened on.
+    const RUNS: u16 = 750;
+    let start = u16::try_from(std::process::id() % u32::from(RUNS))?;
+    (0..RUNS)
+        .map(|step| 20_000 + (start + step) % RUNS * 16)
         .find(|base| (*base..base + 12).all(free))
         .ok_or_else(|| "no free ports".into())
 }
