@@ -21,7 +21,7 @@ use mainstay::{Registry, registry::Snapshot};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_sdk::trace::{BatchSpanProcessor, Sampler, SdkTracerProvider};
-use tracing::{Dispatch, Level, subscriber::Interest};
+use tracing::{Dispatch, Level, Metadata, subscriber::Interest};
 use tracing_subscriber::{EnvFilter, Layer, filter::dynamic_filter_fn, layer::SubscriberExt};
 
 use crate::{
@@ -120,22 +120,25 @@ pub fn tracing_to(env: &Env, output: Output) -> Result<(Dispatch, SdkTracerProvi
                 dynamic_filter_fn(move |about, context| {
                     // A step's span belongs into its saga's, which may not have been drawn.
                     let share = if about.name() == "saga.step" && share < 1.0 { 0.0 } else { share };
-                    about.is_event() || trace::is_made(context.lookup_current().is_some(), share)
+                    let within_another = context.lookup_current().is_some();
+                    ours(about) && (about.is_event() || trace::is_made(within_another, share))
                 })
-                .with_callsite_filter(|about| {
-                    // What libraries say of themselves is no part of an order's story.
-                    let ours = about.target().starts_with("order_") || about.target().starts_with("mainstay");
-                    match ours && *about.level() <= Level::INFO {
-                        true if about.is_event() => Interest::always(),
-                        true => Interest::sometimes(),
-                        false => Interest::never(),
-                    }
+                .with_callsite_filter(|about| match ours(about) {
+                    true if about.is_event() => Interest::always(),
+                    true => Interest::sometimes(),
+                    false => Interest::never(),
                 })
                 .with_max_level_hint(Level::INFO),
             )
     });
     let lines = lines::Lines::new(output).with_filter(filter);
     Ok((tracing_subscriber::registry().with(lines).with(spans).into(), provider))
+}
+
+/// What libraries say of themselves is no part of an order's story.
+fn ours(about: &Metadata<'_>) -> bool {
+    let ours = about.target().starts_with("order_") || about.target().starts_with("mainstay");
+    ours && *about.level() <= Level::INFO
 }
 
 /// Exports the gauges of the service's policies from now on, instead of those of an earlier service of that name.
