@@ -192,14 +192,14 @@ fn monolith(context: &Context) -> Result<Client, BoxError> {
 /// Makes sure that the queue is there: a change that no page has would be lost without it.
 async fn subscribed(broker: &dyn Broker) -> Result<(), BoxError> {
     let queue = Topology::new(EXCHANGE).queue(queue());
-    let end = tokio::time::Instant::now() + PATIENCE;
-    while let Err(error) = broker.declare(&queue).await {
-        if tokio::time::Instant::now() >= end {
-            return Err(format!("the monolith's broker: {error}").into());
+    let declared = async {
+        while let Err(error) = broker.declare(&queue).await {
+            tracing::debug!(%error, "the monolith's broker takes no queue yet");
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    Ok(())
+    };
+    let late = |_| format!("the monolith's broker at {} does not answer", broker.address());
+    Ok(tokio::time::timeout(PATIENCE, declared).await.map_err(late)?)
 }
 
 /// Where to go on.
