@@ -62,7 +62,11 @@ async fn both(play: &Play, parts: Vec<&'static str>) -> Result<Both, BoxError> {
     if alone {
         remote.moved("users", monolith.url());
     }
-    Ok(Both { stage: Stage::set(Some(system), remote).await?, monolith, legacy, data })
+    let mut stage = Stage::set(Some(system), remote).await?;
+    // Users are looked up by themselves, and by who works here.
+    let worker = stage.user(0).to_owned();
+    stage.remote.log_in_as(&worker, &["admin"]).await?;
+    Ok(Both { stage, monolith, legacy, data })
 }
 
 impl Both {
