@@ -1,7 +1,7 @@
 //! What a service tells: the schema of its events, made of the types that they are written with, for `GET /events.json`.
 //!
 //! It is JSON Schema 2020-12, which the descriptions of utoipa are as well, apart from where they refer to each other. An event is an
-//! [`Envelope`](crate::events::Envelope) of a kind that is listed, with the data of that kind. More fields than are described may come
+//! [`Envelope`] of a kind that is listed, with the data of that kind. More fields than are described may come
 //! with time, and break nobody; a kind that is not listed is not this service's.
 
 use std::collections::BTreeMap;
