@@ -170,6 +170,13 @@ impl Told {
     }
 }
 
+/// Whether a try of a step was begun, as the [predicate](crate::retry::Config::when) of a retry: what was not is left to the saga, which
+/// waits as long as it was told and takes it for no attempt. It is that of the default policies. What a policy inside the retry has
+/// refused or ended is for the retry, as without a predicate.
+pub fn was_begun(tried: &crate::retry::Failure<'_, Attempted, Failure>) -> bool {
+    tried.refused().is_some() || tried.error().is_some_and(|failure| !failure.is_clean())
+}
+
 /// What came of an attempt that its policies take for an answer; see [`Adding::through`](super::Adding::through).
 #[derive(Debug)]
 pub struct Attempted(Tried);

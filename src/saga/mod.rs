@@ -32,7 +32,7 @@ mod transact;
 pub mod view;
 mod writer;
 
-pub use attempt::Attempted;
+pub use attempt::{Attempted, was_begun};
 pub use definition::{Adding, Builder, Decided, Inputs, Output, Saga, Undecided};
 pub use handle::{Handle, Outcome};
 pub use journal::{Phase, StoreError};

@@ -79,7 +79,7 @@ impl Failure {
 
     /// The participant was not reached: nothing has happened, and it will be tried again, without counting this attempt as one
     /// that may have had an effect. The default policies of a step leave that to the saga, so it uses up none of their attempts; a retry
-    /// of one's own repeats it like any error, unless its [predicate](crate::retry::Config::when) asks whether it [is clean](Self::is_clean).
+    /// of one's own repeats it like any error, unless its [predicate](crate::retry::Config::when) is [`was_begun`](super::was_begun).
     pub fn unstarted(why: impl fmt::Display) -> Self {
         Failure { kind: FailureKind::Unstarted(None), message: why.to_string() }
     }

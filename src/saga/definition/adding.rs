@@ -9,9 +9,8 @@ use crate::{
     BoxedStack, Retry, Stack,
     call::Run,
     error::ConfigError,
-    retry::Failure as Tried,
     saga::{
-        attempt::{Act, Acted, Attempted, StepCode, Told, Undo, Verify},
+        attempt::{Act, Acted, Attempted, StepCode, Told, Undo, Verify, was_begun},
         record::Payload,
         shape::{Class, Kind, Node, Unknown},
         step::{Failure, Step, Verified},
@@ -272,11 +271,6 @@ where
     pub fn add(self) -> Output<O> {
         self.finish(None)
     }
-}
-
-/// What was not begun is left to the saga, which waits as long as it was told: it uses up no attempt.
-fn was_begun(tried: &Tried<'_, Attempted, Failure>) -> bool {
-    tried.refused().is_some() || tried.error().is_some_and(|failure| !failure.is_clean())
 }
 
 fn default_stack(node: &Node) -> Result<BoxedStack<Attempted, Failure>, ConfigError> {

@@ -8,11 +8,12 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use mainstay::{
     ConfigError, Event, Retry,
     saga::{
-        AskError, Attempted, Cause, Failure, Opening, Orchestrator, Order as Decision, Record, Saga, SagaId,
-        StartError, StartOptions, Step, StoreError,
+        AskError, Cause, Failure, Opening, Orchestrator, Order as Decision, Record, Saga, SagaId, StartError,
+        StartOptions, Step, StoreError,
         journal::{Head, Phase, Query, Stored},
         postgres::Postgres,
         sqlite::Sqlite,
+        was_begun,
     },
 };
 use order_kit::{
@@ -68,9 +69,7 @@ macro_rules! patient {
                     .max_attempts($attempts)
                     .no_budget()
                     .idempotent()
-                    .when(|tried: &mainstay::retry::Failure<'_, Attempted, Failure>| {
-                        tried.error().is_some_and(|failure| !failure.is_clean()) || tried.refused().is_some()
-                    }),
+                    .when(was_begun),
             )
             .timeout(Duration::from_secs(10))
             .build()?

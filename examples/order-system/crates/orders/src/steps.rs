@@ -109,6 +109,8 @@ impl Steps {
     /// Where sagas can be held, for who wants to see what becomes of one whose process dies there.
     async fn pass(&self, when: &str, step: &This) {
         tokio::select! {
+            // In order, so that whoever is not held does not look for the end.
+            biased;
             () = self.context.faults().pass(when, step.key()) => {}
             () = self.context.stop().cancelled() => {}
         }
