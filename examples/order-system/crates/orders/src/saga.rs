@@ -33,9 +33,9 @@ use crate::{
 /// How often what is stuck is tried anew, and the same for those who can't wait.
 const STUCK_AGAIN: Duration = Duration::from_secs(30);
 const STUCK_AGAIN_FAST: Duration = Duration::from_secs(3);
-/// How many orders are moved on at once: no more than the inventory and payments have room for in their queues (`Steps::new`). More are
-/// accepted, and started in their turn. Were they started, most would be refused and ask again and again, and what that costs would be
-/// missing where orders are finished: a moment of too much load would never end.
+/// How many orders are moved on at once; the queues before the inventory and payments have room for all of them. More are accepted, and started
+/// in their turn. Were they started, most would be refused and ask again and again, and what that costs would be missing where orders are
+/// finished: a moment of too much load would never end.
 pub(crate) const MOST_AT_ONCE: usize = 1_000;
 /// How long what runs may take when the service ends.
 const GRACE: Duration = Duration::from_secs(5);

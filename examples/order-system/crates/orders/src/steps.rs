@@ -25,6 +25,7 @@ use crate::{
     NAME,
     journey::Journeys,
     order::{Item, pieces},
+    saga::MOST_AT_ONCE,
     store::{Decided, Order, Store},
     users::{Directory, Known},
     wire::{Charge, Concerning, Receipt, Reserve},
@@ -85,8 +86,9 @@ enum Said {
 
 impl Steps {
     pub(crate) fn new(context: &Context, store: Store, users: Directory) -> Result<Arc<Self>, ConfigError> {
-        // The saga repeats what has to be repeated, so the client does not.
-        let options = Options { attempts: 1, queue: 2_000, ..Options::default() };
+        // The saga repeats what has to be repeated, so the client does not. An order has one call on its way at most: there is room
+        // for all that are moved on at once, twice over.
+        let options = Options { attempts: 1, queue: 2 * MOST_AT_ONCE, ..Options::default() };
         let inventory = Client::new(context, "inventory", Options { concurrency: 20, ..options })?;
         let payments = Client::new(context, "payment", Options { concurrency: 10, ..options })?;
         let (context, journeys) = (context.clone(), Journeys::default());
