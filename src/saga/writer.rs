@@ -1,10 +1,14 @@
 //! One queue in front of a journal: what comes while a batch is being forced to disk goes together into the next one.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::journal::{Append, Journal, Refusal, StoreError};
+use crate::time;
 
 /// The most appends that one batch has.
 const BATCH: usize = 1_024;
@@ -30,16 +34,18 @@ struct Job {
 pub(crate) struct Writer(mpsc::UnboundedSender<Option<Job>>);
 
 impl Writer {
-    /// Starts to write to `journal`, on a thread of its own if the journal blocks the one that polls it.
-    pub(crate) fn start(journal: Arc<dyn Journal>) -> std::io::Result<Self> {
+    /// Starts to write to `journal`, on a thread of its own if the journal blocks the one that polls it. Where several come at once,
+    /// batches begin `interval` after each other at the earliest.
+    pub(crate) fn start(journal: Arc<dyn Journal>, interval: Duration) -> std::io::Result<Self> {
         let (sender, jobs) = mpsc::unbounded_channel();
+        let pace = Pace { interval, next: None };
         if journal.blocks() {
             let runtime = tokio::runtime::Handle::current();
             std::thread::Builder::new()
                 .name("saga-writer".to_owned())
-                .spawn(move || runtime.block_on(write(journal, jobs)))?;
+                .spawn(move || runtime.block_on(write(journal, jobs, pace)))?;
         } else {
-            tokio::spawn(write(journal, jobs));
+            tokio::spawn(write(journal, jobs, pace));
         }
         Ok(Writer(sender))
     }
@@ -78,12 +84,41 @@ fn is_of_all(error: &StoreError) -> bool {
     matches!(error, Unavailable(_) | InUse(_) | Full(_) | Poisoned)
 }
 
-async fn write(journal: Arc<dyn Journal>, mut jobs: mpsc::UnboundedReceiver<Option<Job>>) {
+/// When a batch may begin.
+struct Pace {
+    interval: Duration,
+    /// Unless one may at any time.
+    next: Option<Instant>,
+}
+
+impl Pace {
+    /// What is left to wait, once.
+    fn rest(&mut self) -> Option<Duration> {
+        let rest = self.next.take()?.saturating_duration_since(time::now());
+        (!rest.is_zero()).then_some(rest)
+    }
+
+    /// A batch of so many begins. Behind one alone nobody is held up: it may be of a saga that is the only one.
+    fn begin(&mut self, appends: usize) {
+        self.next = (appends > 1 && !self.interval.is_zero()).then(|| time::later(time::now(), self.interval));
+    }
+}
+
+async fn write(journal: Arc<dyn Journal>, mut jobs: mpsc::UnboundedReceiver<Option<Job>>, mut pace: Pace) {
     let mut next = Vec::new();
     loop {
         if jobs.recv_many(&mut next, BATCH).await == 0 {
             return;
         }
+        if let Some(rest) = pace.rest() {
+            // This thread is the writer's own where the journal blocks, and needs no timer of a runtime that may be about to end.
+            match journal.blocks() {
+                true => std::thread::sleep(rest),
+                false => tokio::time::sleep(rest).await,
+            }
+            next.extend(std::iter::from_fn(|| jobs.try_recv().ok()).take(BATCH.saturating_sub(next.len())));
+        }
+        pace.begin(next.len());
         let queued = next.len();
         let (appends, answers): (Vec<_>, Vec<_>) =
             next.drain(..).map_while(|job| job.map(|Job { append, answer }| (append, answer))).unzip();

@@ -17,9 +17,9 @@
 //!
 //! # Semantics
 //!
-//! * The database is in WAL mode with `synchronous=FULL`: a batch of appends is one transaction and one `fdatasync`, and is
+//! * The database is in WAL mode with `synchronous=FULL`: a batch of appends is one transaction and one sync, and is
 //!   answered when that has succeeded. Its format is in `docs/saga-format.md`; the `sqlite3` shell reads it.
-//! * The [work](in_transaction) of a step is done in that transaction, in a savepoint of its own. It shares the `fdatasync`, and all other
+//! * The [work](in_transaction) of a step is done in that transaction, in a savepoint of its own. It shares the sync, and all other
 //!   sagas wait for it.
 //! * One connection writes. Another one reads, so that a status is told while a write waits for the disk.
 //! * Without [`shared`](Settings::shared) one process at a time works on it. The lock is the operating system's and ends with the process, and
@@ -44,7 +44,12 @@
 //!
 //! # Cost
 //!
-//! Futures block the thread that polls them ([`blocks`](Journal::blocks) says so). An append takes a `fdatasync` and about 0.1 ms.
+//! Futures block the thread that polls them ([`blocks`](Journal::blocks) says so). An append takes a sync and about 0.1 ms.
+//!
+//! The SQLite that `rusqlite` brings along is compiled to sync with `fsync`, and to take one lock for the page caches of all connections of
+//! a process. In a service with several databases it pays to build it otherwise, by this variable of the build's environment:
+//! `LIBSQLITE3_FLAGS="-DHAVE_FDATASYNC=1 -USQLITE_ENABLE_MEMORY_MANAGEMENT -DSQLITE_DEFAULT_MEMSTATUS=0"`. The options are explained
+//! in [SQLite's documentation](https://sqlite.org/compile.html).
 
 mod open;
 mod read;

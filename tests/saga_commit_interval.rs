@@ -1,0 +1,117 @@
+//! Many sagas at once share forced writes for as long as was said; one alone waits for nobody.
+#![cfg(feature = "saga")]
+#![allow(missing_docs, clippy::disallowed_methods)] // Virtual time is measured from outside.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use mainstay::saga::{
+    Failure, Incarnation, OpenError, Orchestrator, Outcome, Output, Saga, SagaId, Timestamp,
+    journal::{
+        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested, Stored,
+    },
+    memory::Memory,
+};
+use tokio::time::Instant;
+
+#[macro_use]
+#[path = "support/forward.rs"]
+mod forward;
+
+const INTERVAL: Duration = Duration::from_millis(5);
+const STEPS: u32 = 5;
+
+/// When each batch began, and how many appends it had. Each takes a millisecond.
+type Batches = Arc<Mutex<Vec<(Instant, usize)>>>;
+
+struct Counted {
+    store: Memory,
+    batches: Batches,
+}
+
+impl Journal for Counted {
+    forward_to_store!();
+
+    fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
+        self.batches.lock().unwrap().push((Instant::now(), batch.len()));
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            self.store.append(batch).await
+        })
+    }
+
+    fn heartbeat(&self, by: &Incarnation, lease: Duration) -> Pending<'_, ()> {
+        self.store.heartbeat(by, lease)
+    }
+}
+
+/// Steps that take no time: all there is to wait for are the writes.
+fn saga() -> Saga<u32, Output<()>> {
+    let mut saga = Saga::define::<u32>("job", 1);
+    let mut last = None;
+    for step in 0..STEPS {
+        last = Some(saga.retriable(&format!("step {step}"), (), |_, ()| async { Ok::<(), Failure>(()) }).add());
+    }
+    saga.build(last.unwrap()).unwrap()
+}
+
+/// So many sagas, one of which begins each half millisecond. How long it took, and the batches.
+async fn run(sagas: u32, interval: Duration) -> (Duration, Vec<(Instant, usize)>) {
+    let batches = Batches::default();
+    let journal = Counted { store: Memory::new(), batches: batches.clone() };
+    let saga = saga();
+    let opening = Orchestrator::open(journal).commit_interval(interval).register(&saga);
+    let orchestrator = opening.start().await.unwrap();
+    let began = Instant::now();
+    let all = (0..sagas).map(|n| {
+        let (orchestrator, saga) = (orchestrator.clone(), saga.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_micros(500) * n).await;
+            orchestrator.start(&saga, &format!("{n}"), &n).await.unwrap().finished().await.unwrap()
+        })
+    });
+    for outcome in futures::future::join_all(all).await {
+        assert!(matches!(outcome.unwrap(), Outcome::Completed(())));
+    }
+    let took = began.elapsed();
+    orchestrator.shutdown(Duration::ZERO).await;
+    let batches = batches.lock().unwrap().clone();
+    (took, batches)
+}
+
+/// What holds of batches that keep the interval.
+fn apart(batches: &[(Instant, usize)], interval: Duration) -> Result<(), String> {
+    let early = batches.windows(2).find(|two| two[0].1 > 1 && two[1].0 - two[0].0 < interval);
+    early.map_or(Ok(()), |two| Err(format!("{:?} after a batch of {}", two[1].0 - two[0].0, two[0].1)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_at_once_share_fewer_writes() {
+    let (_, often) = run(100, Duration::ZERO).await;
+    let (_, seldom) = run(100, INTERVAL).await;
+    apart(&seldom, INTERVAL).unwrap();
+    let appends = |batches: &[(Instant, usize)]| batches.iter().map(|(_, appends)| appends).sum::<usize>();
+    assert_eq!(appends(&often), appends(&seldom));
+    assert!(2 * seldom.len() < often.len(), "{} and {}", seldom.len(), often.len());
+    // The broken twin: without the interval, batches follow each other as fast as the store answers.
+    apart(&often, INTERVAL).unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_that_is_alone_is_not_held_up() {
+    let (often, _) = run(1, Duration::ZERO).await;
+    let (seldom, batches) = run(1, INTERVAL).await;
+    assert_eq!(often, seldom);
+    assert!(batches.iter().all(|(_, appends)| *appends == 1), "{batches:?}");
+}
+
+#[tokio::test]
+async fn an_interval_that_would_look_like_a_store_that_hangs_is_refused() {
+    let opening = || Orchestrator::open(Memory::new()).register(&saga());
+    let longest = Duration::from_secs(1);
+    drop(opening().commit_interval(longest).start().await.unwrap());
+    let refused = opening().commit_interval(longest + Duration::from_millis(1)).start().await;
+    assert!(matches!(refused.unwrap_err(), OpenError::Setting(error) if error.to_string().contains("commit_interval")));
+}
