@@ -21,7 +21,7 @@
 //!
 //! | question | answer |
 //! |---|---|
-//! | How many keys are kept? | At most the capacity. A new key beyond it takes the place of the one that was asked for longest ago, among those with which least is lost. |
+//! | How many keys are kept? | At most the capacity. A new key beyond it takes the place of the one that was asked for longest ago, among those with which least is lost. From a capacity of 128 on several go at once, a 64th of the capacity, if equally little is lost with them. |
 //! | What is lost? | Nothing with a closed breaker without failures in its window, or a bulkhead without calls. A little evidence with a closed breaker that has seen failures. An open breaker is kept in preference to both, so a flood of keys, even of failing ones, does not reset it. Of rate limiters those with the fewest places taken go first, so nobody gets a new quota by making other keys known. |
 //! | What happens to calls of a key that was evicted? | They finish with the policy they began with. The key's next call finds a new one. |
 //! | What does the name say? | `name[key]`; metrics use the part before the bracket, so their labels stay few. |
@@ -46,12 +46,12 @@
 //!
 //! # Cost
 //!
-//! [`Keyed::get`] takes a read lock and looks up a hash map; a new key takes the write lock, and at capacity looks at every
-//! key once. Keep the handle it returns where the key stays the same.
+//! [`Keyed::get`] takes a read lock and looks up a hash map; a new key takes the write lock. At capacity one new key in so many as go at
+//! once looks at every key: under a flood of keys that is about 64 looks for each. Keep the handle it returns where the key stays the same.
 
 use std::{
     borrow::Borrow,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     hash::Hash,
     pin::Pin,
@@ -196,7 +196,9 @@ where
             if let Some(entry) = keys.entries.get(&key) {
                 return entry.policy.clone();
             }
-            let evicted = if keys.entries.len() >= self.shared.capacity { keys.evict() } else { None };
+            let capacity = self.shared.capacity;
+            let evicted =
+                if keys.entries.len() >= capacity { keys.evict((capacity / 64).max(1)) } else { Vec::new() };
             keys.entries.insert(key, Entry { policy: policy.clone(), last_asked: AtomicU64::new(tick) });
             // What was the user's, listeners for instance, is dropped without the lock.
             drop(keys);
@@ -233,14 +235,30 @@ where
 }
 
 impl<K: Hash + Eq, C: Template> Keys<K, C> {
-    /// Takes out the policy with which least is lost, and of those the one that was asked for longest ago.
-    fn evict(&mut self) -> Option<C::Policy> {
-        let rank = |entry: &Entry<C::Policy>| (C::loss(&entry.policy), entry.last_asked.load(Relaxed));
-        let oldest = self.entries.values().min_by_key(|entry| rank(entry))?;
-        let (tick, policy) = (oldest.last_asked.load(Relaxed), oldest.policy.clone());
-        // Ticks are unique, so this removes one entry.
-        self.entries.retain(|_, entry| entry.last_asked.load(Relaxed) != tick);
-        Some(policy)
+    /// Takes out the policies with which least is lost, at most so many, and of those the ones that were asked for longest ago.
+    ///
+    /// Several, since to find them means to look at all: in a flood of keys each new one would do so, and keep everybody else from the map.
+    fn evict(&mut self, most: usize) -> Vec<C::Policy> {
+        let entries = self.entries.values();
+        let mut ranks: Vec<(Loss, u64)> =
+            entries.map(|entry| (C::loss(&entry.policy), entry.last_asked.load(Relaxed))).collect();
+        let Some(least) = ranks.iter().map(|(loss, _)| *loss).min() else { return Vec::new() };
+        ranks.retain(|(loss, _)| *loss == least);
+        let (most, len) = (most.min(ranks.len()), ranks.len());
+        if most < len {
+            ranks.select_nth_unstable(most);
+        }
+        // Ticks are unique, and stay as they are while nobody reads.
+        let chosen: HashSet<u64> = ranks[..most].iter().map(|(_, tick)| *tick).collect();
+        let mut evicted = Vec::with_capacity(most);
+        self.entries.retain(|_, entry| {
+            let stays = !chosen.contains(&entry.last_asked.load(Relaxed));
+            if !stays {
+                evicted.push(entry.policy.clone());
+            }
+            stays
+        });
+        evicted
     }
 }
 

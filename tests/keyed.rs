@@ -107,6 +107,42 @@ async fn open_breakers_and_those_with_failures_are_kept_through_a_flood_of_keys(
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_many_keys_several_go_at_once_but_only_with_which_equally_little_is_lost() {
+    let breakers = Keyed::new(256, config()).unwrap();
+    fail(&breakers.get("failing"));
+    for key in 0..255 {
+        breakers.get(&key.to_string());
+    }
+    breakers.get("0");
+    breakers.get("new");
+    let kept = names(&breakers);
+    assert_eq!(kept.len(), 256 - 256 / 64 + 1);
+    for (key, stays) in [
+        ("failing", true),
+        ("0", true),
+        ("1", false),
+        ("4", false),
+        ("5", true),
+        ("254", true),
+        ("new", true),
+    ] {
+        assert_eq!(kept.contains(&format!("hosts[{key}]")), stays, "{key}");
+    }
+    // With one at rest among those that have failures, it alone goes.
+    for breaker in breakers.policies() {
+        fail(&breaker);
+    }
+    for key in 0..4 {
+        let breaker = breakers.get(&format!("more {key}"));
+        if key != 2 {
+            fail(&breaker);
+        }
+    }
+    let kept = names(&breakers);
+    assert_eq!((kept.len(), kept.contains("hosts[more 2]")), (256, false));
+}
+
+#[tokio::test(start_paused = true)]
 async fn bulkheads_in_use_are_kept() {
     let bulkheads = Keyed::new(2, Bulkhead::config(1).name("tenants")).unwrap();
     let (busy, _idle) = (bulkheads.get("busy"), bulkheads.get("idle"));

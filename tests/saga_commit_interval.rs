@@ -10,7 +10,8 @@ use std::{
 use mainstay::saga::{
     Failure, Incarnation, OpenError, Orchestrator, Outcome, Output, Saga, SagaId, Timestamp,
     journal::{
-        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested, Stored,
+        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
+        Stored,
     },
     memory::Memory,
 };
@@ -52,7 +53,8 @@ fn saga() -> Saga<u32, Output<()>> {
     let mut saga = Saga::define::<u32>("job", 1);
     let mut last = None;
     for step in 0..STEPS {
-        last = Some(saga.retriable(&format!("step {step}"), (), |_, ()| async { Ok::<(), Failure>(()) }).add());
+        last =
+            Some(saga.retriable(&format!("step {step}"), (), |_, ()| async { Ok::<(), Failure>(()) }).add());
     }
     saga.build(last.unwrap()).unwrap()
 }
@@ -113,5 +115,7 @@ async fn an_interval_that_would_look_like_a_store_that_hangs_is_refused() {
     let longest = Duration::from_secs(1);
     drop(opening().commit_interval(longest).start().await.unwrap());
     let refused = opening().commit_interval(longest + Duration::from_millis(1)).start().await;
-    assert!(matches!(refused.unwrap_err(), OpenError::Setting(error) if error.to_string().contains("commit_interval")));
+    assert!(
+        matches!(refused.unwrap_err(), OpenError::Setting(error) if error.to_string().contains("commit_interval"))
+    );
 }

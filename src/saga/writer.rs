@@ -100,7 +100,8 @@ impl Pace {
 
     /// A batch of so many begins. Behind one alone nobody is held up: it may be of a saga that is the only one.
     fn begin(&mut self, appends: usize) {
-        self.next = (appends > 1 && !self.interval.is_zero()).then(|| time::later(time::now(), self.interval));
+        self.next =
+            (appends > 1 && !self.interval.is_zero()).then(|| time::later(time::now(), self.interval));
     }
 }
 

@@ -385,8 +385,7 @@ async fn cancel(
         (Status::Cancelled, _) => return Ok((StatusCode::ACCEPTED, Json(OrderView::of(order)))),
         (Status::Confirmed, _) => return Err(confirmed()),
         (_, MovedBy::Saga(engine, _)) => {
-            engine.begin(&order).await.map_err(not_now)?;
-            engine.cancel(&id, REASON).await.map_err(not_now)?;
+            engine.call_off(&app.store, &order, REASON).await.map_err(not_now)?;
         }
         (_, MovedBy::Events) => {
             if app.store.cancel(&id, REASON).await? == Decided::Otherwise {

@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     NAME, place,
     steps::{Purchase, Steps},
-    store::{CONFIRM, CREATE, Order},
+    store::{CONFIRM, CREATE, Decided, Order, Store},
 };
 
 /// How often what is stuck is tried anew, and the same for those who can't wait.
@@ -265,6 +265,19 @@ impl Engine {
     /// Asks that the order's saga be turned round, unless that is no longer possible.
     pub(crate) async fn cancel(&self, order: &str, reason: &str) -> Result<(), AskError> {
         self.orchestrator.cancel(order, reason).await.map(drop)
+    }
+
+    /// Has an order cancelled, unless that is no longer possible. One whose saga there was no room for yet is cancelled by itself: nothing has
+    /// happened to it that would have to be undone. Should its saga begin at this moment, that is turned round where it would confirm the order.
+    pub(crate) async fn call_off(&self, store: &Store, order: &Order, reason: &str) -> Result<(), BoxError> {
+        match self.begin(order).await {
+            Ok(()) => Ok(self.cancel(&order.id, reason).await?),
+            Err(StartError::Busy(_)) => match store.cancel(&order.id, reason).await? {
+                Decided::Done => Ok(()),
+                Decided::Otherwise => Ok(self.cancel(&order.id, reason).await?),
+            },
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Has what is stuck or parked tried once more.

@@ -212,6 +212,20 @@ mod tests {
         assert_eq!(under_way.len(), 3);
         assert_eq!(engine.under_way("order-000", "order-001").await.unwrap().len(), 1);
 
+        // One that has not begun can be cancelled all the same, and is not begun any more.
+        let fourth = store.find("order-003").await.unwrap().unwrap();
+        engine.call_off(&store, &fourth, "not_wanted").await.unwrap();
+        let cancelled = store.find("order-003").await.unwrap().unwrap();
+        assert_eq!((cancelled.status, cancelled.reason.as_deref()), (Status::Cancelled, Some("not_wanted")));
+        assert!(
+            store
+                .open("order-002", now_ms(), PAGE)
+                .await
+                .unwrap()
+                .iter()
+                .all(|order| order.id == "order-004")
+        );
+
         let missed = Missed::default();
         for one in ["order-004", "order-001", "order-003"] {
             missed.one(one);
