@@ -6,7 +6,7 @@
 //! - [`proxy`]: `/api/NAME/…` goes to the service of that name as `/NAME/…`, as a stream, through the policies of [`upstream`];
 //! - [`token`]: who a request is from; [`limits`]: how many it may send; [`cors`]: which pages may read the answers;
 //! - [`cache`]: answers that are the same for everybody, for seconds;
-//! - [`registry`]: which instances there are; [`resolve`]: what names mean;
+//! - [`registry`]: which instances there are; [`resolve`](order_kit::resolve): what names mean;
 //! - [`strangler`]: which requests still go to a monolith;
 //! - [`serve`](mod@serve): the listener, with TLS.
 //!
@@ -21,7 +21,6 @@ pub mod limits;
 mod own;
 pub mod proxy;
 pub mod registry;
-pub mod resolve;
 pub mod serve;
 pub mod strangler;
 pub mod token;
@@ -34,6 +33,7 @@ use http::StatusCode;
 use order_kit::{
     ApiError, BoxError, Context,
     context::{Known, SERVICES},
+    resolve::Names,
     server,
 };
 use tokio::sync::Semaphore;
@@ -42,7 +42,6 @@ use self::{
     cache::Cache,
     cors::Origins,
     limits::Limits,
-    resolve::Names,
     strangler::Strangler,
     token::Tokens,
     upstream::{Side, Upstream},

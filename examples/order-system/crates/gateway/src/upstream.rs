@@ -9,7 +9,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::body::Body;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, uri::Authority};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body::Body as _;
 use hyper_util::{
     client::legacy::{Client as Http, connect::HttpConnector},
@@ -24,7 +24,9 @@ use order_kit::{
         policies::{self, CallersEnd},
         tell_deadline,
     },
-    env, trace,
+    env,
+    resolve::Names,
+    trace,
 };
 use tokio::{net::TcpStream, time::Instant};
 use tower::{ServiceExt, util::MapResponse};
@@ -35,7 +37,6 @@ use crate::{
     early::Answering,
     headers,
     proxy::MONOLITH,
-    resolve::Names,
 };
 
 /// For an exchange until the answer's head, everything included.
@@ -356,25 +357,16 @@ impl Inner {
         patience: Duration,
     ) -> Outcome {
         let wrong = |error: &dyn std::fmt::Display| Trouble::Address(format!("{base}: {error}"));
-        let base_uri: Uri = base.parse().map_err(|error| wrong(&error))?;
-        let host = base_uri.authority().ok_or_else(|| wrong(&"no host"))?;
-        let port = host.port_u16().unwrap_or(80);
-        let address = match self.names.address(host.host(), port).await {
-            Ok(address) => address,
+        let (at, host) = match self.names.resolved(base).await {
+            Ok(found) => found,
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => return Err(wrong(&error)),
             Err(error) => {
                 self.lost(base);
                 return Err(Trouble::Connection { text: error.to_string(), sent: false });
             }
         };
-        let authority: Authority = address.to_string().parse().map_err(|error| wrong(&error))?;
-        let prefix = base_uri.path().trim_end_matches('/');
-        let uri = Uri::builder()
-            .scheme("http")
-            .authority(authority)
-            .path_and_query(format!("{prefix}{path}"))
-            .build()
-            .map_err(|error| wrong(&error))?;
-        headers.insert(header::HOST, HeaderValue::from_str(host.as_str()).map_err(|error| wrong(&error))?);
+        let uri = Uri::try_from(format!("{at}{path}")).map_err(|error| wrong(&error))?;
+        headers.insert(header::HOST, host);
         headers.extend(self.token.clone().map(|token| (SERVICE_TOKEN.clone(), token)));
         tell_deadline(&mut headers, DEADLINE_LIMIT);
         trace::inject(&mut headers);

@@ -212,7 +212,7 @@ impl GrpcUsers {
             return Err("it is left alone for a while, since calls to it failed".to_owned());
         }
         let silent = || "it does not answer".to_owned();
-        let (base, channel) = self.judge.instance().map_err(|_| silent())?;
+        let (base, channel) = self.judge.instance().await.map_err(|_| silent())?;
         match HealthClient::new(channel).check(HealthCheckRequest::default()).await {
             Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => Ok(()),
             Ok(_) => Err("it does not serve".to_owned()),

@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use http::{HeaderName, HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Full, Limited};
 use mainstay::deadline::header;
-use order_kit::{auth, client::policies::CallersEnd, trace};
+use order_kit::{auth, client::policies::CallersEnd, resolve::Names, trace};
 use tonic::{
     Code, Status,
     body::Body,
@@ -37,12 +37,15 @@ static GRPC_TIMEOUT: HeaderName = HeaderName::from_static(header::GRPC_TIMEOUT);
 ///
 /// An address that is none.
 pub fn endpoint(base: &str) -> Result<Endpoint, Error> {
-    let url = if base.contains("://") { base.to_owned() } else { format!("http://{base}") };
-    Ok(Endpoint::from_shared(url)?
+    Ok(Endpoint::from_shared(url(base))?
         .connect_timeout(Duration::from_secs(1))
         .tcp_nodelay(true)
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(5)))
+}
+
+fn url(base: &str) -> String {
+    if base.contains("://") { base.to_owned() } else { format!("http://{base}") }
 }
 
 /// Whether the code says that the server could not do its work. The others (`NOT_FOUND`, `INVALID_ARGUMENT`, …) are its word.
@@ -56,7 +59,9 @@ fn is_failure(code: Code) -> bool {
 pub(crate) struct Judge {
     service: &'static str,
     context: order_kit::Context,
-    channels: Arc<Mutex<HashMap<String, Channel>>>,
+    names: Names,
+    /// By the base URL, and the address that it stood for when the connection was made.
+    channels: Arc<Mutex<HashMap<(String, String), Channel>>>,
 }
 
 impl Judge {
@@ -64,41 +69,47 @@ impl Judge {
     ///
     /// An address that is none.
     pub(crate) fn new(service: &'static str, context: order_kit::Context) -> Result<Self, Error> {
-        let judge = Judge { service, context, channels: Arc::default() };
-        judge.channel(&judge.context.locate(service))?;
-        Ok(judge)
+        endpoint(&context.locate(service))?;
+        Ok(Judge { service, context, names: Names::system(), channels: Arc::default() })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Channel>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), Channel>> {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection to an instance, which is made when it is first used.
-    fn channel(&self, base: &str) -> Result<Channel, Error> {
+    fn channel(&self, base: &str, at: &str) -> Result<Channel, Error> {
         let mut channels = self.lock();
-        if let Some(channel) = channels.get(base) {
+        let place = (base.to_owned(), at.to_owned());
+        if let Some(channel) = channels.get(&place) {
             return Ok(channel.clone());
         }
-        let channel = endpoint(base)?.connect_lazy();
+        // The server is told its name, as by HTTP.
+        let channel = endpoint(at)?.origin(endpoint(base)?.uri().clone()).connect_lazy();
         // Instances come and go, and nobody says which will not be back.
         if channels.len() >= MOST_CHANNELS {
             channels.clear();
         }
-        channels.insert(base.to_owned(), channel.clone());
+        channels.insert(place, channel.clone());
         Ok(channel)
     }
 
     /// The instance whose turn it is: where it is, and the connection to it.
-    pub(crate) fn instance(&self) -> Result<(String, Channel), Error> {
+    pub(crate) async fn instance(&self) -> Result<(String, Channel), UsersError> {
         let base = self.context.locate(self.service);
-        let channel = self.channel(&base)?;
+        let url = url(&base);
+        let (at, _) = self.names.resolved(&url).await.map_err(|error| {
+            self.lost(&base);
+            UsersError::Status(Status::unavailable(error.to_string()))
+        })?;
+        let channel = self.channel(&base, &at).map_err(of_transport)?;
         Ok((base, channel))
     }
 
     /// The instance there could not be reached.
     pub(crate) fn lost(&self, base: &str) {
         self.context.lost(self.service, base);
-        self.lock().remove(base);
+        self.lock().retain(|(of, _), _| of != base);
     }
 
     async fn ask(self, mut request: Request<Bytes>) -> Result<Response<Body>, UsersError> {
@@ -115,7 +126,7 @@ impl Judge {
             }
         }
         let request = request.map(|bytes| Body::new(Full::new(bytes)));
-        let (base, channel) = self.instance().map_err(of_transport)?;
+        let (base, channel) = self.instance().await?;
         let hurry = |error: UsersError| match error.code() {
             Some(code) if end.is_some_and(|end| end.explains(as_http(code))) => UsersError::Late,
             _ => error,

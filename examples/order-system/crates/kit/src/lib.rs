@@ -20,6 +20,7 @@ pub mod metric;
 pub mod money;
 mod object;
 pub mod prune;
+pub mod resolve;
 mod rest;
 mod serve;
 pub mod server;

@@ -16,7 +16,7 @@
 //! - **Eureka**: `POST /eureka/apps/NAME`, `PUT /eureka/apps/NAME/ID` as heartbeat (404: register again), `DELETE`. The task reads
 //!   `/eureka/apps/delta` every few seconds.
 //! - **Kubernetes, compose**: no registry is needed. The base URL of a service has its name, and the gateway looks the name up again when
-//!   what it knows is old; see [`resolve`](crate::resolve).
+//!   what it knows is old; see [`resolve`](order_kit::resolve).
 //!
 //! `lost` stays local in all of them: that one process cannot reach an instance is no news for the others.
 

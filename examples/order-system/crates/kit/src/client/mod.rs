@@ -19,7 +19,7 @@ use hyper_util::{
 use mainstay::{ConfigError, Refused, deadline};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{auth, context::Context, metric, trace};
+use crate::{auth, context::Context, metric, resolve::Names, trace};
 
 use policies::Policies;
 
@@ -205,6 +205,7 @@ struct Inner {
     /// As callers see it: `user`.
     service: &'static str,
     context: Context,
+    names: Names,
     http: Http<HttpConnector, Full<Bytes>>,
     policies: Policies,
     /// Whether a deadline of this length is within the stack.
@@ -224,6 +225,20 @@ impl Client {
     ///
     /// An option that cannot be.
     pub fn new(context: &Context, service: &'static str, options: Options) -> Result<Self, ConfigError> {
+        Client::with_names(context, service, options, Names::system())
+    }
+
+    /// As [`new`](Client::new), for names that are looked up by another way.
+    ///
+    /// # Errors
+    ///
+    /// An option that cannot be.
+    pub fn with_names(
+        context: &Context,
+        service: &'static str,
+        options: Options,
+        names: Names,
+    ) -> Result<Self, ConfigError> {
         let name = context.policy_name(service);
         let policies = Policies::new(name, options, context.env(), context.policies())?;
         let mut connector = HttpConnector::new();
@@ -234,7 +249,7 @@ impl Client {
             .pool_idle_timeout(IDLE)
             .build(connector);
         let deadline = options.deadline;
-        Ok(Client(Arc::new(Inner { service, context: context.clone(), http, policies, deadline })))
+        Ok(Client(Arc::new(Inner { service, context: context.clone(), names, http, policies, deadline })))
     }
 
     /// Whether the breaker refuses calls at present.
@@ -347,7 +362,14 @@ impl Client {
         body: Bytes,
     ) -> Result<Reply, CallError> {
         let base = self.0.context.locate(self.0.service);
-        let uri: Uri = format!("{base}{path}")
+        let lost = |text: String, sent| {
+            self.0.context.lost(self.0.service, &base);
+            CallError::Connection { text, sent }
+        };
+        let (at, host) =
+            self.0.names.resolved(&base).await.map_err(|error| lost(error.to_string(), false))?;
+        headers.insert(header::HOST, host);
+        let uri: Uri = format!("{at}{path}")
             .parse()
             .map_err(|error: http::uri::InvalidUri| CallError::Request(error.to_string()))?;
         let token = HeaderValue::from_str(self.0.context.tokens().send())
@@ -361,11 +383,12 @@ impl Client {
             .body(Full::new(body))
             .map_err(|error| CallError::Request(error.to_string()))?;
         *request.headers_mut() = headers;
-        let response = self.0.http.request(request).await.map_err(|error| {
-            let sent = !error.is_connect();
-            self.0.context.lost(self.0.service, &base);
-            CallError::Connection { text: error.to_string(), sent }
-        })?;
+        let response = self
+            .0
+            .http
+            .request(request)
+            .await
+            .map_err(|error| lost(error.to_string(), !error.is_connect()))?;
         let (parts, body) = response.into_parts();
         let body = Limited::new(body, ANSWER_LIMIT).collect().await.map_err(|error| match error
             .downcast_ref::<LengthLimitError>(

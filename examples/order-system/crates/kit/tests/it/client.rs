@@ -20,6 +20,7 @@ use order_kit::{
     client::{CallError, Client, DEADLINE, Options},
     env::{self, Env},
     health::Check,
+    resolve::Names,
     server::{Access, Door, router, serve},
 };
 use serde_json::json;
@@ -300,4 +301,42 @@ async fn a_service_is_well_that_lives_and_whose_calls_do_not_fail() {
         assert_eq!(away.alive().await, Err("it does not answer".to_owned()), "without an address");
     }
     assert!(!away.is_open(), "what health checks see says nothing to the policies");
+}
+
+#[tokio::test]
+async fn each_address_of_a_name_is_asked_in_its_turn() {
+    let hosts = Arc::new(Mutex::new(Vec::new()));
+    let seen = |address: &'static str| {
+        let hosts = hosts.clone();
+        Router::new().route(
+            "/who",
+            any(async move |headers: HeaderMap| {
+                let host = headers[http::header::HOST].to_str().unwrap().to_owned();
+                hosts.lock().unwrap().push((address, host));
+            }),
+        )
+    };
+    let first = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = first.local_addr().unwrap().port();
+    let second = tokio::net::TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+    for (listener, address) in [(first, "127.0.0.1"), (second, "127.0.0.2")] {
+        let routes = seen(address);
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+    }
+    let names = Names::new(|host| {
+        assert_eq!(host, "users.shop");
+        std::future::ready(Ok(vec![[127, 0, 0, 1].into(), [127, 0, 0, 2].into()]))
+    });
+    let base = format!("users.shop:{port}");
+    let env = Env::empty().with(env::USER_SERVICE_URL, format!("http://{base}/"));
+    let context = context("orders", env, memory().await);
+    let client = Client::with_names(&context, "user", Options::default(), names).unwrap();
+    for _ in 0..4 {
+        client.get("/who").await.unwrap();
+    }
+    let mut seen = hosts.lock().unwrap().clone();
+    assert!(seen.iter().all(|(_, host)| *host == base), "{seen:?}");
+    seen.sort();
+    let addresses: Vec<&str> = seen.iter().map(|(address, _)| *address).collect();
+    assert_eq!(addresses, ["127.0.0.1", "127.0.0.1", "127.0.0.2", "127.0.0.2"]);
 }

@@ -5,6 +5,7 @@
 //! several addresses they take turns.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
@@ -13,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use http::{HeaderValue, Uri};
 use tokio::time::Instant;
 
 /// For how long an answer holds.
@@ -83,6 +85,26 @@ impl Names {
         ip.map(|ip| (ip, port).into()).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
     }
 
+    /// The base URL with an address in place of the name, without a slash at its end, and what the header `Host` is to say.
+    ///
+    /// `localhost` stays as it is: it never moves, and may mean two addresses of which a service has one.
+    ///
+    /// # Errors
+    ///
+    /// That nothing is known of the name; of the kind `InvalidInput`, that the base is no URL.
+    pub async fn resolved<'a>(&self, base: &'a str) -> io::Result<(Cow<'a, str>, HeaderValue)> {
+        let wrong = |error: String| io::Error::new(io::ErrorKind::InvalidInput, error);
+        let uri: Uri = base.parse().map_err(|error: http::uri::InvalidUri| wrong(error.to_string()))?;
+        let named = uri.authority().ok_or_else(|| wrong("no host".to_owned()))?;
+        let header = HeaderValue::from_str(named.as_str()).map_err(|error| wrong(error.to_string()))?;
+        if named.host() == "localhost" {
+            return Ok((base.trim_end_matches('/').into(), header));
+        }
+        let address = self.address(named.host(), named.port_u16().unwrap_or(80)).await?;
+        let (scheme, path) = (uri.scheme_str().unwrap_or("http"), uri.path().trim_end_matches('/'));
+        Ok((format!("{scheme}://{address}{path}").into(), header))
+    }
+
     fn known(&self, host: &str, old: bool) -> Option<IpAddr> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = known.get_mut(host).filter(|entry| old || entry.until > Instant::now())?;
@@ -132,5 +154,15 @@ mod tests {
         assert_eq!(never.address("127.0.0.1", 80).await.unwrap().to_string(), "127.0.0.1:80");
         assert_eq!(never.address("[::1]", 80).await.unwrap().to_string(), "[::1]:80");
         assert!(never.address("nowhere", 80).await.is_err());
+        for (base, at, host) in [
+            ("http://localhost:3001/", "http://localhost:3001", "localhost:3001"),
+            ("http://127.0.0.1:3001/v1/", "http://127.0.0.1:3001/v1", "127.0.0.1:3001"),
+            ("http://[::1]", "http://[::1]:80", "[::1]"),
+        ] {
+            let (said, header) = never.resolved(base).await.unwrap();
+            assert_eq!((&*said, header.to_str().unwrap()), (at, host));
+        }
+        assert_eq!(never.resolved("/users").await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(never.resolved("http://nowhere").await.unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }
