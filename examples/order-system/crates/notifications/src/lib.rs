@@ -65,7 +65,8 @@ pub async fn build(context: Context) -> Result<Service, BoxError> {
 /// As of [`build`].
 pub async fn build_with(context: Context, mailer: impl Mailer) -> Result<Service, BoxError> {
     let db = context.open_db(mail::MIGRATIONS).await?;
-    let users = Users::new(&context, Options::default())?;
+    // So many are asked for an address at once: mails can wait, and leave the service to those who cannot.
+    let users = Users::new(&context, Options { concurrency: 5, ..Options::default() })?;
     let mut checks = checks(&context, &db);
     // A mail waits in its queue until it can be addressed.
     checks.push(users.check());

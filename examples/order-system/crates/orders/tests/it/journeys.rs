@@ -9,7 +9,7 @@ use http::{Method, StatusCode};
 use order_kit::env;
 use serde_json::json;
 
-use crate::world::{Mood, World, order_of};
+use crate::world::{Mood, World, eventually, order_of};
 
 #[tokio::test]
 async fn an_order_is_confirmed() {
@@ -95,6 +95,37 @@ async fn an_order_is_accepted_at_once_while_nobody_hears_of_the_payment_service(
     // The fastest, since this machine does other things, too.
     assert!(fastest < Duration::from_millis(50), "{fastest:?}");
     world.until(&id, "waiting_payment").await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn who_hangs_holds_the_calls_of_its_own_bulkhead_and_nobody_elses() {
+    const ORDERS: usize = 30;
+    let world = World::new().await;
+    world.neighbours.set("charge", Mood::Hanging);
+    let mut id = String::new();
+    for _ in 0..ORDERS {
+        id = world.order("ada", 1).await;
+    }
+    let bulkheads = async || {
+        let policies = world.get("/_policies").await.body;
+        let of = |name: &str| {
+            let named =
+                |policy: &&serde_json::Value| policy["policy"] == "bulkhead" && policy["name"] == name;
+            let found = policies.as_array().unwrap().iter().find(named).unwrap();
+            ["in_use", "waiting", "limit"].map(|number| found[number].as_u64().unwrap())
+        };
+        [of("payment"), of("user"), of("inventory")]
+    };
+    let waiting = (ORDERS - 10) as u64;
+    eventually("ten calls and a queue", async || bulkheads().await[0] == [10, waiting, 10]).await;
+    let [_, user, inventory] = bulkheads().await;
+    assert_eq!((user, inventory), ([0, 0, 20], [0, 0, 20]));
+    // Users are asked as before, and another order is accepted.
+    let began = Instant::now();
+    assert_eq!(world.get(&format!("/orders/{id}/details")).await.body["user"]["name"], "Name of ada");
+    world.order("ada", 1).await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     world.end().await;
 }
 
