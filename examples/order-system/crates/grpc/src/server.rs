@@ -24,8 +24,8 @@ pub const REQUEST_LIMIT: usize = 64 * 1024;
 /// How much earlier than it was told a service gives up. At the time itself tonic would answer with `CANCELLED`, as if the caller had.
 const EARLIER: Duration = Duration::from_millis(5);
 
-/// Serves it, and `grpc.health.v1.Health` beside it, until the context's stop; what is in flight has the grace to end by itself. Calls need
-/// the service token; health does not.
+/// Serves it, and `grpc.health.v1.Health` beside it, until the context's stop. Health says so then, new calls are taken for
+/// `SHUTDOWN_DELAY_MS` more, and what is in flight has the grace to end by itself. Calls need the service token; health does not.
 ///
 /// # Errors
 ///
@@ -51,9 +51,13 @@ where
     };
     reporter.set_serving::<S>().await;
     let stop = context.stop().clone();
+    let delay = context.env().ms(env::SHUTDOWN_DELAY_MS);
     let ends = async move {
         stop.cancelled().await;
+        // By its name, and as what is asked for by no name.
         reporter.set_not_serving::<S>().await;
+        reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        tokio::time::sleep(delay).await;
     };
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = Server::builder()
@@ -65,7 +69,7 @@ where
         .serve_with_incoming_shutdown(incoming, ends);
     let cut = async {
         context.stop().cancelled().await;
-        tokio::time::sleep(context.env().ms(env::SHUTDOWN_GRACE_MS)).await;
+        tokio::time::sleep(delay + context.env().ms(env::SHUTDOWN_GRACE_MS)).await;
     };
     tokio::select! {
         served = server => Ok(served?),

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use axum::extract::State;
-use order_broker::Queue;
+use order_broker::{Queue, Topology};
 use order_kit::{
     ApiError, BoxError, Cents, Context, Db, Json, Service,
     client::{Client, Options},
@@ -108,13 +108,14 @@ struct Stored {
     next: Option<i64>,
 }
 
-/// Takes in what was published before the service had a queue: orders has stored it, and is asked for it page by page. To be called when the
-/// service runs, whose queue then misses nothing from that moment on; and as often as one likes.
+/// Takes in what was published before the service had a queue: orders has stored it, and is asked for it page by page. The queue is made
+/// first, if it is not there: it misses nothing from then on. To be called as often as one likes.
 ///
 /// # Errors
 ///
-/// That orders cannot be asked, or the database cannot be written. What was taken in before stays.
+/// That the queue cannot be made, orders cannot be asked, or the database cannot be written. What was taken in before stays.
 pub async fn replay(context: &Context) -> Result<Replayed, BoxError> {
+    context.broker().declare(&Topology::new(events::EXCHANGE).queue(queue())).await?;
     let db = open(context).await?;
     let orders = Client::new(context, "order", Options::default())?;
     let (mut replayed, mut after) = (Replayed::default(), Some(0));

@@ -29,11 +29,16 @@ struct Played {
 }
 
 impl Played {
-    async fn start(data: &tempfile::TempDir, broker: &Arc<dyn Broker>, answer: Option<Code>) -> Self {
+    async fn start(
+        data: &tempfile::TempDir,
+        broker: &Arc<dyn Broker>,
+        answer: Option<Code>,
+        env: Env,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let nobody = Arc::new(Instances(Mutex::default()));
-        let context = Context::new("users", Env::empty(), data.path(), broker.clone(), nobody);
+        let context = Context::new("users", env, data.path(), broker.clone(), nobody);
         let played = Played { context: context.clone(), base, asked: Arc::default(), answer };
         let service = UserServiceServer::new(played.clone());
         context.clone().spawn(async move { server::serve(context, listener, service).await.unwrap() });
@@ -86,11 +91,16 @@ struct World {
 
 impl World {
     async fn of(answers: &[Option<Code>], options: Options) -> Self {
+        World::with(answers, options, Env::empty()).await
+    }
+
+    /// With instances that are set so.
+    async fn with(answers: &[Option<Code>], options: Options, env: Env) -> Self {
         let data = tempfile::tempdir().unwrap();
         let broker = order_broker::open("memory:").await.unwrap();
         let mut played = Vec::new();
         for answer in answers {
-            played.push(Played::start(&data, &broker, *answer).await);
+            played.push(Played::start(&data, &broker, *answer, env.clone()).await);
         }
         let bases = played.iter().map(|it| it.base.clone()).collect();
         let instances = Arc::new(Instances(Mutex::new(bases)));
@@ -132,6 +142,26 @@ async fn whether_the_service_is_well_its_instances_say_in_turns() {
     assert_eq!(twice().await, BTreeSet::from([Ok(()), Err("it does not answer".to_owned())]));
     assert_eq!(twice().await, BTreeSet::from([Ok(())]), "the other one is asked from now on");
     assert_eq!(world.played[1].asked.load(SeqCst), 0, "health is asked for, and no user");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn who_is_told_to_end_says_so_and_still_answers_for_a_while() {
+    let env = Env::empty().with(order_kit::env::SHUTDOWN_DELAY_MS, "400");
+    let world = World::with(&[Some(Code::Ok)], Options::default(), env).await;
+    let address = world.played[0].base.trim_start_matches("http://").to_owned();
+    world.users.alive().await.unwrap();
+    world.played[0].context.stop().cancel();
+    let began = std::time::Instant::now();
+    while world.users.alive().await.is_ok() {
+        assert!(began.elapsed() < Duration::from_secs(10), "it says nothing");
+    }
+    world.users.get("alice").await.unwrap();
+    while tokio::net::TcpStream::connect(&address).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(began.elapsed() < Duration::from_secs(10), "it does not end");
+    }
+    assert!(began.elapsed() >= Duration::from_millis(400), "{:?}", began.elapsed());
     world.end().await;
 }
 

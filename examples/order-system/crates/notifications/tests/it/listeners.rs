@@ -110,6 +110,16 @@ async fn who_comes_later_gets_what_comes_then_and_by_replay_what_was() {
 }
 
 #[tokio::test]
+async fn what_is_published_after_a_replay_is_not_missed_by_who_starts_later() {
+    let world = World::new().await.with_orders(Vec::new()).await;
+    loyalty::replay(&world.context(loyalty::NAME)).await.unwrap();
+    world.publish(&order("order.confirmed", "later", "alice", "10.00")).await;
+    let points = world.start(loyalty::NAME, loyalty::build).await;
+    until("it is counted", async || counted(&points).await == 1).await;
+    world.end([points]).await;
+}
+
+#[tokio::test]
 async fn a_replay_that_cannot_ask_orders_says_so() {
     let world = World::new().await;
     let points = world.start(loyalty::NAME, loyalty::build).await;
