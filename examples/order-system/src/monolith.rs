@@ -74,12 +74,7 @@ impl Monolith {
                 }
             };
             all.routes = all.routes.merge(service.routes);
-            // Of checks with one name, that of a part says what all need.
-            for check in service.checks {
-                if all.checks.iter().all(|known| known.name() != check.name()) {
-                    all.checks.push(check);
-                }
-            }
+            all.checks.extend(service.checks);
             if let Some(listener) = services::by_grpc(part).and_then(|it| grpc.remove(it.name)) {
                 services::serve_grpc(&context, listener);
             }

@@ -57,11 +57,6 @@ impl Check {
         Check { required, ..queue }
     }
 
-    /// Its name.
-    pub fn name(&self) -> &'static str {
-        self.name
-    }
-
     /// Without which the service does less.
     pub fn optional<F>(name: &'static str, ask: impl Fn() -> F + Send + Sync + 'static) -> Self
     where
@@ -108,9 +103,9 @@ pub struct Ready {
     pub checks: BTreeMap<&'static str, Checked>,
 }
 
-/// Asks all at once.
+/// Asks all at once. Of those with one name, as the parts of a monolith have them, the worst answer is shown.
 pub async fn ready(service: &str, uptime: Duration, checks: &[Check]) -> Ready {
-    let answers = join_all(checks.iter().map(async |check| {
+    let mut answers = join_all(checks.iter().map(async |check| {
         let checked = match tokio::time::timeout(CHECK_TIMEOUT, (check.ask)()).await {
             Ok(Ok(())) => Checked { status: "ok", error: None },
             Ok(Err(error)) => Checked { status: "fail", error: Some(error) },
@@ -124,7 +119,9 @@ pub async fn ready(service: &str, uptime: Duration, checks: &[Check]) -> Ready {
         (check.name, checked, status)
     }))
     .await;
-    let status = answers.iter().map(|answer| answer.2).max().unwrap_or(Status::Ok);
+    // The worst is the last of its name, which is the one that is kept.
+    answers.sort_by_key(|answer| answer.2);
+    let status = answers.last().map_or(Status::Ok, |answer| answer.2);
     Ready {
         status,
         service: service.to_owned(),
@@ -137,6 +134,16 @@ pub async fn ready(service: &str, uptime: Duration, checks: &[Check]) -> Ready {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn of_one_name_the_worst_is_shown() {
+        let well = || Check::required("database", || async { Ok(()) });
+        let away = || Check::required("database", || async { Err("away".to_owned()) });
+        for checks in [[well(), away()], [away(), well()]] {
+            let ready = ready("monolith", Duration::ZERO, &checks).await;
+            assert_eq!((ready.status, ready.checks["database"].status), (Status::Unhealthy, "fail"));
+        }
+    }
 
     /// Every row of up to four checks, each required or not, and well, away or silent.
     #[tokio::test(start_paused = true)]
