@@ -225,6 +225,8 @@ fn spawn(part: &str, options: &Options) -> Result<Child, BoxError> {
         .arg(options.port_base.to_string())
         .arg("--data")
         .arg(&options.data)
+        // The gateway among them keeps the registry, wherever they listen.
+        .env(env::GATEWAY_URL, format!("http://127.0.0.1:{}", options.port_base))
         .envs(options.variables.iter().cloned())
         // A supervisor's own ports are nobody else's.
         .env_remove(env::PORT)

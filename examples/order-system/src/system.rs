@@ -107,7 +107,7 @@ pub struct System {
     /// The gateway's, if it is here; else what is known of it.
     instances: Arc<Instances>,
     locate: Arc<dyn Locate>,
-    /// Of a gateway elsewhere.
+    /// Of a gateway elsewhere, if one is known.
     registry: Option<Arc<RegistryClient>>,
     options: Options,
     running: Vec<Running>,
@@ -160,13 +160,19 @@ impl System {
             _ => table.clone(),
         };
         let instances = Arc::new(Instances::new(registry::TTL, otherwise.clone()));
-        let (locate, registry): (Arc<dyn Locate>, _) = if options.parts.contains(&order_gateway::NAME) {
-            (instances.clone(), None)
-        } else {
-            let set = options.env.get(env::GATEWAY_URL);
-            let gateway = set.unwrap_or_else(|| otherwise.locate(order_gateway::NAME));
-            let client = Arc::new(RegistryClient::new(&gateway, &ServiceTokens::of(&options.env), otherwise));
-            (client.clone(), Some(client))
+        let gateway = match options.env.get(env::GATEWAY_URL) {
+            _ if options.parts.contains(&order_gateway::NAME) => None,
+            // On a machine of its own nobody else is at 127.0.0.1: names are what there is.
+            None if alone && !env::is_local(&options.env.get_or_default(env::HOST)) => None,
+            set => Some(set.unwrap_or_else(|| otherwise.locate(order_gateway::NAME))),
+        };
+        let (locate, registry): (Arc<dyn Locate>, _) = match gateway {
+            None => (instances.clone(), None),
+            Some(gateway) => {
+                let tokens = ServiceTokens::of(&options.env);
+                let client = Arc::new(RegistryClient::new(&gateway, &tokens, otherwise));
+                (client.clone(), Some(client))
+            }
         };
         let mut system = System { broker, table, instances, locate, registry, options, running: Vec::new() };
         // First all ports, so that each service knows where the others will be.

@@ -137,11 +137,33 @@ async fn suite(front: &Front) -> Result<(), BoxError> {
     users(&caller, &alice, &user, new).await?;
     let product = products(&caller, &staff).await?;
     staff.put(&format!("/inventory/{product}"), json!({ "quantity": 100 })).await?.expect(200)?;
-    orders(&caller, &staff, &user, &product).await?;
+    let (renamed, order) = orders(&caller, &staff, &user, &product).await?;
     bad_orders(&caller, &user, &product).await?;
     let audited = settled(&caller.remote, SOON).await?;
     assert!(audited.print(), "the audit is green");
-    Ok(())
+    // Last, since it leaves breakers open.
+    what_others_keep(&renamed, &order, "Robert").await
+}
+
+/// The new name of whoever has placed this order has come to what orders keep of users, by the event: it is said while users fail. As last
+/// asked for they would still have the old one.
+async fn what_others_keep(caller: &Caller, order: &str, name: &str) -> Result<(), BoxError> {
+    // A monolith fails as a whole. There the first of so many requests is let through, which is ours; what it asks of users is the second.
+    let share = if caller.prefix == "/api" { 100 } else { 99 };
+    let end = tokio::time::Instant::now() + SOON;
+    loop {
+        caller.remote.put("users", "/_faults", json!({ "failPercent": share })).await?.expect(200)?;
+        let details = caller.get(&format!("/orders/{order}/details")).await?;
+        let kept = details.status == 200 && details.header("x-fallback") == Some("user");
+        if kept && details.json()["user"]["name"] == name {
+            break;
+        }
+        if tokio::time::Instant::now() >= end {
+            return Err(format!("orders did not hear of {name}: {} {}", details.status, details.text).into());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    caller.remote.call(Method::DELETE, "users", "/_faults", None).await?.expect(200).map(drop)
 }
 
 /// What a customer may not do, though the token holds.
@@ -201,7 +223,13 @@ async fn products(caller: &Caller, staff: &Caller) -> Result<String, BoxError> {
     Ok(product)
 }
 
-async fn orders(caller: &Caller, staff: &Caller, user: &str, product: &str) -> Result<(), BoxError> {
+/// What becomes of orders. Answers whoever has another name since, and his order.
+async fn orders(
+    caller: &Caller,
+    staff: &Caller,
+    user: &str,
+    product: &str,
+) -> Result<(Caller, String), BoxError> {
     let body = json!({ "userId": user, "items": [{ "productId": product, "quantity": 3 }] });
     let taken = caller.post("/orders", body.clone()).await?.expect(202)?;
     let order = id(&taken)?;
@@ -244,7 +272,6 @@ async fn orders(caller: &Caller, staff: &Caller, user: &str, product: &str) -> R
     if caller.prefix == "/api" {
         caller.get(&format!("/orders/{order}")).await?.expect(404)?;
     }
-    // A new name arrives in what others keep of it.
     let name = json!({ "name": "Robert" });
     if caller.prefix == "/api" {
         caller.put(&format!("/users/{bob}"), name.clone()).await?.expect(404)?;
@@ -254,7 +281,7 @@ async fn orders(caller: &Caller, staff: &Caller, user: &str, product: &str) -> R
     staff.get("/users").await?.expect(200)?;
     staff.get(&format!("/users/{bob}")).await?.expect(200)?;
     his.put(&format!("/users/{bob}"), name).await?.expect(200)?;
-    Ok(())
+    Ok((his, order))
 }
 
 async fn bad_orders(caller: &Caller, user: &str, product: &str) -> Result<(), BoxError> {

@@ -1,6 +1,6 @@
 //! The files with which the system is deployed say what the program understands.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use order_kit::{
     context::{GRPC, SERVICES},
@@ -8,6 +8,7 @@ use order_kit::{
 };
 use order_system::{
     monolith::Monolith,
+    processes::free_ports,
     system::{Options, System},
 };
 use serde_json::Value;
@@ -95,11 +96,14 @@ fn compose_names_only_variables_that_are_read_and_gives_each_service_its_own_dat
             assert!(init.contains(&format!("create role {role} ")), "{role}");
             assert!(init.contains(&format!("create database {database} owner {role};")), "{database}");
         }
+        // The gateway's registry says to others where each is; 127.0.0.1 is where they are themselves.
+        assert_eq!(service["environment"]["ADVERTISED_HOST"], *name);
         for (needed, how) in service["depends_on"].as_object().expect("what it needs") {
             assert!(services.contains_key(needed), "{name} needs {needed}");
             assert_eq!(how["condition"], "service_healthy", "{name} needs {needed}");
         }
     }
+    assert_eq!(compose["x-common"]["GATEWAY_URL"], "http://gateway:3000");
     for variable in compose["x-common"].as_object().expect("x-common").keys() {
         assert!(known_variables().contains(variable.as_str()), "nobody reads {variable}");
     }
@@ -156,6 +160,10 @@ fn kubernetes_asks_for_life_and_readiness_apart_and_waits_long_enough() {
             let variable = variable["name"].as_str().unwrap_or_default();
             assert!(known_variables().contains(variable), "{name}: nobody reads {variable}");
         }
+        // Each of several gateways would have a registry of its own, so names are all that services go by.
+        for absent in [env::GATEWAY_URL, env::ADVERTISED_HOST] {
+            assert!(!variables.iter().any(|it| it["name"] == absent), "{name}: {absent}");
+        }
         let ms = |name: &str| -> u64 {
             let found = variables.iter().find(|it| it["name"] == name).and_then(|it| it["value"].as_str());
             found.unwrap_or("0").parse().expect(name)
@@ -179,6 +187,29 @@ fn kubernetes_asks_for_life_and_readiness_apart_and_waits_long_enough() {
     }
     let scaler = of_kind("HorizontalPodAutoscaler")[0];
     assert!(scaler["spec"]["metrics"][0].to_string().contains("queue"), "by the length of a queue");
+}
+
+/// As in a pod: 127.0.0.1 is nobody there but the pod itself.
+#[tokio::test]
+async fn who_listens_for_other_machines_asks_for_a_registry_only_where_it_is_told_to() {
+    let asks = async |host: &str, told: bool| {
+        let data = tempfile::tempdir().expect("a folder");
+        let base = free_ports().expect("free ports");
+        let registry = tokio::net::TcpListener::bind(("127.0.0.1", base)).await.expect("it is free");
+        let mut options = Options { parts: vec!["users"], port_base: base, ..Options::alone(data.path()) }
+            .with(env::HOST, host)
+            .with(env::DEV_TOKENS, "1");
+        if told {
+            options = options.with(env::GATEWAY_URL, format!("http://127.0.0.1:{base}"));
+        }
+        let users = System::start(options).await.expect("it starts");
+        let asked = tokio::time::timeout(Duration::from_millis(500), registry.accept()).await.is_ok();
+        users.stop().await;
+        asked
+    };
+    assert!(asks("127.0.0.1", false).await, "the gateway is on this machine");
+    assert!(asks("0.0.0.0", true).await);
+    assert!(!asks("0.0.0.0", false).await);
 }
 
 #[test]

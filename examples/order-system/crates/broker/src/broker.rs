@@ -35,6 +35,9 @@ pub trait Broker: Send + Sync + 'static {
     fn declare<'a>(&'a self, topology: &'a Topology) -> BoxFuture<'a, Result<(), BrokerError>>;
 
     /// Publishes the messages in their order, and answers for each when it is stored in every queue that wants it.
+    ///
+    /// Who only publishes declares the exchange without queues. Before that (in memory and in SQLite: before anybody has) the answer is
+    /// [`BrokerError::NoExchange`], unconfirmed: that nobody wants a message is said by who can know it.
     fn publish(&self, messages: Vec<Message>) -> BoxFuture<'_, Vec<Result<(), PublishError>>>;
 
     /// Starts to consume a queue, holding at most `prefetch` unsettled deliveries. `prefetch` is at least 1.

@@ -22,6 +22,9 @@ pub enum BrokerError {
     /// The broker was reached, and failed or refused.
     #[error("the broker failed: {0}")]
     Failed(String),
+    /// This broker knows of no exchange yet, so nobody can say which queues want a message.
+    #[error("there is no exchange: declare it first")]
+    NoExchange,
     /// Nobody has declared this queue.
     #[error("there is no queue `{0}`: declare it first")]
     UnknownQueue(String),

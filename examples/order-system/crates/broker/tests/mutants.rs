@@ -25,6 +25,8 @@ enum Mistake {
     NextLosesWhatItTook,
     KeysIgnored,
     UnroutableIsConfirmed,
+    /// Who has declared nothing hears that nobody wants his messages.
+    UndeclaredIsUnroutable,
     StarStandsForAnyNumber,
     /// An event emitter: each process has its own.
     OneBrokerPerProcess,
@@ -76,6 +78,14 @@ impl Broker for Broken {
                     }
                 }
                 PublishedTwice => messages = messages.iter().flat_map(|m| [m.clone(), m.clone()]).collect(),
+                UndeclaredIsUnroutable
+                    if self.inner.topology().await.is_ok_and(|it| it.exchange.is_empty()) =>
+                {
+                    return messages
+                        .into_iter()
+                        .map(|message| Err(PublishError::Unroutable { topic: message.topic }))
+                        .collect();
+                }
                 HeadersAreLost => messages.iter_mut().for_each(|message| message.headers.clear()),
                 ConfirmedTooEarly => {
                     let inner = self.inner.clone();
@@ -243,13 +253,14 @@ fn passes(mistake: Mistake, check: Check) -> bool {
 
 #[test]
 fn each_mistake_is_caught_by_the_check_that_is_made_for_it() {
-    let cases: [(Mistake, Check); 14] = [
+    let cases: [(Mistake, Check); 15] = [
         (OneQueueForAll, suite::each_queue_gets_each_event),
         (DeadAreDiscarded, suite::poison_dies_with_reason_and_count_and_others_pass),
         (AckedBeforeHandled, suite::a_dropped_delivery_returns),
         (PrefetchIgnored, suite::nobody_holds_more_than_its_prefetch),
         (NextLosesWhatItTook, suite::a_dropped_next_loses_nothing),
         (KeysIgnored, suite::order_per_key_is_kept_over_retries),
+        (UndeclaredIsUnroutable, suite::who_only_publishes_declares_the_exchange_alone),
         (UnroutableIsConfirmed, suite::what_nobody_wants_is_told),
         (StarStandsForAnyNumber, suite::topics_are_matched_by_the_one_table),
         (OneBrokerPerProcess, suite::what_one_publishes_another_one_gets),

@@ -2,6 +2,7 @@
 
 use std::{fmt, panic::resume_unwind, sync::Arc, time::Duration};
 
+use moka::ops::compute::Op;
 use tracing::Instrument;
 
 use crate::trace;
@@ -30,6 +31,16 @@ impl<T: Clone + Send + Sync + 'static> Cache<T> {
     /// Believes it from now on.
     pub async fn put(&self, key: &str, value: T) {
         self.0.insert(key.to_owned(), value).await;
+    }
+
+    /// Believes from now on what `change` makes of what is believed. Nothing happens if nothing is, or if that makes nothing of it. Changes
+    /// of one key are made one after another.
+    pub async fn change(&self, key: &str, change: impl FnOnce(T) -> Option<T> + Send) {
+        let changed = |known: Option<moka::Entry<String, T>>| {
+            let value = known.and_then(|it| change(it.into_value()));
+            std::future::ready(value.map_or(Op::Nop, Op::Put))
+        };
+        self.0.entry_by_ref(key).and_compute_with(changed).await;
     }
 
     /// The value, or what comes of `ask`, which is remembered unless it is an error; an error is everybody's who has waited for it.
@@ -88,6 +99,17 @@ mod tests {
         assert_eq!(cache.get_or("a", slow(asked.clone(), Ok(8))).await, Ok(7));
         assert_eq!(asked.load(Relaxed), 1);
         assert_eq!((cache.get("a").await, cache.get("b").await), (Some(7), None));
+    }
+
+    #[tokio::test]
+    async fn only_what_is_believed_is_changed() {
+        let cache = Cache::new(HOUR, 10);
+        cache.change("a", |it: u32| Some(it + 1)).await;
+        assert_eq!(cache.get("a").await, None);
+        cache.put("a", 1).await;
+        cache.change("a", |it| Some(it + 1)).await;
+        cache.change("a", |_| None).await;
+        assert_eq!(cache.get("a").await, Some(2));
     }
 
     #[tokio::test(start_paused = true)]

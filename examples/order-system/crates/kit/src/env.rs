@@ -40,7 +40,7 @@ variables! {
     #[secret] JWT_SECRET = "dev-secret-change-me": "The key of the tokens that the gateway accepts (HS256)";
     SERVICE_NAME = "": "The name under which a process registers and its spans are collected; by default each service's";
     HOST = "127.0.0.1": "The address on which services listen; one that other machines reach needs an INTERNAL_TOKEN, and at the gateway a JWT_SECRET, that are not the defaults";
-    ADVERTISED_HOST = "127.0.0.1": "The address under which others reach a process whose HOST is all of its addresses, as the registry tells them";
+    ADVERTISED_HOST = "127.0.0.1": "The address or name under which others reach a process whose HOST is all of its addresses, as the registry tells them";
     PORT = "": "The port of the one service that a process serves; by default the service's documented one";
     GRPC_PORT = "": "The same by gRPC, where the service is asked so";
     USER_SERVICE_URL = "": "Where users are; by default the registry, then 127.0.0.1 and the documented port";
@@ -51,7 +51,7 @@ variables! {
     NOTIFICATION_SERVICE_URL = "": "Where notifications are";
     ANALYTICS_SERVICE_URL = "": "Where the figures are";
     LOYALTY_SERVICE_URL = "": "Where the points are";
-    GATEWAY_URL = "": "Where the gateway is, which keeps the registry";
+    GATEWAY_URL = "": "Where the gateway is, which keeps the registry; by default 127.0.0.1 and the documented port. A process of one service whose HOST other machines reach asks for no registry without it";
     USER_GRPC_URL = "": "Where users are by gRPC; by default the registry, then 127.0.0.1 and the documented port";
     ORDER_GRPC_URL = "": "Where orders are by gRPC: `order-system watch` asks there";
     USER_TRANSPORT = "http": "How orders and notifications ask for users: `http` or `grpc`";
@@ -128,6 +128,11 @@ impl Env {
     }
 }
 
+/// Whether no other machine reaches a listener at this address.
+pub fn is_local(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+}
+
 /// Whether the secrets will do for the address: where other machines can come in, a default that stands in the documentation is none.
 ///
 /// # Errors
@@ -135,8 +140,7 @@ impl Env {
 /// What is to be set.
 pub fn guarded(env: &Env, secrets: &[&str]) -> Result<(), String> {
     let host = env.get_or_default(HOST);
-    let alone = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
-    if alone || env.get(DEV_TOKENS).is_some_and(|value| value == "1") {
+    if is_local(&host) || env.get(DEV_TOKENS).is_some_and(|value| value == "1") {
         return Ok(());
     }
     let known = |name: &&&str| {

@@ -9,6 +9,7 @@ use mainstay::saga::outbox::{Message as Outgoing, Unsent};
 use order_broker::{Broker, Delivery, Message, PublishError, Queue, Topology};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, value::to_raw_value};
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -132,6 +133,8 @@ pub async fn emit<T: Serialize + ?Sized>(
 
 /// Takes what is in the outbox of this database to the broker, until the service ends and the outbox is empty or the broker away. What
 /// the last requests write is taken as well: it goes on until they have been answered.
+///
+/// Who only publishes declares no queue, so the exchange is declared before the first event goes. Until that has been done the outbox keeps all.
 pub fn start_relay(context: &Context, db: &Db) {
     let (broker, db) = (context.broker().clone(), db.clone());
     let (service, outbox) = (context.name(), db.clone());
@@ -144,9 +147,16 @@ pub fn start_relay(context: &Context, db: &Db) {
             }
         }
     });
+    let declared = Arc::new(OnceCell::new());
     let publish: db::Publish = Arc::new(move |messages| {
-        let broker = broker.clone();
-        Box::pin(async move { publish(&*broker, messages).await })
+        let (broker, declared) = (broker.clone(), declared.clone());
+        Box::pin(async move {
+            let exchange = Topology::new(EXCHANGE);
+            match declared.get_or_try_init(|| broker.declare(&exchange)).await {
+                Ok(()) => publish(&*broker, messages).await,
+                Err(error) => counted(vec![Err(Unsent::unavailable(error)); messages.len()]),
+            }
+        })
     });
     let (service, quiet) = (context.clone(), CancellationToken::new());
     context.spawn(async move {
@@ -198,20 +208,20 @@ async fn publish(broker: &dyn Broker, messages: Vec<Outgoing>) -> Vec<Result<(),
         .into_iter()
         .map(|answer| answer.unwrap_or_else(|| published.next().unwrap_or_else(unanswered)))
         .collect();
-    for (outcome, count) in counted(&answers) {
-        metrics::counter!(metric::EVENTS_PUBLISHED_TOTAL, "outcome" => outcome).increment(count);
-    }
-    answers
+    counted(answers)
 }
 
-fn counted(answers: &[Result<(), Unsent>]) -> impl Iterator<Item = (&'static str, u64)> {
+fn counted(answers: Vec<Result<(), Unsent>>) -> Vec<Result<(), Unsent>> {
     let of = |wanted: fn(&Result<(), Unsent>) -> bool| answers.iter().filter(|it| wanted(it)).count() as u64;
     let counts = [
         ("ok", of(|answer| answer.is_ok())),
         ("unavailable", of(|answer| matches!(answer, Err(Unsent::Unavailable(_))))),
         ("refused", of(|answer| matches!(answer, Err(Unsent::Refused(_))))),
     ];
-    counts.into_iter().filter(|(_, count)| *count > 0)
+    for (outcome, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
+        metrics::counter!(metric::EVENTS_PUBLISHED_TOTAL, "outcome" => outcome).increment(count);
+    }
+    answers
 }
 
 /// A queue whose events are handled again for more than a day, however long somebody is away: for what moves orders on, where a dead letter

@@ -100,8 +100,8 @@ impl Notifier {
             ORDER_CONFIRMED => Kind::Confirmed,
             ORDER_CANCELLED => Kind::Cancelled,
             USER_UPDATED => {
-                let user: User = event.data()?;
-                self.recipients.changed(&user.id, Recipient { name: user.name, email: user.email }).await;
+                let User { id, name, email, revision } = event.data()?;
+                self.recipients.changed(&id, Recipient { name, email }, revision).await;
                 return Ok(());
             }
             // A binding of an older version of this service; the rest of the system goes on.

@@ -33,10 +33,12 @@ impl Order {
     }
 }
 
-/// A user, as `GET /users/{id}` and the events say it.
+/// A user, as the events say it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct User {
     pub id: String,
     pub name: String,
     pub email: String,
+    /// Counts all changes of users: a greater one is newer.
+    pub revision: i64,
 }

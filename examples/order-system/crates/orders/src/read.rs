@@ -24,7 +24,7 @@ use crate::{
     order::Status,
     place,
     store::{self, Store},
-    wire::{CANCELLED, CONFIRMED, CREATED, OrderEvent, UPDATED, USER_CREATED, USER_UPDATED, User},
+    wire::{CANCELLED, CONFIRMED, CREATED, OrderEvent, Revised, UPDATED, USER_CREATED, USER_UPDATED, User},
 };
 
 /// The queue of the events of orders.
@@ -70,6 +70,11 @@ create table order_rebuilt (
     version bigint not null
 );
 create table rebuild (one bigint primary key, name text not null);
+",
+    // What was known goes by the clocks of those who said it: whatever is heard next is taken for newer.
+    "
+alter table user_replica drop column event;
+alter table user_replica add column revision bigint not null default 0;
 ",
 ];
 
@@ -184,18 +189,18 @@ impl ReadStore {
     }
 
     /// Takes a user's event in; an older one than is known changes nothing.
-    pub(crate) async fn remember(&self, user: User, event: String) -> Result<(), DbError> {
+    pub(crate) async fn remember(&self, heard: Revised) -> Result<(), DbError> {
         let work = async move |tx: &Tx<'_>| {
-            let sql = "insert into user_replica (id, name, email, event) values ($1, $2, $3, $4) \
-                       on conflict (id) do update set name = excluded.name, email = excluded.email, event = excluded.event \
-                       where excluded.event > user_replica.event";
-            let User { id, name, email } = user;
-            tx.execute(sql, &[id.into(), name.into(), email.into(), event.into()]).await.map(drop)
+            let sql = "insert into user_replica (id, name, email, revision) values ($1, $2, $3, $4) \
+                       on conflict (id) do update set name = excluded.name, email = excluded.email, revision = excluded.revision \
+                       where excluded.revision > user_replica.revision";
+            let Revised { user: User { id, name, email }, revision } = heard;
+            tx.execute(sql, &[id.into(), name.into(), email.into(), revision.into()]).await.map(drop)
         };
         self.0.write(work).await
     }
 
-    /// A user, as the newest event says.
+    /// A user, as the event with the greatest revision says.
     pub(crate) async fn user(&self, id: &str) -> Result<Option<User>, DbError> {
         let id = id.to_owned();
         let work = async move |tx: &Tx<'_>| {
@@ -300,9 +305,7 @@ pub(crate) async fn listen(context: &Context, read: &ReadStore) -> Result<(), Bo
         let store = store.clone();
         async move {
             if matches!(envelope.kind.as_str(), USER_CREATED | USER_UPDATED) {
-                // Ids of events grow with the time, so the greatest is the newest.
-                let event = format!("{} {}", envelope.metadata.timestamp, envelope.id);
-                store.remember(envelope.data()?, event).await?;
+                store.remember(envelope.data()?).await?;
             }
             Ok(())
         }
@@ -433,6 +436,26 @@ mod tests {
         read.go_on(&newer, vec![event("a", 2, Status::Confirmed, at)]).await.unwrap();
         read.finish_rebuild(&newer, at.to_owned()).await.unwrap();
         assert_eq!(statuses(&read).await, [("a".to_owned(), Status::Confirmed)]);
+    }
+
+    #[tokio::test]
+    async fn what_was_known_by_the_clock_gives_way_to_what_is_heard_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place::Sqlite(folder.path().join("it.db"));
+        let before = Db::open(place.clone(), &MIGRATIONS[..2]).await.unwrap();
+        let work = async |tx: &Tx<'_>| {
+            let sql = "insert into user_replica (id, name, event) values ('ada', 'Old', '2099-01-01T00:00:00.000Z x')";
+            tx.execute(sql, &[]).await
+        };
+        assert_eq!(before.write(work).await.unwrap_or_else(|error: DbError| panic!("{error}")), 1);
+        drop(before);
+        let read = ReadStore(Db::open(place, MIGRATIONS).await.unwrap());
+        assert_eq!(read.user("ada").await.unwrap().unwrap().name, "Old");
+        for (name, revision) in [("New", 2), ("Older", 1)] {
+            let user = User { id: "ada".to_owned(), name: name.to_owned(), email: None };
+            read.remember(Revised { user, revision }).await.unwrap();
+            assert_eq!(read.user("ada").await.unwrap().unwrap().name, "New");
+        }
     }
 
     #[test]

@@ -91,6 +91,16 @@ pub struct User {
     pub email: Option<String>,
 }
 
+/// A user, as events say.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Revised {
+    /// The user.
+    #[serde(flatten)]
+    pub(crate) user: User,
+    /// Counts all changes of users: a greater one is newer.
+    pub(crate) revision: i64,
+}
+
 impl From<order_grpc::User> for User {
     fn from(user: order_grpc::User) -> Self {
         User { id: user.id, name: user.name, email: Some(user.email) }

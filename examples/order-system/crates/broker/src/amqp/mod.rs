@@ -93,6 +93,7 @@ impl Broker for Amqp {
                 .iter()
                 .map(|message| match wire::check(message) {
                     Err(error) => Err(PublishError::Unconfirmed(error)),
+                    Ok(()) if exchange.is_empty() => Err(PublishError::Unconfirmed(BrokerError::NoExchange)),
                     Ok(()) => Err(PublishError::Unroutable { topic: message.topic.clone() }),
                 })
                 .collect();

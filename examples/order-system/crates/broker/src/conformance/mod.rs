@@ -51,6 +51,7 @@ macro_rules! conformance {
             each_queue_gets_each_event,
             a_message_comes_as_it_was_sent,
             what_nobody_wants_is_told,
+            who_only_publishes_declares_the_exchange_alone,
             bindings_are_added_and_declaring_again_changes_nothing,
             what_makes_no_sense_is_refused,
             what_is_confirmed_is_in_the_queue,

@@ -100,6 +100,27 @@ pub fn what_nobody_wants_is_told(place: &dyn Place) -> BoxFuture<'_, ()> {
     })
 }
 
+/// Who publishes need not know of any queue. Where no exchange is known yet nobody can say that a message is unwanted, so it is not confirmed.
+pub fn who_only_publishes_declares_the_exchange_alone(place: &dyn Place) -> BoxFuture<'_, ()> {
+    Box::pin(async {
+        let publisher = place.open().await;
+        let unconfirmed = Err(PublishError::Unconfirmed(BrokerError::NoExchange));
+        assert_eq!(
+            publisher.publish(numbered(2)).await,
+            [unconfirmed.clone(), unconfirmed],
+            "none is declared"
+        );
+        declare(&*publisher, []).await;
+        let unroutable = Err(PublishError::Unroutable { topic: "order.created".to_owned() });
+        assert_eq!(publisher.publish(numbered(1)).await, [unroutable], "there is no queue yet");
+        let worker = place.open().await;
+        declare(&*worker, [queue("orders").bind("order.*")]).await;
+        publish(&*publisher, numbered(3)).await;
+        let mut consumer = consume(&*worker, "orders", 1).await;
+        assert_eq!(drain(place, &mut *consumer, 3).await, ["0", "1", "2"]);
+    })
+}
+
 /// Every service declares what it needs at its start, in any order and again and again.
 pub fn bindings_are_added_and_declaring_again_changes_nothing(place: &dyn Place) -> BoxFuture<'_, ()> {
     Box::pin(async {

@@ -56,6 +56,9 @@ impl Memory {
 
     fn publish_one(&self, message: &Message) -> Result<(), PublishError> {
         let state = self.lock();
+        if state.topology.exchange.is_empty() {
+            return Err(BrokerError::NoExchange.into());
+        }
         let mut routed = false;
         for queue in state.topology.route(&message.topic) {
             let shared = &state.lines[&queue.name];

@@ -26,6 +26,11 @@ impl Routes {
         Ok(())
     }
 
+    /// Whether anybody has declared anything: what is declared has an exchange.
+    pub(super) fn declared(&self) -> bool {
+        self.version != 0
+    }
+
     pub(super) fn id(&self, name: &str) -> Option<i64> {
         self.queues.iter().find(|(_, queue)| queue.name == name).map(|(id, _)| *id)
     }

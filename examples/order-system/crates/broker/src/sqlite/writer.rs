@@ -28,7 +28,8 @@ pub(super) enum Command {
 /// What a command has come to, to be answered when the transaction is committed.
 enum Outcome {
     Done,
-    UnknownQueue,
+    /// What it needs is not there.
+    Undeclared,
     Published(Vec<bool>),
     Consuming(i64),
     Settled(Option<Fate>),
@@ -234,6 +235,9 @@ impl Writer {
                 });
                 drop(reply.send(results.collect()));
             }
+            (Command::Publish { messages, reply }, _) => {
+                drop(reply.send(vec![Err(BrokerError::NoExchange.into()); messages.len()]));
+            }
             (Command::Settle { reply: Some(reply), .. }, Outcome::Settled(fate)) => {
                 drop(reply.send(fate.ok_or(BrokerError::Lost)));
             }
@@ -307,6 +311,7 @@ fn apply(
             known.refresh(tx)?;
             Outcome::Done
         }
+        Command::Publish { .. } if !known.declared() => Outcome::Undeclared,
         Command::Publish { messages, .. } => {
             let mut routed = Vec::with_capacity(messages.len());
             for message in messages {
@@ -320,7 +325,7 @@ fn apply(
             Outcome::Published(routed)
         }
         Command::Consume { queue, .. } => match known.id(queue) {
-            None => Outcome::UnknownQueue,
+            None => Outcome::Undeclared,
             Some(id) => {
                 if !locals.iter().any(|local| local.queue == id) {
                     locals.push(Local::new(id));
@@ -362,7 +367,7 @@ fn apply(
             Outcome::Done
         }
         Command::TakeDead { queue, which, replay, .. } => match known.id(queue) {
-            None => Outcome::UnknownQueue,
+            None => Outcome::Undeclared,
             Some(id) => {
                 let taken = store::take_dead(tx, id, which, *replay)?;
                 locals.iter_mut().filter(|local| local.queue == id).for_each(|local| local.dirty = true);

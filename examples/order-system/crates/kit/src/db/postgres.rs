@@ -1,4 +1,7 @@
 //! The connections of a PostgreSQL schema: each on a thread of its own, taking turns. One that breaks is made anew for the next work.
+//!
+//! Nothing is waited for without end, or six statements that hang would be all connections: the server ends a statement after
+//! [`STATEMENT`], and a server that has gone without a word is noticed within [`SILENCE`].
 
 use std::{panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Duration};
 
@@ -8,7 +11,7 @@ use tokio::sync::{
     Mutex,
     mpsc::{self, error::TrySendError},
 };
-use tokio_postgres::{Client, IsolationLevel, NoTls, Transaction};
+use tokio_postgres::{Client, Config, IsolationLevel, NoTls, Transaction};
 
 use super::{
     DbError, Job, Told, Tx, WAITING, refuse,
@@ -16,9 +19,16 @@ use super::{
     too_many,
     tx::{On, Statements},
 };
+use crate::server::REQUEST_TIMEOUT;
 
 const CONNECTIONS: usize = 6;
 const CONNECT: Duration = Duration::from_secs(3);
+/// How long a statement may take: twice what a request may, so that nobody waits for what is ended here. The address may say otherwise:
+/// `?options=-c%20statement_timeout%3D5000`. A migration takes as long as it takes.
+const STATEMENT: Duration = Duration::from_secs(60);
+const _: () = assert!(STATEMENT.as_millis() > REQUEST_TIMEOUT.as_millis());
+/// How long what was sent may go unacknowledged, and about how long nothing may be heard from the other machine.
+const SILENCE: Duration = Duration::from_secs(20);
 
 pub(super) struct Pool {
     jobs: mpsc::Sender<(Kind, Job)>,
@@ -127,15 +137,27 @@ async fn one(tx: Transaction<'_>, statements: &Statements, job: Job) {
 /// A connection that sees the schema.
 pub(super) async fn connect(url: &str, schema: &str) -> Result<Client, DbError> {
     let late = |_| DbError::Unavailable("no connection within three seconds".to_owned());
-    let (client, connection) =
-        tokio::time::timeout(CONNECT, tokio_postgres::connect(url, NoTls)).await.map_err(late)??;
+    let config = config(url)?;
+    let (client, connection) = tokio::time::timeout(CONNECT, config.connect(NoTls)).await.map_err(late)??;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::warn!(%error, "a connection to the database broke");
         }
     });
-    client.batch_execute(&format!("set search_path to {}", quoted(schema))).await?;
+    let mut settings = format!("set search_path to {};", quoted(schema));
+    if !config.get_options().is_some_and(|theirs| theirs.contains("statement_timeout")) {
+        settings += &format!("set statement_timeout to {};", STATEMENT.as_millis());
+    }
+    client.batch_execute(&settings).await?;
     Ok(client)
+}
+
+/// What the address says, and that the machine is noticed to have gone; both by what is sent and where nothing is.
+fn config(url: &str) -> Result<Config, DbError> {
+    let mut config: Config = url.parse()?;
+    config.tcp_user_timeout(SILENCE).keepalives(true);
+    config.keepalives_idle(SILENCE / 2).keepalives_interval(SILENCE / 4).keepalives_retries(2);
+    Ok(config)
 }
 
 fn quoted(name: &str) -> String {
@@ -146,6 +168,7 @@ async fn migrate(url: &str, schema: &str, migrations: &[&str]) -> Result<(), DbE
     let mut client = connect(url, schema).await?;
     let tx = client.transaction().await?;
     // Two processes of a service may start at once.
+    tx.batch_execute("set local statement_timeout to 0").await?;
     tx.execute("select pg_advisory_xact_lock(hashtextextended($1, 0))", &[&schema]).await?;
     tx.batch_execute(&format!(
         "create schema if not exists {0}; create table if not exists {0}.migration (number bigint primary key)",
@@ -168,4 +191,20 @@ async fn migrate(url: &str, schema: &str, migrations: &[&str]) -> Result<(), DbE
     }
     tx.commit().await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No test takes a machine away, so what notices it is looked at here.
+    #[test]
+    fn a_server_that_has_gone_without_a_word_is_noticed() {
+        let config = config("postgres://somebody@there/base").unwrap();
+        assert_eq!(config.get_tcp_user_timeout(), Some(&SILENCE));
+        let (interval, retries) =
+            (config.get_keepalives_interval().unwrap(), config.get_keepalives_retries().unwrap());
+        assert!(config.get_keepalives());
+        assert_eq!(config.get_keepalives_idle() + interval * retries, SILENCE);
+    }
 }

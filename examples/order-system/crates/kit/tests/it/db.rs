@@ -16,7 +16,7 @@ use mainstay::saga::{
     barrier::{Action, Compensation, Lookup},
 };
 use order_kit::{
-    ApiError, Db,
+    ApiError, Db, Tx,
     db::{DbError, Place, Value, WAITING},
 };
 
@@ -311,6 +311,41 @@ async fn a_connection_that_is_killed_is_replaced() {
         }
     }
     assert_eq!(names(&db).await.len(), 72);
+    drop(db);
+    somewhere.end().await;
+}
+
+#[tokio::test]
+async fn a_statement_that_hangs_is_ended_and_the_next_work_is_done() {
+    let Some(somewhere) = Somewhere::postgres("a_statement_that_hangs_is_ended") else { return };
+    let Place::Postgres { url, schema } = &somewhere.place else { unreachable!() };
+    let limit = async |db: &Db| {
+        let shown = db.read(async |tx| tx.first("show statement_timeout", &[]).await).await;
+        shown.unwrap_or_else(|error: DbError| panic!("{error}")).unwrap().text(0).unwrap()
+    };
+    let db = Db::open(somewhere.place.clone(), TABLES).await.unwrap();
+    assert_eq!(limit(&db).await, "1min", "as long as the kit says");
+    drop(db);
+    // The address says less, so that nobody has to wait for the kit's.
+    let url =
+        format!("{url}{}options=-c%20statement_timeout%3D1000", if url.contains('?') { '&' } else { '?' });
+    let db = Db::open(Place::Postgres { url, schema: schema.clone() }, TABLES).await.unwrap();
+    assert_eq!(limit(&db).await, "1s");
+    // More than there are connections, some in the midst of a transaction that has written.
+    let hang = async |n: usize| {
+        let work = async move |tx: &Tx<'_>| {
+            let row = [format!("hangs {n}").into()];
+            tx.execute("insert into account (name, cents) values ($1, 1)", &row).await?;
+            tx.first("select pg_sleep(600)::text", &[]).await.map(drop)
+        };
+        db.write(work).await
+    };
+    let all = tokio::time::timeout(Duration::from_secs(20), join_all((0..9).map(hang))).await;
+    for ended in all.expect("they end") {
+        assert!(matches!(ended, Err(DbError::Unavailable(_))), "{ended:?}");
+    }
+    put(&db, "after", 1).await.unwrap();
+    assert_eq!(names(&db).await, ["after"]);
     drop(db);
     somewhere.end().await;
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use mainstay::saga::outbox::Unsent;
-use order_broker::{Queue, Switched, Topology};
+use order_broker::{Amqp, Broker, Queue, Switched, Topology};
 use order_kit::{
     Db,
     db::{DbError, Publish, run_relay},
@@ -156,6 +156,73 @@ async fn every_event_arrives_in_the_order_of_its_key_whether_or_not_the_broker_i
         drop(db);
         somewhere.end().await;
     }
+}
+
+/// A broker in a file, and RabbitMQ where there is one, with a prefix of the test's own.
+fn shared_brokers(test: &str, folder: &std::path::Path) -> Vec<String> {
+    let mut addresses = vec![format!("sqlite:{}", folder.join("broker.db").display())];
+    match std::env::var("MAINSTAY_TEST_AMQP") {
+        Ok(server) => addresses.push(format!("{server}?prefix=test.{}.", order_kit::new_id())),
+        Err(_) => eprintln!("skipped: {test} on RabbitMQ: MAINSTAY_TEST_AMQP is not set"),
+    }
+    addresses
+}
+
+#[tokio::test]
+async fn what_a_process_writes_that_consumes_nothing_reaches_a_queue_that_another_has_declared() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = Topology::new(events::EXCHANGE).queue(Queue::new("all").bind("#"));
+    for address in shared_brokers("what_a_process_writes_that_consumes_nothing", folder.path()) {
+        let listener = order_broker::open(&address).await.unwrap();
+        listener.declare(&all).await.unwrap();
+        let somewhere = Somewhere::sqlite();
+        let context = context("test", Env::empty(), order_broker::open(&address).await.unwrap());
+        let db = Db::open(somewhere.place.clone(), &[]).await.unwrap();
+        // As after a restart: something is unsent when the relay begins.
+        emit_one(&db).await;
+        start_relay(&context, &db);
+        emit_one(&db).await;
+        until("the outbox is empty", async || db.read(async |tx| tx.unsent().await).await.unwrap_or(9) == 0)
+            .await;
+        context.stop().cancel();
+        context.finished().await;
+        let there = listener.stats("all").await.unwrap().ready;
+        if address.starts_with("amqp") {
+            let cleaner = Amqp::new(&address).unwrap();
+            cleaner.declare(&all).await.unwrap();
+            cleaner.delete_declared().await.unwrap();
+        }
+        assert_eq!(there, 2, "{address}");
+        drop(db);
+        somewhere.end().await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_leaves_the_outbox_until_the_exchange_is_there() {
+    let inner = memory().await;
+    let broker = Switched::new(inner.clone());
+    broker.set_away(true);
+    let context = context("test", Env::empty(), Arc::new(broker.clone()));
+    let somewhere = Somewhere::sqlite();
+    let db = Db::open(somewhere.place.clone(), &[]).await.unwrap();
+    start_relay(&context, &db);
+    emit_one(&db).await;
+    let unsent = async || {
+        db.read(async |tx| tx.unsent().await).await.unwrap_or_else(|error: DbError| panic!("{error}"))
+    };
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(unsent().await, 1, "it waits");
+    inner.declare(&Topology::new(events::EXCHANGE).queue(Queue::new("all").bind("#"))).await.unwrap();
+    broker.set_away(false);
+    until("it has come", async || inner.stats("all").await.unwrap().ready == 1).await;
+    until("it is marked", async || unsent().await == 0).await;
+    broker.set_away(true);
+    emit_one(&db).await;
+    context.stop().cancel();
+    tokio::time::timeout(Duration::from_secs(5), context.finished()).await.expect("it ends without a broker");
+    drop(db);
+    somewhere.end().await;
 }
 
 #[tokio::test]

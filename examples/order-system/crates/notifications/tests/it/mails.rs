@@ -116,7 +116,7 @@ async fn a_new_address_is_used_at_once() {
     let service = world.start(NAME, build).await;
     world.publish(&order("order.created", "o1", "alice", "1.00")).await;
     world.settled(NAME).await;
-    let changed = json!({ "id": "alice", "name": "Bob\" <x@y>\r\nBcc: all", "email": "new@example.com", "createdAt": "" });
+    let changed = json!({ "id": "alice", "name": "Bob\" <x@y>\r\nBcc: all", "email": "new@example.com", "createdAt": "", "revision": 7 });
     world.publish(&event("user.updated", "alice", changed)).await;
     world.settled(NAME).await;
     world.publish(&order("order.created", "o2", "alice", "1.00")).await;
@@ -124,6 +124,41 @@ async fn a_new_address_is_used_at_once() {
     let to = service.sent("o2").await.remove(0).2;
     assert_eq!(to, json!("\"Bob   x@y   Bcc: all\" <new@example.com>"), "and a name is no header");
     assert_eq!(users.calls(), 1);
+    world.end([service]).await;
+}
+
+#[tokio::test]
+async fn of_two_changes_the_newer_holds_whichever_comes_first() {
+    let users = Users::start().await;
+    let world = World::new().await.with_users(&users);
+    let service = world.start(NAME, build).await;
+    world.publish(&order("order.created", "o1", "alice", "1.00")).await;
+    world.settled(NAME).await;
+    for (email, revision) in [("newer@example.com", 10), ("older@example.com", 9)] {
+        let changed =
+            json!({ "id": "alice", "name": "Alice", "email": email, "createdAt": "", "revision": revision });
+        world.publish(&event("user.updated", "alice", changed)).await;
+        world.settled(NAME).await;
+    }
+    world.publish(&order("order.created", "o2", "alice", "1.00")).await;
+    world.settled(NAME).await;
+    assert_eq!(service.sent("o2").await.remove(0).2, json!("\"Alice\" <newer@example.com>"));
+    assert_eq!(users.calls(), 1);
+    world.end([service]).await;
+}
+
+#[tokio::test]
+async fn who_is_not_remembered_is_asked_for_and_not_taken_from_a_late_event() {
+    let users = Users::start().await;
+    let world = World::new().await.with_users(&users);
+    let service = world.start(NAME, build).await;
+    let old =
+        json!({ "id": "alice", "name": "Alice", "email": "old@example.com", "createdAt": "", "revision": 3 });
+    world.publish(&event("user.updated", "alice", old)).await;
+    world.settled(NAME).await;
+    world.publish(&order("order.created", "o1", "alice", "1.00")).await;
+    world.settled(NAME).await;
+    assert_eq!(service.sent("o1").await.remove(0).2, json!("\"Alice\" <alice@example.com>"));
     world.end([service]).await;
 }
 

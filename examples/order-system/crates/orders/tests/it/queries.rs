@@ -177,11 +177,20 @@ async fn details_name_the_user_or_say_that_they_cannot() {
         "the last good value, though no event named it"
     );
 
-    // Somebody has another name since; an older event that comes late changes nothing.
-    let user = |name: &str| json!({ "id": "ada", "name": name, "email": "a@b", "createdAt": "now" });
-    let (older, newer) =
-        (event("user.created", "ada", user("Old")), event("user.updated", "ada", user("New")));
-    for message in [newer.clone(), older, newer] {
+    // Somebody has another name since. An older event that comes late changes nothing, even if the clock of who said it was ahead.
+    let heard = |kind: &str, name: &str, revision: i64, timestamp: &str| {
+        let user =
+            json!({ "id": "ada", "name": name, "email": "a@b", "createdAt": "now", "revision": revision });
+        let mut message = event(kind, "ada", user);
+        let mut envelope: Value = serde_json::from_str(&message.body).unwrap();
+        envelope["metadata"]["timestamp"] = json!(timestamp);
+        message.body = envelope.to_string();
+        message
+    };
+    let older = heard("user.updated", "Old", 9, "2026-01-01T12:00:00.000Z");
+    let newer = heard("user.updated", "New", 10, "2026-01-01T11:00:00.000Z");
+    let first = heard("user.created", "First", 2, "2026-01-01T13:00:00.000Z");
+    for message in [newer.clone(), newer, older, first] {
         publish(&*world.broker, message).await;
     }
     eventually("it is heard", async || {
