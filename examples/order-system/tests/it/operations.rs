@@ -263,6 +263,17 @@ pub async fn program(
     variables: &[(&str, &str)],
     until: &str,
 ) -> Result<(Child, Remote, Vec<String>), BoxError> {
+    let (child, remote, said, _) = program_and_lines(arguments, data, variables, until).await?;
+    Ok((child, remote, said))
+}
+
+/// The same with what it prints from then on.
+pub async fn program_and_lines(
+    arguments: &[&str],
+    data: &std::path::Path,
+    variables: &[(&str, &str)],
+    until: &str,
+) -> Result<(Child, Remote, Vec<String>, Arc<Mutex<Vec<String>>>), BoxError> {
     let mut child = Command::new(env!("CARGO_BIN_EXE_order-system"))
         .args(arguments)
         .arg("--data")
@@ -281,9 +292,14 @@ pub async fn program(
         let last = line.starts_with(until);
         said.push(line);
         if last {
-            // What it prints from now on has to go somewhere.
-            tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-            return Ok((child, Remote::of(urls, &Env::empty()), said));
+            let later = Arc::new(Mutex::new(Vec::new()));
+            let written = later.clone();
+            tokio::spawn(async move {
+                while let Ok(Some(line)) = lines.next_line().await {
+                    written.lock().unwrap().push(line);
+                }
+            });
+            return Ok((child, Remote::of(urls, &Env::empty()), said, later));
         }
     }
     Err("it has ended".into())

@@ -99,7 +99,6 @@ pub async fn call<T>(
             "grpc.server",
             otel.kind = "server",
             otel.name = method,
-            service = context.name(),
             rpc.system = "grpc",
             rpc.method = method,
             rpc.grpc.status_code = tracing::field::Empty,
