@@ -1,14 +1,14 @@
 //! The files with which the system is deployed say what the program understands.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use order_kit::{
     context::{GRPC, SERVICES},
-    env,
+    env::{self, Env},
 };
 use order_system::{
     monolith::Monolith,
-    system::{Options, System},
+    system::{Options, System, longest_end},
 };
 use serde_json::Value;
 use serde_norway as yaml;
@@ -100,6 +100,8 @@ fn compose_names_only_variables_that_are_read_and_gives_each_service_its_own_dat
             assert_eq!(how["condition"], "service_healthy", "{name} needs {needed}");
         }
     }
+    let patience = compose["x-service"]["stop_grace_period"].as_str().expect("a time").trim_end_matches('s');
+    assert!(Duration::from_secs(patience.parse().expect("seconds")) > longest_end(&Env::empty()));
     for variable in compose["x-common"].as_object().expect("x-common").keys() {
         assert!(known_variables().contains(variable.as_str()), "nobody reads {variable}");
     }
@@ -156,12 +158,13 @@ fn kubernetes_asks_for_life_and_readiness_apart_and_waits_long_enough() {
             let variable = variable["name"].as_str().unwrap_or_default();
             assert!(known_variables().contains(variable), "{name}: nobody reads {variable}");
         }
-        let ms = |name: &str| -> u64 {
-            let found = variables.iter().find(|it| it["name"] == name).and_then(|it| it["value"].as_str());
-            found.unwrap_or("0").parse().expect(name)
+        let grace = Duration::from_secs(spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(30));
+        let set = |env: Env, variable: &str| {
+            let found = variables.iter().find(|it| it["name"] == variable);
+            env.with(variable, found.and_then(|it| it["value"].as_str()).expect(variable))
         };
-        let grace = spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(30) * 1_000;
-        assert!(grace > ms(env::SHUTDOWN_GRACE_MS) + ms("SHUTDOWN_DELAY_MS"), "{name}");
+        let env = [env::SHUTDOWN_GRACE_MS, env::SHUTDOWN_DELAY_MS].into_iter().fold(Env::empty(), set);
+        assert!(grace > longest_end(&env), "{name}");
         let port = container["ports"][0]["containerPort"].as_u64();
         if let Some(known) = SERVICES.iter().find(|it| *name == it.name) {
             assert_eq!(port, Some(3_000 + u64::from(known.offset)), "{name}");
