@@ -9,13 +9,14 @@ use order_kit::{
 };
 use order_notifications::loyalty::{self, Replayed};
 use order_users::moving::{self, Backfilled};
+use tokio::time::Instant;
 
 use crate::{
     audit, chaos, demo, doctor, load, messages, monolith,
     processes::{self, Processes},
     remote::Remote,
     saga, seed, services, strangler,
-    system::{Options, System},
+    system::{LAST, Options, System, longest_end},
     top, watch,
 };
 
@@ -197,7 +198,10 @@ pub fn run(cli: Cli) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(command(cli)) {
+    let done = runtime.block_on(command(cli));
+    // A thread that hangs holds up nobody.
+    runtime.shutdown_timeout(LAST);
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -218,8 +222,8 @@ async fn command(cli: Cli) -> Result<bool, BoxError> {
             serve(place, &service, with_parent, replay, backfill).await?;
         }
         Command::Monolith => {
-            monolith::run(place.port_base, &place.data).await?;
-            flush(&env).await?;
+            let by = monolith::run(place.port_base, &place.data).await?;
+            flush(&env, by).await?;
         }
         Command::Demo { name: None } => {
             for (name, what) in demo::NAMES {
@@ -326,9 +330,10 @@ async fn up(place: Place) -> Result<(), BoxError> {
     println!("\nready after {} ms\n", began.elapsed().as_millis());
     introduce(&remote, &seed);
     end_of_program().await;
+    let by = spans_by();
     println!("ending: what is in flight is finished");
     system.stop().await;
-    flush(&Env::process()).await
+    flush(&Env::process(), by).await
 }
 
 async fn up_processes(place: Place) -> Result<(), BoxError> {
@@ -413,8 +418,9 @@ async fn serve(
         () = end_of_program() => {}
         () = end_of_input(), if with_parent => {}
     }
+    let by = spans_by();
     system.stop().await;
-    flush(&Env::process()).await
+    flush(&Env::process(), by).await
 }
 
 async fn replayed(context: &Context) -> Result<(), BoxError> {
@@ -437,10 +443,22 @@ async fn backfilled(context: &Context) -> Result<(), BoxError> {
 }
 
 /// Sends the spans of the last requests, which nobody would hear of otherwise.
-async fn flush(env: &Env) -> Result<(), BoxError> {
+async fn flush(env: &Env, by: Instant) -> Result<(), BoxError> {
     let telemetry = order_kit::telemetry::init(env)?;
     // It blocks until the collector has answered or failed to.
-    Ok(tokio::task::spawn_blocking(|| telemetry.flush()).await?)
+    let flushed = tokio::task::spawn_blocking(|| telemetry.flush());
+    match tokio::time::timeout_at(by, flushed).await {
+        Ok(flushed) => Ok(flushed?),
+        Err(_) => {
+            tracing::warn!("the last spans could not be sent in time");
+            Ok(())
+        }
+    }
+}
+
+/// By when spans are to be sent if the process begins to end now.
+pub(crate) fn spans_by() -> Instant {
+    Instant::now() + longest_end(&Env::process()) - LAST
 }
 
 /// SIGTERM or Ctrl-C.

@@ -1,7 +1,7 @@
 //! Everything behind one address, without a gateway: what the services were before they were services. Each keeps its own data all the same.
 //! Who is asked by gRPC has a port of its own for that, as everywhere.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc};
 
 use order_kit::{
     ApiError, BoxError, Context, Service,
@@ -9,12 +9,12 @@ use order_kit::{
     env::{self, Env},
     server::{Access, Door, router, serve},
 };
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::Instant};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
     services,
-    system::{Table, broker_address},
+    system::{LAST, Table, broker_address, end, in_flight},
 };
 
 /// What is in it.
@@ -104,30 +104,24 @@ impl Monolith {
 
     /// Ends it in order.
     pub async fn stop(self) {
-        for context in &self.contexts {
-            context.stop().cancel();
-        }
-        let _ = self.server.await;
-        for context in self.contexts {
-            if tokio::time::timeout(Duration::from_secs(10), context.finished()).await.is_err() {
-                tracing::warn!(part = context.name(), "something still ran at the end of the grace");
-            }
-        }
+        let by = Instant::now() + in_flight(self.contexts[0].env()) + LAST;
+        end(&self.contexts, self.server, by).await;
     }
 }
 
-/// `monolith`: until it is told to end.
+/// `monolith`: until it is told to end. By when its spans are to be sent.
 ///
 /// # Errors
 ///
 /// As of [`Monolith::start`].
-pub async fn run(port: u16, data: &Path) -> Result<(), BoxError> {
+pub async fn run(port: u16, data: &Path) -> Result<Instant, BoxError> {
     let monolith = Monolith::start(port, data, Env::process()).await?;
     println!("monolith       {}", monolith.url());
     for Known { name, .. } in GRPC {
         println!("{name:<14} {}", monolith.grpc_url(name));
     }
     crate::cli::end_of_program().await;
+    let by = crate::cli::spans_by();
     monolith.stop().await;
-    Ok(())
+    Ok(by)
 }

@@ -19,12 +19,10 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{remote::Remote, services};
+use crate::{remote::Remote, services, system::longest_end};
 
 /// How long a service may take until it answers.
 const READY: Duration = Duration::from_secs(20);
-/// How long a process may take to end.
-const END: Duration = Duration::from_secs(12);
 /// How long the supervisor waits before it starts a process anew; doubled while it dies at once.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -41,6 +39,13 @@ pub struct Options {
     pub variables: Vec<(String, String)>,
     /// What they print goes here; nowhere, if it is not given.
     pub log: Option<PathBuf>,
+}
+
+impl Options {
+    /// As the processes see it.
+    fn env(&self) -> Env {
+        self.variables.iter().fold(Env::process(), |env, (name, value)| env.with(name, value.clone()))
+    }
 }
 
 /// The process of each service, while it has one.
@@ -81,8 +86,7 @@ impl Processes {
 
     /// Whoever calls it from outside.
     pub fn remote(&self) -> Remote {
-        let set = |env: Env, (name, value): &(String, String)| env.with(name, value.clone());
-        Remote::at(self.options.port_base, &self.options.variables.iter().fold(Env::process(), set))
+        Remote::at(self.options.port_base, &self.options.env())
     }
 
     /// The process of a service, while it has one.
@@ -124,7 +128,7 @@ impl Processes {
         self.pid(part).ok_or_else(|| format!("{part} has no process").into())
     }
 
-    /// Ends all in order, by SIGTERM; what has not ended after 12 s is killed.
+    /// Ends all in order, by SIGTERM; what has not ended in [the longest time](longest_end) that it may take is killed.
     pub async fn stop(mut self) {
         let _ = self.stop.send(true);
         while self.supervisors.join_next().await.is_some() {}
@@ -182,7 +186,7 @@ async fn supervise(part: &'static str, options: Options, pids: Pids, mut stop: w
                 tokio::select! {
                     ended = child.wait() => tracing::warn!(service = part, ?ended, "a process died"),
                     () = stopped(&mut stop) => {
-                        end(&mut child).await;
+                        end(&mut child, longest_end(&options.env())).await;
                         set(None);
                         return;
                     }
@@ -208,11 +212,11 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Ends a process by SIGTERM; kills it if it has not ended after 12 s.
-pub(crate) async fn end(child: &mut Child) {
+/// Ends a process by SIGTERM; kills it if it has not ended after so long.
+pub(crate) async fn end(child: &mut Child, patience: Duration) {
     if let Some(pid) = child.id() {
         let _ = signal("TERM", pid).await;
-        if tokio::time::timeout(END, child.wait()).await.is_err() {
+        if tokio::time::timeout(patience, child.wait()).await.is_err() {
             let _ = child.kill().await;
         }
     }

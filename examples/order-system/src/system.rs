@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::join_all;
 use order_broker::Broker;
 use order_gateway::{
     Instances, RegistryClient,
@@ -20,7 +21,11 @@ use order_kit::{
     env::{self, Env},
     server::Door,
 };
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
 
 use crate::services;
 
@@ -78,6 +83,21 @@ impl Locate for Table {
 
 /// Those that ask others. They are built when these are there, and end before them.
 const ASK: [&str; 5] = ["orders", "orders-read", "notifications", "analytics", "loyalty"];
+
+/// What each group of services has for what it does last, once the time for what is in flight is over; and the process for its spans, and for
+/// its threads.
+pub(crate) const LAST: Duration = Duration::from_millis(400);
+
+/// How long the end of a process takes at most, whatever hangs: 10 s unless something else is set. Three groups of services end in turn, and
+/// what one takes is missing to the next.
+pub fn longest_end(env: &Env) -> Duration {
+    in_flight(env) + 5 * LAST
+}
+
+/// How long what is in flight has.
+pub(crate) fn in_flight(env: &Env) -> Duration {
+    env.ms(env::SHUTDOWN_DELAY_MS) + env.ms(env::SHUTDOWN_GRACE_MS)
+}
 
 /// One service that runs.
 struct Running {
@@ -326,7 +346,9 @@ impl System {
     /// Ends one service in order, as SIGTERM does.
     pub async fn stop_part(&mut self, part: &str) {
         if let Some(index) = self.running.iter().position(|it| it.part == part) {
-            end(self.running.remove(index)).await;
+            let by = Instant::now() + in_flight(&self.options.env) + LAST;
+            let Running { context, server, .. } = self.running.remove(index);
+            end(&[context], server, by).await;
         }
     }
 
@@ -346,23 +368,33 @@ impl System {
     }
 
     /// Ends all services in order: the gateway first, so that nothing new comes in; then those that ask others; then the others. Those that
-    /// do not ask each other end at the same time, so that three graces are the longest that it takes.
+    /// do not ask each other end at the same time, and all of them have one time together for what is in flight.
     pub async fn stop(self) {
+        let mut by = Instant::now() + in_flight(&self.options.env);
         let (gateway, rest): (Vec<_>, Vec<_>) =
             self.running.into_iter().partition(|it| it.part == order_gateway::NAME);
         let (ask, asked): (Vec<_>, Vec<_>) = rest.into_iter().partition(|it| ASK.contains(&it.part));
         for together in [gateway, ask, asked] {
-            futures::future::join_all(together.into_iter().map(end)).await;
+            by += if together.is_empty() { Duration::ZERO } else { LAST };
+            let ends = together.into_iter().map(|it| async move { end(&[it.context], it.server, by).await });
+            join_all(ends).await;
         }
     }
 }
 
-async fn end(running: Running) {
-    running.context.stop().cancel();
-    let _ = running.server.await;
-    if tokio::time::timeout(Duration::from_secs(10), running.context.finished()).await.is_err() {
-        tracing::warn!(service = running.part, "something still ran at the end of the grace");
+/// Ends a server in order, and with it all that runs beside it; what is not over by then is left.
+pub(crate) async fn end(contexts: &[Context], mut server: JoinHandle<()>, by: Instant) {
+    contexts.iter().for_each(|it| it.stop().cancel());
+    if timeout_at(by - LAST, &mut server).await.is_err() {
+        // Its connections end with it, and who waits for the last answer to be given need not.
+        server.abort();
     }
+    let finished = contexts.iter().map(|it| async move {
+        if timeout_at(by, it.finished()).await.is_err() {
+            tracing::warn!(service = it.name(), "something still ran at the end of the grace");
+        }
+    });
+    join_all(finished).await;
 }
 
 /// The names of the documented services.

@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use order_kit::{BoxError, auth::ServiceTokens, env};
+use order_kit::{
+    BoxError,
+    auth::ServiceTokens,
+    env::{self, Env},
+};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -23,7 +27,7 @@ use crate::{
     remote::{Answer, Remote},
     services,
     strangler::{self, Shown, What},
-    system::{Options, System},
+    system::{Options, System, longest_end},
 };
 
 /// How many users the monolith has from the beginning: more than are asked for at once.
@@ -163,7 +167,7 @@ impl Users {
     }
 
     async fn end(mut self) {
-        processes::end(&mut self.process).await;
+        processes::end(&mut self.process, longest_end(&Env::empty())).await;
     }
 
     /// The files of databases that it has open below this folder.

@@ -4,12 +4,12 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use order_kit::{
     context::{GRPC, SERVICES},
-    env,
+    env::{self, Env},
 };
 use order_system::{
     monolith::Monolith,
     processes::free_ports,
-    system::{Options, System},
+    system::{Options, System, longest_end},
 };
 use serde_json::Value;
 use serde_norway as yaml;
@@ -104,6 +104,8 @@ fn compose_names_only_variables_that_are_read_and_gives_each_service_its_own_dat
         }
     }
     assert_eq!(compose["x-common"]["GATEWAY_URL"], "http://gateway:3000");
+    let patience = compose["x-service"]["stop_grace_period"].as_str().expect("a time").trim_end_matches('s');
+    assert!(Duration::from_secs(patience.parse().expect("seconds")) > longest_end(&Env::empty()));
     for variable in compose["x-common"].as_object().expect("x-common").keys() {
         assert!(known_variables().contains(variable.as_str()), "nobody reads {variable}");
     }
@@ -164,12 +166,13 @@ fn kubernetes_asks_for_life_and_readiness_apart_and_waits_long_enough() {
         for absent in [env::GATEWAY_URL, env::ADVERTISED_HOST] {
             assert!(!variables.iter().any(|it| it["name"] == absent), "{name}: {absent}");
         }
-        let ms = |name: &str| -> u64 {
-            let found = variables.iter().find(|it| it["name"] == name).and_then(|it| it["value"].as_str());
-            found.unwrap_or("0").parse().expect(name)
+        let grace = Duration::from_secs(spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(30));
+        let set = |env: Env, variable: &str| {
+            let found = variables.iter().find(|it| it["name"] == variable);
+            env.with(variable, found.and_then(|it| it["value"].as_str()).expect(variable))
         };
-        let grace = spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(30) * 1_000;
-        assert!(grace > ms(env::SHUTDOWN_GRACE_MS) + ms("SHUTDOWN_DELAY_MS"), "{name}");
+        let env = [env::SHUTDOWN_GRACE_MS, env::SHUTDOWN_DELAY_MS].into_iter().fold(Env::empty(), set);
+        assert!(grace > longest_end(&env), "{name}");
         let port = container["ports"][0]["containerPort"].as_u64();
         if let Some(known) = SERVICES.iter().find(|it| *name == it.name) {
             assert_eq!(port, Some(3_000 + u64::from(known.offset)), "{name}");

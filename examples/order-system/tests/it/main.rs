@@ -1,4 +1,4 @@
-//! The order system as a whole: one contract for all its shapes, every documented route, the journeys, how it starts, who is added later, what
+//! The order system as a whole: one contract for all its shapes, every documented route, the journeys, what traces show, how it starts, who is added later, what
 //! is deployed, what is written about it, and how its parts hang together.
 
 mod api;
@@ -18,4 +18,5 @@ mod shapes;
 mod starts;
 mod strangling;
 mod top;
+mod traces;
 mod workers;

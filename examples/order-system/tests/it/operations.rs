@@ -20,7 +20,7 @@ use order_system::{
     saga::{self, What},
     seed::seed,
     services,
-    system::{Options, System},
+    system::{Options, System, longest_end},
 };
 use serde_json::json;
 use tokio::{
@@ -263,6 +263,17 @@ pub async fn program(
     variables: &[(&str, &str)],
     until: &str,
 ) -> Result<(Child, Remote, Vec<String>), BoxError> {
+    let (child, remote, said, _) = program_and_lines(arguments, data, variables, until).await?;
+    Ok((child, remote, said))
+}
+
+/// The same with what it prints from then on.
+pub async fn program_and_lines(
+    arguments: &[&str],
+    data: &std::path::Path,
+    variables: &[(&str, &str)],
+    until: &str,
+) -> Result<(Child, Remote, Vec<String>, Arc<Mutex<Vec<String>>>), BoxError> {
     let mut child = Command::new(env!("CARGO_BIN_EXE_order-system"))
         .args(arguments)
         .arg("--data")
@@ -281,9 +292,14 @@ pub async fn program(
         let last = line.starts_with(until);
         said.push(line);
         if last {
-            // What it prints from now on has to go somewhere.
-            tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-            return Ok((child, Remote::of(urls, &Env::empty()), said));
+            let later = Arc::new(Mutex::new(Vec::new()));
+            let written = later.clone();
+            tokio::spawn(async move {
+                while let Ok(Some(line)) = lines.next_line().await {
+                    written.lock().unwrap().push(line);
+                }
+            });
+            return Ok((child, Remote::of(urls, &Env::empty()), said, later));
         }
     }
     Err("it has ended".into())
@@ -353,6 +369,62 @@ async fn the_last_spans_are_sent_before_the_program_ends() -> Result<(), BoxErro
     Ok(())
 }
 
+/// A request whose body does not come.
+async fn unfinished(url: &str, request: &str) -> Result<TcpStream, BoxError> {
+    let mut stream = TcpStream::connect(url.trim_start_matches("http://")).await?;
+    let token = env::declared(env::INTERNAL_TOKEN).ok_or("no token")?.default;
+    let head = format!(
+        "{request} HTTP/1.1\r\nhost: x\r\nx-service-token: {token}\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{{"
+    );
+    stream.write_all(head.as_bytes()).await?;
+    Ok(stream)
+}
+
+/// One in each of the groups that end in turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_never_end_hold_up_the_program_for_one_grace() -> Result<(), BoxError> {
+    const GRACE: Duration = Duration::from_secs(4);
+    let _stage = STAGE.lock().await;
+    let data = tempfile::tempdir()?;
+    let grace = GRACE.as_millis().to_string();
+    let variables = [(env::SHUTDOWN_GRACE_MS, grace.as_str())];
+    let (child, remote, _) =
+        program(&["up", "--port-base", "0"], data.path(), &variables, "ready after").await?;
+    let mut waiting = Vec::new();
+    for (part, request) in
+        [("gateway", "POST /auth/token"), ("orders", "POST /orders"), ("users", "POST /users")]
+    {
+        waiting.push(unfinished(remote.url(part), request).await?);
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let began = Instant::now();
+    assert_eq!(terminated(child).await?, Some(0));
+    let took = began.elapsed();
+    assert!(took >= GRACE, "they are waited for: {took:?}");
+    // It is 2 s more at most; the rest is for a machine that does other things. In turn they would take three graces.
+    assert!(took < GRACE * 2, "{took:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_that_never_ends_holds_up_nobody_for_long() -> Result<(), BoxError> {
+    let _stage = STAGE.lock().await;
+    let data = tempfile::tempdir()?;
+    let variables = [(env::SHUTDOWN_GRACE_MS, "1000")];
+    let system = system(data.path(), &variables).await?;
+    for part in ["gateway", "orders", "users"] {
+        system.context(part).spawn(std::future::pending());
+    }
+    let longest = longest_end(&system.options().env);
+    assert_eq!(longest, Duration::from_secs(3));
+    let began = Instant::now();
+    system.stop().await;
+    let took = began.elapsed();
+    // The rest is for a machine that does other things.
+    assert!(took < longest * 3, "{took:?}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn services_that_do_not_ask_each_other_end_at_once() -> Result<(), BoxError> {
     const GRACE: Duration = Duration::from_secs(1);
@@ -367,13 +439,7 @@ async fn services_that_do_not_ask_each_other_end_at_once() -> Result<(), BoxErro
         ("payments", "PUT /payments/cards/x"),
         ("inventory", "PUT /inventory/x"),
     ] {
-        let mut stream = TcpStream::connect(system.url(part).trim_start_matches("http://")).await?;
-        let token = env::declared(env::INTERNAL_TOKEN).ok_or("no token")?.default;
-        let head = format!(
-            "{request} HTTP/1.1\r\nhost: x\r\nx-service-token: {token}\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{{"
-        );
-        stream.write_all(head.as_bytes()).await?;
-        waiting.push(stream);
+        waiting.push(unfinished(&system.url(part), request).await?);
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
     let began = Instant::now();

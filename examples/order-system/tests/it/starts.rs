@@ -64,6 +64,33 @@ async fn a_service_answers_while_it_starts_and_does_nothing_before_it_is_ready()
     system.stop().await;
 }
 
+/// What a process has in memory, in KiB.
+#[cfg(target_os = "linux")]
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a figure");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// Also when it was built without optimizing, and while the machine does other things: ready within 2 s is for one that does not.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_in_one_process_is_ready_soon_and_takes_little_memory() {
+    const READY_MS: u64 = 30_000;
+    const MEMORY_KIB: u64 = 150 * 1_024;
+    let _stage = STAGE.lock().await;
+    let data = tempfile::tempdir().expect("a folder");
+    let (mut child, _, said) =
+        program(&["up", "--port-base", "0"], data.path(), &[], "ready after").await.expect("it starts");
+    let memory = resident(child.id().expect("a process"));
+    let ready = said.last().and_then(|line| line.split(' ').nth(2)).and_then(|ms| ms.parse().ok());
+    let ready: u64 = ready.unwrap_or_else(|| panic!("a time: {said:?}"));
+    println!("ready after {ready} ms, with {} MiB", memory / 1_024);
+    assert!(ready < READY_MS, "{ready} ms");
+    assert!(memory < MEMORY_KIB, "{memory} KiB");
+    child.kill().await.expect("it runs");
+}
+
 async fn signal(name: &str, pid: u32) {
     let sent = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().await;
     assert!(sent.expect("kill runs").success(), "{name}");

@@ -21,6 +21,10 @@ use crate::{
 };
 
 const SOON: Duration = Duration::from_secs(60);
+/// Within which half of the answers come: they are some milliseconds of work, also where programs are built meanwhile.
+const PROMPT: Duration = Duration::from_secs(1);
+/// How many order while others wait.
+const MEANWHILE: usize = 9;
 /// The queue of the inventory, when nobody conducts.
 const QUEUE: &str = "inventory.saga";
 
@@ -82,6 +86,16 @@ async fn a_burst_waits_for_whoever_works_and_two_processes_share_it() -> Result<
     // Nobody works, and everything is taken.
     let mut orders = burst(500, &remote, &seed).await?;
     until_backlog(&*broker, 500).await?;
+    // Whoever orders while they wait is answered as ever: an answer that waited for somebody to work would not come at all.
+    let mut took = Vec::new();
+    for _ in 0..MEANWHILE {
+        let began = Instant::now();
+        orders.extend(burst(1, &remote, &seed).await?);
+        took.push(began.elapsed());
+    }
+    took.sort_unstable();
+    assert!(took[MEANWHILE / 2] < PROMPT, "{took:?}");
+    until_backlog(&*broker, orders.len() as u64).await?;
     let ((one, first), (two, second)) = try_join(worker(), worker()).await?;
     remote.moved("inventory", first.url("inventory").to_owned());
     until_backlog(&*broker, 0).await?;

@@ -5,7 +5,9 @@ use std::{convert::Infallible, time::Duration};
 
 use http::StatusCode;
 use mainstay::deadline::header;
-use order_kit::{ApiError, BoxError, Context, env, fault::Verdict, server::REQUEST_TIMEOUT, trace};
+use order_kit::{
+    ApiError, BoxError, Context, env, fault::Verdict, server::REQUEST_TIMEOUT, telemetry, trace,
+};
 use tokio::{
     net::TcpListener,
     time::{Instant, timeout_at},
@@ -103,7 +105,6 @@ pub async fn call<T>(
             "grpc.server",
             otel.kind = "server",
             otel.name = method,
-            service = context.name(),
             rpc.system = "grpc",
             rpc.method = method,
             rpc.grpc.status_code = tracing::field::Empty,
@@ -113,7 +114,8 @@ pub async fn call<T>(
     let span = trace::span_in(parent, make);
     let correlation = header(trace::CORRELATION_ID).filter(|id| id.len() <= 128);
     let correlation = correlation.map_or_else(order_kit::new_id, str::to_owned);
-    let longest = Instant::now() + REQUEST_TIMEOUT;
+    let began = Instant::now();
+    let longest = began + REQUEST_TIMEOUT;
     let end = end(metadata).map_or(longest, |end| end.min(longest));
     let work = async {
         let work = mainstay::deadline::within(end.into_std(), faulty(context, work));
@@ -125,7 +127,9 @@ pub async fn call<T>(
         if matches!(code, Code::Internal | Code::Unavailable | Code::DeadlineExceeded) {
             span.record("otel.status_code", "ERROR");
         }
-        tracing::info!(method, code = ?code, trace_id = trace::trace_id(), correlation_id = trace::correlation(), "call");
+        let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        // Only services ask here. Of what passed the gateway there is one line, the gateway's.
+        tracing::debug!(target: telemetry::ACCESS, method, code = ?code, ms, "call");
         answer
     };
     trace::work(context.name(), correlation, parent, span, work).await
@@ -175,6 +179,8 @@ pub fn status(error: impl Into<ApiError>) -> Status {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use order_kit::{context::Ports, env::Env};
 
     use super::*;
@@ -196,13 +202,44 @@ mod tests {
         }
     }
 
+    async fn context() -> (tempfile::TempDir, Context) {
+        let data = tempfile::tempdir().unwrap();
+        let broker = order_broker::open("memory:").await.unwrap();
+        let locate = Arc::new(Ports(3000));
+        let context = Context::new("users", Env::empty(), data.path(), broker, locate);
+        (data, context)
+    }
+
+    #[tokio::test]
+    async fn a_call_is_a_line_where_every_hop_is_one() {
+        let (_data, context) = context().await;
+        for (log, expected) in [("info", 0), ("info,access=debug", 1)] {
+            let lines = Arc::new(Mutex::new(String::new()));
+            let written = lines.clone();
+            let output = move |line: &[u8]| written.lock().unwrap().push_str(&String::from_utf8_lossy(line));
+            let env = Env::empty().with(env::LOG, log);
+            let (dispatch, _provider) = telemetry::tracing_to(&env, Arc::new(output)).unwrap();
+            // With a single one there is, what another test's thread reaches first is asked of that thread, and is off for all.
+            let _another = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
+            let _here = tracing::dispatcher::set_default(&dispatch);
+            let mut metadata = MetadataMap::new();
+            metadata.insert(trace::CORRELATION_ID, "order-7".parse().unwrap());
+            let none = std::future::ready(Err::<(), _>(Status::not_found("User not found")));
+            call(&context, "UserService/GetUser", &metadata, none).await.unwrap_err();
+            let lines = lines.lock().unwrap();
+            assert_eq!(lines.lines().count(), expected, "{log}: {lines}");
+            for told in
+                ["\"target\":\"access\"", "UserService/GetUser", "NotFound", "\"correlation_id\":\"order-7\""]
+            {
+                assert_eq!(lines.contains(told), expected == 1, "{told} in {lines}");
+            }
+        }
+    }
+
     /// tonic itself would say `CANCELLED`, at the time and not before it.
     #[tokio::test(start_paused = true)]
     async fn a_call_that_takes_too_long_is_answered_before_its_deadline() {
-        let data = tempfile::tempdir().unwrap();
-        let broker = order_broker::open("memory:").await.unwrap();
-        let locate = std::sync::Arc::new(Ports(3000));
-        let context = Context::new("users", Env::empty(), data.path(), broker, locate);
+        let (_data, context) = context().await;
         let began = Instant::now();
         let never = std::future::pending::<Result<(), Status>>();
         let status = call(&context, "UserService/GetUser", &waiting("100m"), never).await.unwrap_err();

@@ -352,7 +352,7 @@ async fn handle<F>(
     let parent = header(trace::TRACEPARENT).map(str::to_owned);
     let span = trace::span_in(parent.as_deref(), || {
         tracing::info_span!(
-            "consume", otel.kind = "consumer", otel.name = %format_args!("{queue} {}", message.topic), service,
+            "consume", otel.kind = "consumer", otel.name = %format_args!("{queue} {}", message.topic),
             messaging.destination = queue, messaging.message.id = message.id, otel.status_code = tracing::field::Empty,
         )
     });

@@ -13,6 +13,7 @@ use axum::{
 use bytes::Bytes;
 use futures::FutureExt;
 use http::{HeaderValue, StatusCode, header};
+use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::{
@@ -89,6 +90,7 @@ pub fn operators(context: &Context) -> Router {
     Router::new()
         .route("/_policies", get(policies))
         .route("/_audit", get(audit))
+        .route("/_traces", get(traces))
         .route("/_traces/{traceId}", get(spans))
         .route("/_faults", get(show_faults).put(set_faults).delete(clear_faults))
         .layer(middleware::from_fn_with_state(around.clone(), token_needed))
@@ -202,6 +204,20 @@ async fn audit(State(around): State<Around>, Query(page): Query<Page>) -> Result
     let nothing = || ApiError::not_found("Nothing to audit");
     let answer = around.context.audit(page).await.ok_or_else(nothing)??;
     Ok(Json(answer).into_response())
+}
+
+/// What traces are looked for by.
+#[derive(Debug, Deserialize)]
+struct Wanted {
+    #[serde(rename = "order.id")]
+    order: String,
+}
+
+/// The traces of an order that this process still remembers: the newest first, and no more than [`telemetry::MOST_TRACES`].
+async fn traces(Query(wanted): Query<Wanted>) -> Response {
+    let trace = |trace: String| serde_json::json!({ "traceId": trace, "spans": telemetry::spans(&trace) });
+    let traces: Vec<_> = telemetry::traces_of(&wanted.order).into_iter().map(trace).collect();
+    Json(serde_json::json!({ "traces": traces })).into_response()
 }
 
 /// The spans of a trace that this process still remembers.
@@ -324,7 +340,7 @@ async fn traced(State(around): State<Around>, request: Request, next: Next) -> R
     let span = trace::span_in(parent.as_deref(), || {
         tracing::info_span!(
             "http.server", otel.kind = "server", otel.name = %format_args!("{method} {}", route.as_deref().unwrap_or("?")),
-            service = around.context.name(), http.request.method = %method, http.route = route, url.path = path,
+            http.request.method = %method, http.route = route, url.path = path,
             http.response.status_code = tracing::field::Empty, otel.status_code = tracing::field::Empty,
         )
     });

@@ -77,7 +77,9 @@ pub async fn work<F: Future>(
     span: Span,
     work: F,
 ) -> F::Output {
-    let known = match of_span(&span) {
+    let known = Work { service: Some(service), correlation: correlation.clone(), ..Work::default() };
+    // This is where the span is started, so that it is one of this work.
+    let known = match WORK.sync_scope(known, || of_span(&span)) {
         Some(own) => Work { trace_id: Some(own.trace_id().to_string()), kept: Some(true), ..Work::default() },
         None => {
             let parent = traceparent.filter(|it| parse(it).is_some()).map_or_else(unkept, str::to_owned);

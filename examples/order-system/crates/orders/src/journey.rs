@@ -8,8 +8,6 @@ use std::{
 use order_kit::{Cents, trace};
 use tracing::Span;
 
-use crate::NAME;
-
 /// The orders that are on their way here.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Journeys(Arc<Mutex<HashMap<String, Journey>>>);
@@ -36,7 +34,7 @@ impl Journeys {
         }
         let make = || {
             tracing::info_span!(
-                parent: None, "process-order", service = NAME, order.id = order, order.total = %total,
+                parent: None, "process-order", order.id = order, order.total = %total,
                 otel.status_code = tracing::field::Empty, otel.status_description = tracing::field::Empty,
             )
         };

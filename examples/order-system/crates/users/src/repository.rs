@@ -5,6 +5,7 @@ use order_kit::{
     db::{DbError, Row},
     events, iso, new_id, now_ms,
 };
+use tracing::Instrument;
 
 use crate::{
     NAME,
@@ -82,8 +83,10 @@ impl Users {
         self.db.write(work).await
     }
 
+    /// In a span of its own, by whichever protocol somebody asks.
     pub(crate) async fn find(&self, id: String) -> Result<Option<User>, DbError> {
-        self.db.read(async move |tx| Ok(find(tx, &id).await?.map(|it| it.user))).await
+        let span = tracing::info_span!("getUser", userId = id);
+        self.db.read(async move |tx| Ok(find(tx, &id).await?.map(|it| it.user))).instrument(span).await
     }
 
     /// The newest first.

@@ -4,8 +4,9 @@
 //! kept: of the others no spans are made, and their ids are carried on. Kept spans go to
 //! `OTEL_EXPORTER_OTLP_ENDPOINT`, or, without one, stay in memory for a while, see [`spans`].
 //!
-//! Each span says which service it is of, also where several are one process: in its attribute `service`, and to collectors in the
-//! `service.name` of its resource. `SERVICE_NAME` gives all spans of a process another one there.
+//! Each span says in its attribute `service` which service it is of, also where several are one process, and in `correlation_id` of which
+//! order or request, as lines do. Collectors find the service in the `service.name` of the resource; `SERVICE_NAME` gives all spans of a
+//! process another one there.
 
 mod export;
 mod lines;
@@ -31,7 +32,7 @@ use crate::{
 };
 
 pub use lines::{Output, stdout};
-pub use ring::{Finished, MOST_SPANS, spans};
+pub use ring::{Finished, MOST_SPANS, MOST_TRACES, spans, traces_of};
 pub use service::sagas_are_of;
 
 use service::Named;

@@ -18,6 +18,12 @@ use serde::Serialize;
 
 /// How many are kept in a process; then the oldest goes.
 pub const MOST_SPANS: usize = 16_384;
+/// How many traces of an order are found at most.
+pub const MOST_TRACES: usize = 10;
+
+/// What says in a span which order it is of: the second in what was done before there was one, so that the trace of an order is found
+/// that is still on its way.
+const ORDER: [&str; 2] = ["order.id", "orderId"];
 
 static RING: Mutex<VecDeque<SpanData>> = Mutex::new(VecDeque::new());
 
@@ -57,6 +63,26 @@ pub fn spans(trace: &str) -> Vec<Finished> {
     drop(ring);
     spans.sort_by_key(|span| span.start_us);
     spans
+}
+
+/// The traces that have a span of this order, as [`spans`] wants them; the newest first, and no more than [`MOST_TRACES`].
+pub fn traces_of(order: &str) -> Vec<String> {
+    let of_order = |span: &&SpanData| {
+        span.attributes.iter().any(|it| ORDER.contains(&it.key.as_str()) && it.value.as_str() == order)
+    };
+    let mut traces: Vec<TraceId> = Vec::new();
+    let ring = RING.lock().unwrap_or_else(PoisonError::into_inner);
+    for span in ring.iter().rev().filter(of_order) {
+        let trace = span.span_context.trace_id();
+        if !traces.contains(&trace) {
+            traces.push(trace);
+        }
+        if traces.len() == MOST_TRACES {
+            break;
+        }
+    }
+    drop(ring);
+    traces.iter().map(TraceId::to_string).collect()
 }
 
 fn finished(span: &SpanData) -> Finished {
@@ -107,7 +133,10 @@ impl SpanProcessor for Keep {
 
 #[cfg(test)]
 mod tests {
-    use opentelemetry::trace::{Span as _, TraceContextExt, Tracer, TracerProvider};
+    use opentelemetry::{
+        KeyValue,
+        trace::{Span as _, TraceContextExt, Tracer, TracerProvider},
+    };
     use opentelemetry_sdk::trace::SdkTracerProvider;
 
     use super::*;
@@ -136,5 +165,20 @@ mod tests {
         );
         tracer.start_with_context("it", &Context::new().with_remote_span_context(unsampled)).end();
         assert!(spans(&traces[0]).is_empty());
+
+        // Here, where nobody else puts anything into the ring.
+        let of_order = |name: &'static str| {
+            let mut span = tracer.start("it");
+            span.set_attribute(KeyValue::new(name, "o1"));
+            let trace = span.span_context().trace_id().to_string();
+            span.end();
+            trace
+        };
+        let mut names = vec!["order.id"; MOST_TRACES];
+        names.push("orderId");
+        let mut of_order: Vec<_> = names.into_iter().map(of_order).collect();
+        of_order.reverse();
+        assert_eq!(traces_of("o1"), of_order[..MOST_TRACES], "the newest first, and no more");
+        assert!(traces_of("o2").is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Which service a span is of, where one process has several.
+//! Which service a span is of, where one process has several, and which order or request.
 
 use std::{sync::OnceLock, time::Duration};
 
@@ -13,6 +13,8 @@ use crate::trace;
 
 /// The attribute. To collectors it is said as `service.name`, of the resource that the span is exported with.
 const SERVICE: &str = "service";
+/// The attribute that a log line has, too.
+const CORRELATION: &str = "correlation_id";
 
 static SAGAS: OnceLock<&'static str> = OnceLock::new();
 
@@ -27,25 +29,26 @@ pub(super) fn of(span: &SpanData) -> Option<String> {
     service.map(|it| it.value.to_string())
 }
 
-/// Adds to each span the service in whose work it was begun, unless it says so itself.
+/// Adds to each span the service in whose work it was begun, and the correlation id of that.
 #[derive(Debug)]
 pub(super) struct Named<P>(pub(super) P);
 
 impl<P: SpanProcessor> SpanProcessor for Named<P> {
     fn on_start(&self, span: &mut Span, cx: &Context) {
         use opentelemetry::trace::Span as _;
-        trace::known(|service, _, _| {
+        trace::known(|service, correlation, _| {
             if let Some(service) = service {
                 span.set_attribute(KeyValue::new(SERVICE, service));
+            }
+            if let Some(correlation) = correlation {
+                span.set_attribute(KeyValue::new(CORRELATION, correlation.to_owned()));
             }
         });
         self.0.on_start(span, cx);
     }
 
     fn on_end(&self, mut span: SpanData) {
-        let mut known = false;
-        span.attributes.retain(|it| it.key.as_str() != SERVICE || !std::mem::replace(&mut known, true));
-        if !known
+        if of(&span).is_none()
             && span.name.starts_with("saga")
             && let Some(service) = SAGAS.get()
         {

@@ -101,6 +101,7 @@ async fn whatever_is_refused_is_refused_in_json() {
         ("POST", "/named", &large, 413, "The body is too large"),
         ("GET", "/numbered/x", "", 400, "x"),
         ("GET", "/asked?number=x", "", 400, "number"),
+        ("GET", "/_traces", "", 401, "A service token is needed"),
         ("GET", "/panics", "", 500, "Internal server error"),
         ("GET", "/breaks", "", 500, "Internal server error"),
     ];
@@ -125,7 +126,8 @@ async fn routes_are_for_services_and_the_kits_own_for_operators() {
             token.into_iter().fold(request("GET", path), |it, token| it.header(&SERVICE_TOKEN, token));
         ask(&app, request.body(Body::empty()).unwrap()).await.0.as_u16()
     };
-    for path in ["/numbered/1", "/_policies", "/_faults", "/_traces/0af7651916cd43dd8448eb211c80319c"] {
+    let traces = ["/_traces?order.id=o1", "/_traces/0af7651916cd43dd8448eb211c80319c"];
+    for path in ["/numbered/1", "/_policies", "/_faults"].into_iter().chain(traces) {
         let answers = [
             with(path, None).await,
             with(path, Some("wrong")).await,
