@@ -133,13 +133,13 @@ struct Accepted {
 
 /// Places an order: accepted, and not yet decided.
 #[utoipa::path(post, path = "/orders", request_body = NewOrder,
-    params(("Idempotency-Key" = Option<String>, Header, description = "Repeating the request under the same key is the same order")),
+    params(("Idempotency-Key" = Option<String>, Header, description = "Repeating the request under the same key of the same user is the same order")),
     responses(
     (status = 202, description = "Accepted; `Location` says where it can be looked at", body = Accepted),
     (status = 400, description = "A quantity, a number of items or a total that cannot be, or a body that cannot be read", body = ErrorBody),
     (status = 403, description = "A user orders for another one", body = ErrorBody),
     (status = 413, description = "The body is too large", body = ErrorBody),
-    (status = 422, description = "An unknown user or product, or a key that belongs to another order", body = ErrorBody),
+    (status = 422, description = "An unknown user or product, or a key under which the user has ordered something else", body = ErrorBody),
     (status = 503, description = "The prices are not to be had; nothing was stored", body = ErrorBody),
 ))]
 async fn place(
@@ -613,7 +613,7 @@ impl App {
         }
     }
 
-    /// Takes an order in: once for each key of a client.
+    /// Takes an order in: once for each key of a user.
     async fn place(&self, headers: &HeaderMap, new: NewOrder) -> Result<Order, ApiError> {
         new.check().map_err(|error| ApiError::bad_request(error.to_string()))?;
         if !may_see(headers, &new.user_id) {
@@ -621,7 +621,7 @@ impl App {
         }
         let key = client_key(headers)?;
         if let Some(key) = &key
-            && let Some(known) = self.store.of_client_key(key).await?
+            && let Some(known) = self.store.of_client_key(&new.user_id, key).await?
         {
             return same(&new, known);
         }
