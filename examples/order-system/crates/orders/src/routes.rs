@@ -16,7 +16,7 @@ use order_kit::{
     error::ErrorBody,
     events::Envelope,
     extract::{Path, Query},
-    iso, new_id, now_ms,
+    iso, new_id, now_ms, prefer,
     prune::Keep,
     trace,
 };
@@ -48,7 +48,6 @@ const LOOK: Duration = Duration::from_millis(250);
 const LONGEST_KEY: usize = 200;
 /// Which answer was not the real one.
 static FALLBACK: HeaderName = HeaderName::from_static("x-fallback");
-static PREFER: HeaderName = HeaderName::from_static("prefer");
 static PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 /// Who asks, for what stands in a saga's records.
 static OPERATOR: HeaderName = HeaderName::from_static("x-operator");
@@ -200,7 +199,9 @@ async fn checkout(
 ))]
 async fn show(State(app): Shared, Path(id): Path<String>, headers: HeaderMap) -> Result<Response, ApiError> {
     let order = app.find_for(&headers, &id).await?;
-    let Some(seconds) = wait(&headers) else { return Ok(Json(OrderView::of(order)).into_response()) };
+    let Some(seconds) = prefer::wait(&headers).map(|seconds| seconds.min(LONGEST_WAIT)) else {
+        return Ok(Json(OrderView::of(order)).into_response());
+    };
     let (order, waited) = app.decided(&id, Duration::from_secs(seconds)).await?;
     let mut response = Json(OrderView::of(order)).into_response();
     if waited && let Ok(applied) = HeaderValue::from_str(&format!("wait={seconds}")) {
@@ -705,15 +706,4 @@ fn accepted(order: &Order) -> Response {
         response.headers_mut().insert(header::LOCATION, location);
     }
     response
-}
-
-/// The seconds in `Prefer: respond-async, wait=10`.
-fn wait(headers: &HeaderMap) -> Option<u64> {
-    let preferences = headers.get_all(&PREFER).iter().filter_map(|value| value.to_str().ok());
-    let mut preferences = preferences.flat_map(|value| value.split([',', ';']));
-    let seconds = preferences.find_map(|preference| {
-        let (name, value) = preference.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("wait").then(|| value.trim().trim_matches('"').parse().ok())?
-    });
-    seconds.map(|seconds: u64| seconds.min(LONGEST_WAIT))
 }
