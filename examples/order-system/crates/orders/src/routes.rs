@@ -219,7 +219,7 @@ struct Details {
 }
 
 /// An order with its user. If the user service does not answer, the user as last known, or nobody in particular, and the header
-/// `x-fallback: user` says so.
+/// `x-fallback: user` says so. If it answers that there is no such user, the name is `Unknown user`.
 #[utoipa::path(get, path = "/orders/{id}/details", params(("id" = String, Path, description = "The order")), responses(
     (status = 200, description = "The order and its user", body = Details),
     (status = 404, description = "`Order not found`, or it is another user's", body = ErrorBody),
@@ -230,17 +230,25 @@ async fn details(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let order = OrderView::of(app.find_for(&headers, &id).await?);
-    let found = app.users.find(&order.user_id).await;
-    if let Ok(Some(user)) = found {
-        return Ok(Json(Details { order, user }).into_response());
-    }
-    if let Err(error) = found {
-        tracing::warn!(%error, "the user service does not answer");
-    }
-    let user = app.last_known(&order.user_id).await;
+    let user = match app.users.find(&order.user_id).await {
+        // That there is none is an answer, too.
+        Ok(found) => {
+            let user = found.unwrap_or_else(|| nobody(&order.user_id, "Unknown user"));
+            return Ok(Json(Details { order, user }).into_response());
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the user service does not answer");
+            app.last_known(&order.user_id).await
+        }
+    };
     let mut response = Json(Details { order, user }).into_response();
     response.headers_mut().insert(&FALLBACK, HeaderValue::from_static("user"));
     Ok(response)
+}
+
+/// In the place of a user.
+fn nobody(id: &str, name: &str) -> User {
+    User { id: id.to_owned(), name: name.to_owned(), email: None }
 }
 
 /// What has happened to an order.
@@ -591,11 +599,7 @@ impl App {
             Some(user) => Some(user),
             None => self.users.recent(id).await,
         };
-        known.unwrap_or_else(|| User {
-            id: id.to_owned(),
-            name: "Unknown (service unavailable)".to_owned(),
-            email: None,
-        })
+        known.unwrap_or_else(|| nobody(id, "Unknown (service unavailable)"))
     }
 
     /// The order, once it is decided, or as it stands after so long; and whether that was waited for, which not too many do at once.
