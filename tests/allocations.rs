@@ -1,4 +1,4 @@
-//! What calls allocate: nothing, whether they are admitted or refused.
+//! What calls allocate: nothing, whether they are admitted or refused, but what a sliding window remembers for the first time.
 #![allow(missing_docs, clippy::disallowed_methods, unsafe_code)] // Time is measured from outside.
 
 use std::{
@@ -110,10 +110,22 @@ fn breakers() -> Vec<CircuitBreaker> {
     configs.into_iter().map(|config| config.build().unwrap()).collect()
 }
 
-/// With room for a few more calls than are made.
+/// With room for a few more calls than are made, which the sliding window has used before.
 fn limiters() -> [RateLimiter; 3] {
     let config = || RateLimiter::config(3_000, Duration::from_secs(3_600));
-    [config(), config().fixed_window(), config().token_bucket(3_000)].map(|config| config.build().unwrap())
+    let configs = [config(), config().fixed_window(), config().token_bucket(3_000)];
+    configs.map(|config| {
+        let limiter = config.build().unwrap();
+        drop(limiter.try_acquire_many(3_000).unwrap());
+        limiter
+    })
+}
+
+/// The ring is doubled when more is in the window than ever before: from 16 for the first ten calls to 1,024 for a thousand more.
+#[tokio::test(flavor = "current_thread")]
+async fn a_sliding_window_allocates_as_often_as_its_ring_is_doubled() {
+    let limiter = RateLimiter::new(3_000, Duration::from_secs(3_600)).unwrap();
+    assert_eq!(allocations(|| limiter.call(seven), ok), 6);
 }
 
 #[test]

@@ -26,7 +26,8 @@ const MAX_TIMES: u32 = 1_000_000;
 )]
 #[non_exhaustive]
 pub enum Algorithm {
-    /// At most `limit` in *any* stretch of time as long as the window. Exact; remembers the time of each, 8 bytes.
+    /// At most `limit` in *any* stretch of time as long as the window. Exact; remembers the time of each, 8 bytes
+    /// in a ring that grows with the most that were taken in one window.
     #[default]
     SlidingWindow,
     /// At most `limit` in each window. A window begins with the first call after the last one has ended. Around the end of one

@@ -7,6 +7,9 @@ use std::collections::VecDeque;
 
 use super::config::Algorithm;
 
+/// For how many times a sliding window has room as soon as it has any: 64 bytes, of a cache line.
+const LEAST_ROOM: usize = 8;
+
 /// What a limiter goes by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Rules {
@@ -41,7 +44,8 @@ pub(super) struct Machine {
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 enum Used {
-    /// When each place was taken, the oldest first; at most as many as the limit is, or was.
+    /// When each place was taken, the oldest first; at most as many as the limit is, or was. It has room for as many as were ever taken at
+    /// once: see [`make_room`].
     Times(VecDeque<u64>),
     /// How many since the window began; it has not begun while there is none.
     Window { began: u64, used: u32 },
@@ -127,9 +131,7 @@ impl Machine {
         }
         match (&mut self.used, rules.algorithm) {
             (Used::Times(times), Algorithm::SlidingWindow) => {
-                let limit = rules.limit as usize;
-                times.reserve_exact(limit.saturating_sub(times.len()));
-                times.shrink_to(limit);
+                times.shrink_to(rules.limit as usize);
             }
             (Used::Window { .. }, Algorithm::FixedWindow) => {}
             (used, _) => {
@@ -151,11 +153,7 @@ impl Used {
     /// With `taken` places taken at `now`.
     fn new(rules: &Rules, taken: u32, now: u64) -> Self {
         match rules.algorithm {
-            Algorithm::SlidingWindow => {
-                let mut times = VecDeque::with_capacity(rules.limit as usize);
-                times.extend((0..taken.min(rules.limit)).map(|_| now));
-                Used::Times(times)
-            }
+            Algorithm::SlidingWindow => Used::Times((0..taken.min(rules.limit)).map(|_| now).collect()),
             Algorithm::FixedWindow => Used::Window { began: now, used: taken },
             Algorithm::TokenBucket { burst } => {
                 Used::Bucket { parts: tokens(burst.saturating_sub(taken), rules), at: now }
@@ -190,6 +188,7 @@ impl Used {
                 let after = times.len().saturating_add(cost as usize);
                 match after.checked_sub(rules.limit as usize + 1) {
                     None => {
+                        make_room(times, after, rules.limit as usize);
                         times.extend((0..cost).map(|_| now));
                         Ok(now)
                     }
@@ -264,6 +263,15 @@ impl Used {
                 u32::try_from((full(rules) - parts).div_ceil(u128::from(rules.window))).unwrap_or(u32::MAX)
             }
         }
+    }
+}
+
+/// Room for so many times, of which there are never more than `limit`. It is doubled, and never beyond the limit: whoever has a limiter for
+/// each of many keys pays for those that are used, and whoever uses all of one pays no more than its ring.
+fn make_room(times: &mut VecDeque<u64>, count: usize, limit: usize) {
+    if count > times.capacity() {
+        let room = count.max(times.capacity().saturating_mul(2).max(LEAST_ROOM)).min(limit);
+        times.reserve_exact(room - times.len());
     }
 }
 

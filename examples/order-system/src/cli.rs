@@ -324,12 +324,14 @@ async fn up(place: Place) -> Result<(), BoxError> {
     .await?;
     let remote = Remote::to(&system);
     let seed = seed::seed(&remote).await?;
+    // Whoever reads that it is ready may end it.
+    let end = end_of_program();
     for (part, address) in system.parts() {
         println!("{part:<14} http://{address}");
     }
     println!("\nready after {} ms\n", began.elapsed().as_millis());
     introduce(&remote, &seed);
-    end_of_program().await;
+    end.await;
     let by = spans_by();
     println!("ending: what is in flight is finished");
     system.stop().await;
@@ -350,12 +352,13 @@ async fn up_processes(place: Place) -> Result<(), BoxError> {
     .await?;
     let remote = processes.remote();
     let seed = seed::seed(&remote).await?;
+    let end = end_of_program();
     for (part, pid) in processes.pids() {
         println!("{part:<14} {:<26} process {}", remote.url(part), pid.unwrap_or(0));
     }
     println!("\nready after {} ms; what they say is in {}\n", began.elapsed().as_millis(), log.display());
     introduce(&remote, &seed);
-    end_of_program().await;
+    end.await;
     println!("ending: what is in flight is finished");
     processes.stop().await;
     Ok(())
@@ -461,18 +464,17 @@ pub(crate) fn spans_by() -> Instant {
     Instant::now() + longest_end(&Env::process()) - LAST
 }
 
-/// SIGTERM or Ctrl-C.
-pub async fn end_of_program() {
-    let mut term = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        Ok(term) => term,
-        Err(error) => {
-            eprintln!("order-system: {error}");
-            return;
+/// That SIGTERM or Ctrl-C asks for the end. It is heard from now on, also before somebody waits for it.
+pub fn end_of_program() -> impl Future<Output = ()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let heard = |kind| signal(kind).inspect_err(|error| eprintln!("order-system: {error}")).ok();
+    let signals = heard(SignalKind::terminate()).zip(heard(SignalKind::interrupt()));
+    async move {
+        let Some((mut term, mut interrupt)) = signals else { return };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
         }
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
     }
 }
 

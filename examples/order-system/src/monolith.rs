@@ -1,5 +1,8 @@
 //! Everything behind one address, without a gateway: what the services were before they were services. Each keeps its own data all the same.
 //! Who is asked by gRPC has a port of its own for that, as everywhere.
+//!
+//! Nobody stands before it and looks at tokens of users. So its routes are everybody's on this machine alone; where others come in they are
+//! for whoever shows a service token, as a gateway does with `LEGACY_TOKEN`.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc};
 
@@ -41,7 +44,8 @@ impl Monolith {
     ///
     /// A port that is taken, data that cannot be opened, a setting that is none.
     pub async fn start(port: u16, data: &Path, mut env: Env) -> Result<Self, BoxError> {
-        order_kit::env::guarded(&env, &[order_kit::env::INTERNAL_TOKEN])?;
+        env::guarded(&env, &[env::INTERNAL_TOKEN])?;
+        let access = if env::local(&env) { Access::Everybody } else { Access::Services };
         std::fs::create_dir_all(data)?;
         order_kit::telemetry::init(&env)?;
         // It is what others leave: listening to itself it would take what is for them.
@@ -88,7 +92,7 @@ impl Monolith {
                 of.audit(page).await.unwrap_or_else(|| Err(ApiError::not_found("No books are kept")))
             }
         });
-        door.open(router(&whole, all, Access::Everybody));
+        door.open(router(&whole, all, access));
         Ok(Monolith { address, contexts, server })
     }
 
@@ -116,11 +120,12 @@ impl Monolith {
 /// As of [`Monolith::start`].
 pub async fn run(port: u16, data: &Path) -> Result<Instant, BoxError> {
     let monolith = Monolith::start(port, data, Env::process()).await?;
+    let end = crate::cli::end_of_program();
     println!("monolith       {}", monolith.url());
     for Known { name, .. } in GRPC {
         println!("{name:<14} {}", monolith.grpc_url(name));
     }
-    crate::cli::end_of_program().await;
+    end.await;
     let by = crate::cli::spans_by();
     monolith.stop().await;
     Ok(by)

@@ -183,7 +183,7 @@ impl System {
         let gateway = match options.env.get(env::GATEWAY_URL) {
             _ if options.parts.contains(&order_gateway::NAME) => None,
             // On a machine of its own nobody else is at 127.0.0.1: names are what there is.
-            None if alone && !env::is_local(&options.env.get_or_default(env::HOST)) => None,
+            None if alone && !env::local(&options.env) => None,
             set => Some(set.unwrap_or_else(|| otherwise.locate(order_gateway::NAME))),
         };
         let (locate, registry): (Arc<dyn Locate>, _) = match gateway {

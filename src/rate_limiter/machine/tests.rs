@@ -31,6 +31,38 @@ fn a_place_of_a_sliding_window_is_free_exactly_one_window_after_it_was_taken() {
 }
 
 #[test]
+fn the_ring_of_a_sliding_window_grows_with_what_is_used_and_never_beyond_the_limit() {
+    let room = |machine: &Machine| match &machine.used {
+        Used::Times(times) => times.capacity(),
+        used => panic!("{used:?}"),
+    };
+    let mut machine = machine(SLIDING, 10_000, 100);
+    assert_eq!(room(&machine), 0, "nobody has come");
+    machine.left(50);
+    assert!(machine.take(10_001, 50).is_err());
+    assert_eq!(room(&machine), 0, "nobody was let in");
+    assert!(machine.take(1, 50).is_ok());
+    assert_eq!(room(&machine), 8);
+    let mut grown = 0;
+    for _ in 1..10_000 {
+        let before = room(&machine);
+        assert!(machine.take(1, 60).is_ok());
+        grown += u32::from(room(&machine) > before);
+    }
+    assert_eq!((room(&machine), grown), (10_000, 11));
+    assert!(admits_exactly(&mut machine, 10_000, 200));
+    assert_eq!(room(&machine), 10_000, "what has gone leaves its room to others");
+    // All at once; and other settings.
+    let mut machine = self::machine(SLIDING, 1_000, 100);
+    assert!(machine.take(900, 0).is_ok());
+    assert_eq!(room(&machine), 900);
+    machine.reconfigure(Rules { algorithm: SLIDING, limit: 1_000_000, window: 100 }, 0);
+    assert_eq!(room(&machine), 900);
+    machine.reconfigure(Rules { algorithm: SLIDING, limit: 10, window: 100 }, 100);
+    assert_eq!(room(&machine), 10);
+}
+
+#[test]
 fn a_hundred_in_a_quarter_of_an_hour_and_never_one_more() {
     const MINUTE: u64 = 60_000_000_000;
     let mut machine = machine(SLIDING, 100, 15 * MINUTE);

@@ -3,12 +3,14 @@
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use order_kit::{
+    BoxError,
     context::{GRPC, SERVICES},
     env::{self, Env},
 };
 use order_system::{
     monolith::Monolith,
     processes::free_ports,
+    remote::Remote,
     system::{Options, System, longest_end},
 };
 use serde_json::Value;
@@ -66,6 +68,25 @@ async fn nothing_listens_for_other_machines_with_secrets_that_everybody_knows() 
     assert!(why.contains(env::INTERNAL_TOKEN) && !why.contains(env::JWT_SECRET), "{why}");
     let why = Monolith::start(0, data.path(), open.env).await.expect_err("it listens").to_string();
     assert!(why.contains(env::INTERNAL_TOKEN), "{why}");
+}
+
+/// No gateway looks at the tokens of users before it, so that otherwise anybody could charge cards.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monolith_that_others_reach_is_for_services() -> Result<(), BoxError> {
+    for (host, unknown, known) in [("0.0.0.0", 401, 404), ("127.0.0.1", 404, 404)] {
+        let data = tempfile::tempdir()?;
+        let env = Env::empty().with(env::HOST, host).with(env::INTERNAL_TOKEN, "chosen");
+        let monolith = Monolith::start(0, data.path(), env.clone()).await?;
+        for (shown, status) in [(Env::empty(), unknown), (env, known)] {
+            let remote = Remote::of([("users".to_owned(), monolith.url())].into(), &shown);
+            let answer = remote.get("users", "/users/nobody").await?;
+            assert_eq!(answer.status.as_u16(), status, "{host}: {}", answer.text);
+            let health = remote.get("users", "/health").await?;
+            assert_eq!(health.status.as_u16(), 200, "{host} is alive for everybody");
+        }
+        monolith.stop().await;
+    }
+    Ok(())
 }
 
 #[test]

@@ -24,7 +24,7 @@ use order_kit::{
         policies::{self, CallersEnd},
         tell_deadline,
     },
-    env,
+    env, prefer,
     resolve::Names,
     trace,
 };
@@ -405,14 +405,9 @@ fn pass(answer: Response<hyper::body::Incoming>) -> Response<Body> {
     answer
 }
 
-/// How long the client would like the service to wait for a better answer: `Prefer: wait=N`.
+/// How long the client would like the service to wait for a better answer, `Prefer: wait=N`, as the service reads it.
 fn preferred_wait(headers: &HeaderMap) -> Duration {
-    let values = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
-    let mut seconds = values.flat_map(|value| value.split([',', ';'])).filter_map(|preference| {
-        let (name, value) = preference.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("wait").then(|| value.trim().parse::<u64>().ok())?
-    });
-    seconds.next().map_or(Duration::ZERO, |seconds| Duration::from_secs(seconds.min(30)))
+    Duration::from_secs(prefer::wait(headers).map_or(0, |seconds| seconds.min(30)))
 }
 
 #[cfg(test)]
@@ -423,10 +418,10 @@ mod tests {
     fn a_wish_to_wait_is_heard() {
         let wait = |value: &str| {
             let mut headers = HeaderMap::new();
-            headers.insert("prefer", value.parse().unwrap());
+            headers.insert(&prefer::PREFER, value.parse().unwrap());
             preferred_wait(&headers).as_secs()
         };
-        assert_eq!((wait("wait=2"), wait("respond-async, Wait=5"), wait("handling=lenient")), (2, 5, 0));
+        assert_eq!((wait("wait=2"), wait("wait=\"20\""), wait("handling=lenient")), (2, 20, 0));
         assert_eq!((wait("wait=soon"), wait("wait=99999")), (0, 30));
     }
 }

@@ -17,7 +17,7 @@ pub enum Users {
     /// By `GET /users/{id}`.
     Http(Client),
     /// By `UserService.GetUser`.
-    Grpc(GrpcUsers),
+    Grpc(Box<GrpcUsers>),
 }
 
 impl Users {
@@ -29,7 +29,7 @@ impl Users {
     pub fn new(context: &Context, options: Options) -> Result<Self, BoxError> {
         match context.env().get_or_default(env::USER_TRANSPORT).as_str() {
             "http" => Ok(Users::Http(Client::new(context, "user", options)?)),
-            "grpc" => Ok(Users::Grpc(GrpcUsers::new(context, options)?)),
+            "grpc" => Ok(Users::Grpc(Box::new(GrpcUsers::new(context, options)?))),
             other => Err(format!("USER_TRANSPORT is {other:?}: http or grpc are possible").into()),
         }
     }

@@ -39,7 +39,7 @@ variables! {
     #[secret] INTERNAL_TOKEN = "internal-dev-token": "What services show each other in `X-Service-Token`; two of them, separated by a comma, while one replaces the other: the first is sent, both are accepted";
     #[secret] JWT_SECRET = "dev-secret-change-me": "The key of the tokens that the gateway accepts (HS256)";
     SERVICE_NAME = "": "The name under which a process registers and its spans are collected; by default each service's";
-    HOST = "127.0.0.1": "The address on which services listen; one that other machines reach needs an INTERNAL_TOKEN, and at the gateway a JWT_SECRET, that are not the defaults";
+    HOST = "127.0.0.1": "The address on which services listen; one that other machines reach needs an INTERNAL_TOKEN, and at the gateway a JWT_SECRET, that are not the defaults, and a monolith there wants X-Service-Token of whoever asks";
     ADVERTISED_HOST = "127.0.0.1": "The address or name under which others reach a process whose HOST is all of its addresses, as the registry tells them";
     PORT = "": "The port of the one service that a process serves; by default the service's documented one";
     GRPC_PORT = "": "The same by gRPC, where the service is asked so";
@@ -65,7 +65,7 @@ variables! {
     DEV_TOKENS = "": "`1`: this is for development: the gateway makes tokens for whoever asks, also with a JWT_SECRET that is not the default, and secrets that everybody knows will do on any HOST";
     STRANGLE = "": "With LEGACY_URL: the services whose routes the gateway takes to the new system, separated by commas";
     LEGACY_URL = "": "The monolith behind the gateway; what is not in STRANGLE goes there. `serve users --backfill` fills users from it";
-    #[secret] LEGACY_TOKEN = "": "What the gateway, and users that are filled, show the monolith in `X-Service-Token`; without it nothing, since INTERNAL_TOKEN is for services";
+    #[secret] LEGACY_TOKEN = "": "What the gateway, and users that are filled, show the monolith in `X-Service-Token`; without it nothing, since INTERNAL_TOKEN is for services. A monolith that other machines reach wants its INTERNAL_TOKEN";
     #[secret] LEGACY_RABBITMQ_URL = "": "The monolith's broker, `sqlite:FILE` or `amqp://…`: with it users keep in step with the users of the monolith, by its events";
     READY_DEGRADED_STATUS = "200": "What `/health/ready` answers when only an optional check fails: 200 or 503";
     DATABASE_SCHEMA_PREFIX = "": "What stands before the names of the schemas in PostgreSQL, so that two systems can share a database";
@@ -128,8 +128,9 @@ impl Env {
     }
 }
 
-/// Whether no other machine reaches a listener at this address.
-pub fn is_local(host: &str) -> bool {
+/// Whether services listen where this machine alone reaches them.
+pub fn local(env: &Env) -> bool {
+    let host = env.get_or_default(HOST);
     host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
 }
 
@@ -140,7 +141,7 @@ pub fn is_local(host: &str) -> bool {
 /// What is to be set.
 pub fn guarded(env: &Env, secrets: &[&str]) -> Result<(), String> {
     let host = env.get_or_default(HOST);
-    if is_local(&host) || env.get(DEV_TOKENS).is_some_and(|value| value == "1") {
+    if local(env) || env.get(DEV_TOKENS).is_some_and(|value| value == "1") {
         return Ok(());
     }
     let known = |name: &&&str| {

@@ -19,6 +19,7 @@ pub mod health;
 pub mod metric;
 pub mod money;
 mod object;
+pub mod prefer;
 pub mod prune;
 pub mod resolve;
 mod rest;

@@ -43,7 +43,7 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 pub enum Access {
     /// Whoever shows a service token.
     Services,
-    /// Everybody: the gateway, and a monolith.
+    /// Everybody: the gateway, and a monolith that this machine alone reaches.
     Everybody,
 }
 

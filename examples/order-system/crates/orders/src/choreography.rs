@@ -7,6 +7,10 @@
 //! | `inventory.reservation.failed` | is cancelled: `out_of_stock` |
 //! | none of them, until the deadline | is cancelled: `timed_out` |
 //!
+//! An order that was accepted while users did not answer is validated when it is paid, and not before anybody is asked as in a saga: what is
+//! told to all when it is accepted, `order.created`, is what the inventory goes by. If there is no such user, it is cancelled:
+//! `unknown_user`.
+//!
 //! Whoever hears `order.cancelled` gives back what was taken. What comes too late finds the order decided, and changes nothing: the keys of
 //! the barrier are those that a saga would have.
 

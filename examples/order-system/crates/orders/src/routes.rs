@@ -16,7 +16,7 @@ use order_kit::{
     error::ErrorBody,
     events::Envelope,
     extract::{Path, Query},
-    iso, new_id, now_ms,
+    iso, new_id, now_ms, prefer,
     prune::Keep,
     trace,
 };
@@ -48,7 +48,6 @@ const LOOK: Duration = Duration::from_millis(250);
 const LONGEST_KEY: usize = 200;
 /// Which answer was not the real one.
 static FALLBACK: HeaderName = HeaderName::from_static("x-fallback");
-static PREFER: HeaderName = HeaderName::from_static("prefer");
 static PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 /// Who asks, for what stands in a saga's records.
 static OPERATOR: HeaderName = HeaderName::from_static("x-operator");
@@ -133,13 +132,13 @@ struct Accepted {
 
 /// Places an order: accepted, and not yet decided.
 #[utoipa::path(post, path = "/orders", request_body = NewOrder,
-    params(("Idempotency-Key" = Option<String>, Header, description = "Repeating the request under the same key is the same order")),
+    params(("Idempotency-Key" = Option<String>, Header, description = "Repeating the request under the same key of the same user is the same order")),
     responses(
     (status = 202, description = "Accepted; `Location` says where it can be looked at", body = Accepted),
     (status = 400, description = "A quantity, a number of items or a total that cannot be, or a body that cannot be read", body = ErrorBody),
     (status = 403, description = "A user orders for another one", body = ErrorBody),
     (status = 413, description = "The body is too large", body = ErrorBody),
-    (status = 422, description = "An unknown user or product, or a key that belongs to another order", body = ErrorBody),
+    (status = 422, description = "An unknown user or product, or a key under which the user has ordered something else", body = ErrorBody),
     (status = 503, description = "The prices are not to be had; nothing was stored", body = ErrorBody),
 ))]
 async fn place(
@@ -200,7 +199,9 @@ async fn checkout(
 ))]
 async fn show(State(app): Shared, Path(id): Path<String>, headers: HeaderMap) -> Result<Response, ApiError> {
     let order = app.find_for(&headers, &id).await?;
-    let Some(seconds) = wait(&headers) else { return Ok(Json(OrderView::of(order)).into_response()) };
+    let Some(seconds) = prefer::wait(&headers).map(|seconds| seconds.min(LONGEST_WAIT)) else {
+        return Ok(Json(OrderView::of(order)).into_response());
+    };
     let (order, waited) = app.decided(&id, Duration::from_secs(seconds)).await?;
     let mut response = Json(OrderView::of(order)).into_response();
     if waited && let Ok(applied) = HeaderValue::from_str(&format!("wait={seconds}")) {
@@ -218,7 +219,7 @@ struct Details {
 }
 
 /// An order with its user. If the user service does not answer, the user as last known, or nobody in particular, and the header
-/// `x-fallback: user` says so.
+/// `x-fallback: user` says so. If it answers that there is no such user, the name is `Unknown user`.
 #[utoipa::path(get, path = "/orders/{id}/details", params(("id" = String, Path, description = "The order")), responses(
     (status = 200, description = "The order and its user", body = Details),
     (status = 404, description = "`Order not found`, or it is another user's", body = ErrorBody),
@@ -229,17 +230,25 @@ async fn details(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let order = OrderView::of(app.find_for(&headers, &id).await?);
-    let found = app.users.find(&order.user_id).await;
-    if let Ok(Some(user)) = found {
-        return Ok(Json(Details { order, user }).into_response());
-    }
-    if let Err(error) = found {
-        tracing::warn!(%error, "the user service does not answer");
-    }
-    let user = app.last_known(&order.user_id).await;
+    let user = match app.users.find(&order.user_id).await {
+        // That there is none is an answer, too.
+        Ok(found) => {
+            let user = found.unwrap_or_else(|| nobody(&order.user_id, "Unknown user"));
+            return Ok(Json(Details { order, user }).into_response());
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the user service does not answer");
+            app.last_known(&order.user_id).await
+        }
+    };
     let mut response = Json(Details { order, user }).into_response();
     response.headers_mut().insert(&FALLBACK, HeaderValue::from_static("user"));
     Ok(response)
+}
+
+/// In the place of a user.
+fn nobody(id: &str, name: &str) -> User {
+    User { id: id.to_owned(), name: name.to_owned(), email: None }
 }
 
 /// What has happened to an order.
@@ -589,11 +598,7 @@ impl App {
             Some(user) => Some(user),
             None => self.users.recent(id).await,
         };
-        known.unwrap_or_else(|| User {
-            id: id.to_owned(),
-            name: "Unknown (service unavailable)".to_owned(),
-            email: None,
-        })
+        known.unwrap_or_else(|| nobody(id, "Unknown (service unavailable)"))
     }
 
     /// The order, once it is decided, or as it stands after so long; and whether that was waited for, which not too many do at once.
@@ -612,7 +617,7 @@ impl App {
         }
     }
 
-    /// Takes an order in: once for each key of a client.
+    /// Takes an order in: once for each key of a user.
     async fn place(&self, headers: &HeaderMap, new: NewOrder) -> Result<Order, ApiError> {
         new.check().map_err(|error| ApiError::bad_request(error.to_string()))?;
         if !may_see(headers, &new.user_id) {
@@ -620,7 +625,7 @@ impl App {
         }
         let key = client_key(headers)?;
         if let Some(key) = &key
-            && let Some(known) = self.store.of_client_key(key).await?
+            && let Some(known) = self.store.of_client_key(&new.user_id, key).await?
         {
             return same(&new, known);
         }
@@ -704,15 +709,4 @@ fn accepted(order: &Order) -> Response {
         response.headers_mut().insert(header::LOCATION, location);
     }
     response
-}
-
-/// The seconds in `Prefer: respond-async, wait=10`.
-fn wait(headers: &HeaderMap) -> Option<u64> {
-    let preferences = headers.get_all(&PREFER).iter().filter_map(|value| value.to_str().ok());
-    let mut preferences = preferences.flat_map(|value| value.split([',', ';']));
-    let seconds = preferences.find_map(|preference| {
-        let (name, value) = preference.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("wait").then(|| value.trim().trim_matches('"').parse().ok())?
-    });
-    seconds.map(|seconds: u64| seconds.min(LONGEST_WAIT))
 }

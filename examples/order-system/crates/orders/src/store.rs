@@ -24,7 +24,8 @@ pub(crate) const CREATE: &str = "create-order";
 /// The step that decides.
 pub(crate) const CONFIRM: &str = "confirm-order";
 
-pub(crate) const MIGRATIONS: &[&str] = &["
+pub(crate) const MIGRATIONS: &[&str] = &[
+    "
 create table orders (
     id text primary key,
     user_id text not null,
@@ -49,7 +50,24 @@ create table order_event (
     envelope text not null
 );
 create index order_event_of on order_event (order_id, seq);
-"];
+",
+    CLIENT_KEYS,
+];
+
+/// A key is its user's own: what another one sends is nothing to it.
+const CLIENT_KEYS: &str = "
+create table users_key (
+    user_id text not null,
+    key text not null,
+    order_id text not null,
+    primary key (user_id, key)
+);
+insert into users_key (user_id, key, order_id)
+    select orders.user_id, client_key.key, client_key.order_id
+    from client_key join orders on orders.id = client_key.order_id;
+drop table client_key;
+alter table users_key rename to client_key;
+";
 
 const COLUMNS: &str = "id, user_id, items, total, status, reason, user_known, correlation, traceparent, version, created_at, updated_at";
 
@@ -82,7 +100,7 @@ pub(crate) struct Kept {
 #[derive(Debug)]
 pub(crate) enum Placed {
     New,
-    /// The key belongs to that one.
+    /// The user has sent the key with that one.
     Known(Order),
 }
 
@@ -132,9 +150,10 @@ impl Store {
         let key = key(CREATE, Direction::Do, &order.id)?;
         let work = async move |tx: &Tx<'_>| {
             if let Some(client_key) = client_key {
-                let insert = "insert into client_key (key, order_id) values ($1, $2) on conflict do nothing";
-                if tx.execute(insert, &[(&client_key).into(), (&order.id).into()]).await? == 0 {
-                    let known = of_client_key(tx, &client_key).await?;
+                let insert = "insert into client_key (user_id, key, order_id) values ($1, $2, $3) on conflict do nothing";
+                let values = [(&order.user_id).into(), (&client_key).into(), (&order.id).into()];
+                if tx.execute(insert, &values).await? == 0 {
+                    let known = of_client_key(tx, &order.user_id, &client_key).await?;
                     let gone = || DbError::Statement(format!("nothing is kept under the key {client_key}"));
                     return known.map(Placed::Known).ok_or_else(gone);
                 }
@@ -176,9 +195,10 @@ impl Store {
         Ok(changes)
     }
 
-    pub(crate) async fn of_client_key(&self, key: &str) -> Result<Option<Order>, DbError> {
-        let key = key.to_owned();
-        self.db.read(async move |tx: &Tx<'_>| of_client_key(tx, &key).await).await
+    /// What a user has ordered under a key.
+    pub(crate) async fn of_client_key(&self, user: &str, key: &str) -> Result<Option<Order>, DbError> {
+        let (user, key) = (user.to_owned(), key.to_owned());
+        self.db.read(async move |tx: &Tx<'_>| of_client_key(tx, &user, &key).await).await
     }
 
     /// Confirms an order that is open, once.
@@ -303,9 +323,9 @@ async fn find(tx: &Tx<'_>, id: &str) -> Result<Option<Order>, DbError> {
     tx.first(&sql, &[id.into()]).await?.map(|row| of_row(&row)).transpose()
 }
 
-async fn of_client_key(tx: &Tx<'_>, key: &str) -> Result<Option<Order>, DbError> {
-    let row = tx.first("select order_id from client_key where key = $1", &[key.into()]).await?;
-    match row {
+async fn of_client_key(tx: &Tx<'_>, user: &str, key: &str) -> Result<Option<Order>, DbError> {
+    let sql = "select order_id from client_key where user_id = $1 and key = $2";
+    match tx.first(sql, &[user.into(), key.into()]).await? {
         Some(row) => find(tx, &row.text(0)?).await,
         None => Ok(None),
     }
@@ -396,5 +416,60 @@ impl Order {
             version: self.version,
             created_at: iso(self.created_at),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use order_kit::db::Place;
+
+    use super::*;
+
+    fn order(id: &str, user: &str) -> Order {
+        Order {
+            id: id.to_owned(),
+            user_id: user.to_owned(),
+            items: Vec::new(),
+            total: Cents(0),
+            status: Status::Pending,
+            reason: None,
+            user_known: true,
+            correlation: id.to_owned(),
+            traceparent: None,
+            version: 1,
+            created_at: 0,
+            updated_at: 0,
+        }
+    }
+
+    async fn keys_stay_with_their_users(place: Place) {
+        let old = Db::open(place.clone(), &MIGRATIONS[..1]).await.unwrap();
+        let kept = async |tx: &Tx<'_>| {
+            insert(tx, &order("o1", "ada")).await?;
+            let sql = "insert into client_key (key, order_id) values ('1', 'o1'), ('lost', 'gone')";
+            tx.execute(sql, &[]).await
+        };
+        assert_eq!(old.write(kept).await.unwrap(), 2);
+        drop(old);
+        let store = Store::new(Db::open(place, MIGRATIONS).await.unwrap());
+        assert_eq!(store.of_client_key("ada", "1").await.unwrap().unwrap().id, "o1");
+        assert_eq!(store.of_client_key("eve", "1").await.unwrap(), None);
+        assert_eq!(store.of_client_key("ada", "lost").await.unwrap(), None);
+        let placed = store.place(order("o2", "eve"), Some("1".to_owned())).await.unwrap();
+        assert!(matches!(placed, Placed::New), "{placed:?}");
+        let again = store.place(order("o3", "ada"), Some("1".to_owned())).await.unwrap();
+        assert!(matches!(&again, Placed::Known(known) if known.id == "o1"), "{again:?}");
+    }
+
+    #[tokio::test]
+    async fn keys_of_before_stay_with_the_users_who_sent_them() {
+        let folder = tempfile::tempdir().unwrap();
+        keys_stay_with_their_users(Place::Sqlite(folder.path().join("it.db"))).await;
+        let Ok(url) = std::env::var("MAINSTAY_TEST_POSTGRES") else { return };
+        let schema = format!("test_keys_{}_{:x}", std::process::id(), now_ms());
+        keys_stay_with_their_users(Place::Postgres { url: url.clone(), schema: schema.clone() }).await;
+        let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.batch_execute(&format!("drop schema \"{schema}\" cascade")).await.unwrap();
     }
 }

@@ -227,10 +227,15 @@ async fn a_clients_key_is_one_order() {
     // Known before anybody is asked for a price.
     world.neighbours.set("products", Mood::Failing);
     assert_eq!(post(order_of("ada", 2)).await.body["id"], id);
-    for other in [order_of("ada", 3), order_of("eve", 2)] {
-        assert_eq!(post(other).await.status, StatusCode::UNPROCESSABLE_ENTITY);
-    }
-    assert_eq!(world.get("/_audit").await.body["orders"].as_array().unwrap().len(), 1);
+    assert_eq!(post(order_of("ada", 3)).await.status, StatusCode::UNPROCESSABLE_ENTITY);
+    // Of another user it is another key.
+    world.neighbours.set("products", Mood::Well);
+    let of_eve = post(order_of("eve", 2)).await;
+    assert_eq!(of_eve.status, StatusCode::ACCEPTED, "{of_eve:?}");
+    assert_ne!(of_eve.body["id"], id);
+    assert_eq!(post(order_of("eve", 2)).await.body["id"], of_eve.body["id"]);
+    assert_eq!(post(order_of("eve", 3)).await.status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(world.get("/_audit").await.body["orders"].as_array().unwrap().len(), 2);
     world.end().await;
 }
 

@@ -214,3 +214,19 @@ async fn a_user_of_whom_nobody_has_heard_has_a_default_name() {
     assert_eq!(answer.body["user"], json!({ "id": "ada", "name": "Unknown (service unavailable)" }));
     world.end().await;
 }
+
+#[tokio::test]
+async fn a_user_who_does_not_exist_is_not_one_whose_service_is_away() {
+    let world = World::new().await;
+    world.neighbours.set("users", Mood::Failing);
+    let id = world.order("nobody-1", 1).await;
+    world.neighbours.set("users", Mood::Well);
+    // The breaker may have to close first.
+    eventually("the service answers", async || {
+        let answer = world.get(&format!("/orders/{id}/details")).await;
+        answer.body["user"] == json!({ "id": "nobody-1", "name": "Unknown user" })
+            && !answer.headers.contains_key("x-fallback")
+    })
+    .await;
+    world.end().await;
+}

@@ -121,6 +121,10 @@ async fn the_ends_are_the_same_in_both_styles() {
                 *neighbours.stock.lock().unwrap() == had - pieces && paid == money
             })
             .await;
+            if fault == Fault::NobodyLater {
+                // Events validate a user when money has been taken, a saga before anybody is asked for anything.
+                assert_eq!(neighbours.effects("charge", &id), usize::from(style == "choreography"), "{case}");
+            }
             world.end().await;
         }
     }

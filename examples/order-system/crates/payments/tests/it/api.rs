@@ -255,6 +255,34 @@ async fn books_that_are_wrong_are_found_out(place: Place) {
     let sums: Vec<_> =
         audit["orders"].as_array().unwrap().iter().map(|order| order["charged"].clone()).collect();
     assert_eq!(sums, ["10.00", "5.00"]);
+    assert_eq!(
+        (&audit["charged"], &audit["refunded"], &audit["taken"]),
+        (&json!("15.00"), &json!("5.01"), &json!("10.00"))
+    );
+
+    // Another sum than the ledger's, money that the ledger does not know of, and more of it than anybody reads.
+    let changed: Result<_, DbError> = async {
+        change("update psp_capture set minor_units = 499 where reference = 'charge-card.do@a'").await?;
+        change("delete from entry where order_id = 'b'").await
+    }
+    .await;
+    changed.unwrap();
+    let audit = it.get("/_audit").await.body;
+    assert_eq!(audit["unsettled"], json!(["charge-card.do@a", "charge-card.do@b", "other"]));
+    let many = async move |tx: &order_kit::Tx<'_>| {
+        for number in 10..40 {
+            let sql = format!(
+                "insert into psp_capture (reference, shopper, minor_units, outcome, voided)
+                 values ('a{number}', 'u', 1, 'captured', 0)"
+            );
+            tx.execute(&sql, &[]).await?;
+        }
+        Ok::<_, DbError>(())
+    };
+    db.write(many).await.unwrap();
+    let audit = it.get("/_audit").await.body;
+    let first: Vec<_> = (10..30).map(|number| format!("a{number}")).collect();
+    assert_eq!((&audit["unsettled"], &audit["taken"]), (&json!(first), &json!("10.29")));
 }
 
 async fn the_service_describes_its_routes_and_is_ready(place: Place) {
