@@ -21,7 +21,7 @@
 //!
 //! | question | answer |
 //! |---|---|
-//! | How many keys are kept? | At most the capacity. A new key beyond it takes the place of the one that was asked for longest ago, among those with which least is lost. From a capacity of 128 on several go at once, a 64th of the capacity, if equally little is lost with them. |
+//! | How many keys are kept? | At most the capacity. A new key beyond it takes the place of the one that was asked for longest ago, among those with which least is lost. From a capacity of 128 on several go at once, a 64th of the capacity, if equally little is lost with them; but one alone where protection is. |
 //! | What is lost? | Nothing with a closed breaker without failures in its window, or a bulkhead without calls. A little evidence with a closed breaker that has seen failures. An open breaker is kept in preference to both, so a flood of keys, even of failing ones, does not reset it. Of rate limiters those with the fewest places taken go first, so nobody gets a new quota by making other keys known. |
 //! | What happens to calls of a key that was evicted? | They finish with the policy they began with. The key's next call finds a new one. |
 //! | What does the name say? | `name[key]`; metrics use the part before the bracket, so their labels stay few. |
@@ -244,6 +244,8 @@ impl<K: Hash + Eq, C: Template> Keys<K, C> {
             entries.map(|entry| (C::loss(&entry.policy), entry.last_asked.load(Relaxed))).collect();
         let Some(least) = ranks.iter().map(|(loss, _)| *loss).min() else { return Vec::new() };
         ranks.retain(|(loss, _)| *loss == least);
+        // An open breaker, or a bulkhead in use, is given up for want of room and for nothing else.
+        let most = if least == Loss::Protection { 1 } else { most };
         let (most, len) = (most.min(ranks.len()), ranks.len());
         if most < len {
             ranks.select_nth_unstable(most);

@@ -140,6 +140,13 @@ async fn of_many_keys_several_go_at_once_but_only_with_which_equally_little_is_l
     }
     let kept = names(&breakers);
     assert_eq!((kept.len(), kept.contains("hosts[more 2]")), (256, false));
+    // And where all are open, one.
+    for breaker in breakers.policies() {
+        fail(&breaker);
+        fail(&breaker);
+    }
+    breakers.get("last");
+    assert_eq!(breakers.len(), 256);
 }
 
 #[tokio::test(start_paused = true)]

@@ -30,10 +30,23 @@ type Batches = Arc<Mutex<Vec<(Instant, usize)>>>;
 struct Counted {
     store: Memory,
     batches: Batches,
+    blocks: bool,
 }
 
 impl Journal for Counted {
-    forward_to_store!();
+    forward_to_store!(the rest);
+
+    fn blocks(&self) -> bool {
+        self.blocks
+    }
+
+    fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
+        self.store.leave(by)
+    }
+
+    fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
+        self.store.claim(claim)
+    }
 
     fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
         self.batches.lock().unwrap().push((Instant::now(), batch.len()));
@@ -61,8 +74,12 @@ fn saga() -> Saga<u32, Output<()>> {
 
 /// So many sagas, one of which begins each half millisecond. How long it took, and the batches.
 async fn run(sagas: u32, interval: Duration) -> (Duration, Vec<(Instant, usize)>) {
+    run_on(false, sagas, interval).await
+}
+
+async fn run_on(blocks: bool, sagas: u32, interval: Duration) -> (Duration, Vec<(Instant, usize)>) {
     let batches = Batches::default();
-    let journal = Counted { store: Memory::new(), batches: batches.clone() };
+    let journal = Counted { store: Memory::new(), batches: batches.clone(), blocks };
     let saga = saga();
     let opening = Orchestrator::open(journal).commit_interval(interval).register(&saga);
     let orchestrator = opening.start().await.unwrap();
@@ -107,6 +124,43 @@ async fn a_saga_that_is_alone_is_not_held_up() {
     let (seldom, batches) = run(1, INTERVAL).await;
     assert_eq!(often, seldom);
     assert!(batches.iter().all(|(_, appends)| *appends == 1), "{batches:?}");
+}
+
+/// By the clock of the wall, since the pause is the thread's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_journal_that_blocks_keeps_the_interval_as_well() {
+    let (_, batches) = run_on(true, 100, INTERVAL).await;
+    apart(&batches, INTERVAL).unwrap();
+    assert!(batches.iter().any(|(_, appends)| *appends > 1), "many came at once");
+}
+
+/// What was queued before the end is written, also where that comes in a pause.
+#[tokio::test(start_paused = true)]
+async fn an_end_within_a_pause_loses_nothing() {
+    let journal = Counted { store: Memory::new(), batches: Batches::default(), blocks: false };
+    let (store, batches) = (journal.store.clone(), journal.batches.clone());
+    let saga = saga();
+    let opening = Orchestrator::open(journal).commit_interval(Duration::from_secs(1)).register(&saga);
+    let orchestrator = opening.start().await.unwrap();
+    let starts = (0..20).map(|n| {
+        let (orchestrator, saga) = (orchestrator.clone(), saga.clone());
+        tokio::spawn(async move { orchestrator.start(&saga, &format!("{n}"), &n).await.map(drop) })
+    });
+    let starts: Vec<_> = starts.collect();
+    while batches.lock().unwrap().iter().all(|(_, appends)| *appends < 2) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    orchestrator.shutdown(Duration::ZERO).await;
+    let mut begun = 0;
+    for start in starts {
+        begun += usize::from(start.await.unwrap().is_ok());
+    }
+    let stored = store.list(Query { limit: 100, ..Query::default() }).await.unwrap();
+    assert!(
+        begun >= 2 && stored.len() >= begun,
+        "{begun} were told that they have begun, {} have",
+        stored.len()
+    );
 }
 
 #[tokio::test]

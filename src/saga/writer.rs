@@ -111,13 +111,13 @@ async fn write(journal: Arc<dyn Journal>, mut jobs: mpsc::UnboundedReceiver<Opti
         if jobs.recv_many(&mut next, BATCH).await == 0 {
             return;
         }
-        if let Some(rest) = pace.rest() {
+        if let Some(rest) = pace.rest().filter(|_| next.len() < BATCH) {
             // This thread is the writer's own where the journal blocks, and needs no timer of a runtime that may be about to end.
             match journal.blocks() {
                 true => std::thread::sleep(rest),
                 false => tokio::time::sleep(rest).await,
             }
-            next.extend(std::iter::from_fn(|| jobs.try_recv().ok()).take(BATCH.saturating_sub(next.len())));
+            next.extend(std::iter::from_fn(|| jobs.try_recv().ok()).take(BATCH - next.len()));
         }
         pace.begin(next.len());
         let queued = next.len();

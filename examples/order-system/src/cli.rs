@@ -332,10 +332,8 @@ async fn up(place: Place) -> Result<(), BoxError> {
     println!("\nready after {} ms\n", began.elapsed().as_millis());
     introduce(&remote, &seed);
     end.await;
-    let by = spans_by();
     println!("ending: what is in flight is finished");
-    system.stop().await;
-    flush(&Env::process(), by).await
+    stopped(system).await
 }
 
 async fn up_processes(place: Place) -> Result<(), BoxError> {
@@ -405,22 +403,34 @@ async fn serve(
         parts: vec![part],
     })
     .await?;
+    let mut end = std::pin::pin!(end_of_program());
     for (part, address) in system.parts() {
         println!("{part} http://{address}");
     }
-    let before = match (replay, backfill) {
-        (true, _) => replayed(system.context(part)).await,
-        (_, true) => backfilled(system.context(part)).await,
-        _ => Ok(()),
+    let before = async {
+        match (replay, backfill) {
+            (true, _) => replayed(system.context(part)).await,
+            (_, true) => backfilled(system.context(part)).await,
+            _ => Ok(()),
+        }
+    };
+    let before = tokio::select! {
+        before = before => before,
+        // What was taken in stays, and can be done again.
+        () = &mut end => return stopped(system).await,
     };
     if let Err(error) = before {
         system.stop().await;
         return Err(error);
     }
     tokio::select! {
-        () = end_of_program() => {}
+        () = end => {}
         () = end_of_input(), if with_parent => {}
     }
+    stopped(system).await
+}
+
+async fn stopped(system: System) -> Result<(), BoxError> {
     let by = spans_by();
     system.stop().await;
     flush(&Env::process(), by).await

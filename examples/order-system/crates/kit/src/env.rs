@@ -74,7 +74,7 @@ variables! {
     KEEP_SENT_MS = "86400000": "How long published events stay in the outbox, for whoever looks (a day)";
     PRUNE_EVERY_MS = "60000": "How often what needs not be remembered any longer is taken away";
     REDIS_KEY_PREFIX = "": "What stands before the keys in Redis, so that two systems can share one";
-    SHUTDOWN_DELAY_MS = "0": "How long a process that was told to end still takes new connections, while it already says that it is not ready: as long as a load balancer needs to notice";
+    SHUTDOWN_DELAY_MS = "0": "How long a process that was told to end still takes new connections, while it already says that it is not ready: as long as a load balancer needs to notice. Meant for a process of one service: of several the later ones have less time left";
     SHUTDOWN_GRACE_MS = "8000": "How long a process that was told to end waits for what is in flight; two seconds later it has ended, whatever hangs";
     LOG = "info": "What is logged, as `tracing` directives";
     TRACE_SAMPLE = "1": "Which share of the traces that begin here is kept, from 0 to 1; what a caller has begun is kept if the caller keeps it. 0: no spans are made at all";

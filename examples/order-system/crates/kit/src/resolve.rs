@@ -1,7 +1,7 @@
 //! Names of machines in base URLs, looked up again when what is known is old.
 //!
 //! A pooled connection lives for as long as it is used, so a name that is only looked up for new connections is never looked up again
-//! under load. Here the name is looked up for requests, at most once in [`TTL`], and the connections belong to addresses. Where a name has
+//! under load. Here the name is looked up for requests, at most once in [`TTL`] and beside them, and the connections belong to addresses. Where a name has
 //! several addresses they take turns.
 
 use std::{
@@ -55,7 +55,7 @@ impl Names {
         Names { lookup: Arc::new(move |host| Box::pin(lookup(host))), known: Arc::default() }
     }
 
-    /// An address of the host. If it cannot be looked up again, what was known holds.
+    /// An address of the host. Nobody waits for what is known to be looked up again: until there is an answer, what was known holds.
     ///
     /// # Errors
     ///
@@ -65,11 +65,20 @@ impl Names {
         if let Ok(ip) = literal.parse::<IpAddr>() {
             return Ok((ip, port).into());
         }
-        if let Some(ip) = self.known(host, false) {
+        if let Some((ip, old)) = self.known(host) {
+            if old {
+                let (names, host) = (self.clone(), host.to_owned());
+                tokio::spawn(async move { names.look_up(&host).await });
+            }
             return Ok((ip, port).into());
         }
-        let answer = (self.lookup)(host.to_owned()).await;
-        match answer {
+        self.look_up(host).await;
+        let known = self.known(host).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        Ok((known.0, port).into())
+    }
+
+    async fn look_up(&self, host: &str) {
+        match (self.lookup)(host.to_owned()).await {
             Ok(addresses) if !addresses.is_empty() => {
                 let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
                 if known.len() >= NAMES {
@@ -81,8 +90,6 @@ impl Names {
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, host, "a name could not be looked up"),
         }
-        let ip = self.known(host, true);
-        ip.map(|ip| (ip, port).into()).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
     }
 
     /// The base URL with an address in place of the name, without a slash at its end, and what the header `Host` is to say.
@@ -105,11 +112,18 @@ impl Names {
         Ok((format!("{scheme}://{address}{path}").into(), header))
     }
 
-    fn known(&self, host: &str, old: bool) -> Option<IpAddr> {
+    /// The address whose turn it is, and whether it is time to look the name up again; that is said to one who asks, and not again for as long
+    /// as an answer holds.
+    fn known(&self, host: &str) -> Option<(IpAddr, bool)> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = known.get_mut(host).filter(|entry| old || entry.until > Instant::now())?;
+        let entry = known.get_mut(host)?;
+        let now = Instant::now();
+        let old = entry.until <= now;
+        if old {
+            entry.until = now + TTL;
+        }
         entry.turn += 1;
-        Some(entry.addresses[entry.turn % entry.addresses.len()])
+        Some((entry.addresses[entry.turn % entry.addresses.len()], old))
     }
 }
 
@@ -126,20 +140,31 @@ mod tests {
             let asked = asked.clone();
             move |_| {
                 let times = asked.fetch_add(1, SeqCst) + 1;
-                std::future::ready(match times {
-                    3 => Err(io::Error::from(io::ErrorKind::TimedOut)),
-                    times => Ok(vec![[10, 0, 0, times].into()]),
-                })
+                async move {
+                    match times {
+                        3 => Err(io::Error::from(io::ErrorKind::TimedOut)),
+                        4 => std::future::pending().await,
+                        times => Ok(vec![[10, 0, 0, times].into()]),
+                    }
+                }
             }
         });
         let address = async || names.address("users", 3001).await.unwrap().to_string();
         assert_eq!((address().await, address().await), ("10.0.0.1:3001".into(), "10.0.0.1:3001".into()));
-        tokio::time::advance(TTL).await;
-        assert_eq!(address().await, "10.0.0.2:3001");
-        tokio::time::advance(TTL).await;
-        assert_eq!(address().await, "10.0.0.2:3001", "no answer: what was known holds");
-        assert_eq!(asked.load(SeqCst), 3);
-        assert_eq!(address().await, "10.0.0.4:3001");
+        let mut holds = "10.0.0.1:3001";
+        // An answer, an error, no answer at all, and an answer again.
+        for (times, then) in
+            [(2, "10.0.0.2:3001"), (3, "10.0.0.2:3001"), (4, "10.0.0.2:3001"), (5, "10.0.0.5:3001")]
+        {
+            tokio::time::advance(TTL).await;
+            assert_eq!((address().await.as_str(), address().await.as_str()), (holds, holds), "nobody waits");
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(address().await, then);
+            assert_eq!(asked.load(SeqCst), times, "one looks it up");
+            holds = then;
+        }
     }
 
     #[tokio::test]

@@ -303,7 +303,7 @@ async fn timeline(
                 order_id: id.clone(),
                 phase: order.status.to_string(),
                 note: match order.status.is_final() {
-                    true => "its saga is over, and forgotten".to_owned(),
+                    true => "it has no saga, or none any more".to_owned(),
                     false => "its saga has not begun".to_owned(),
                 },
                 steps: Vec::new(),

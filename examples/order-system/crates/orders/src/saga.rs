@@ -268,7 +268,7 @@ impl Engine {
     }
 
     /// Has an order cancelled, unless that is no longer possible. One whose saga there was no room for yet is cancelled by itself: nothing has
-    /// happened to it that would have to be undone. Should its saga begin at this moment, that is turned round where it would confirm the order.
+    /// happened to it that would have to be undone. Should its saga begin at this very moment, that is turned round where it would confirm the order.
     pub(crate) async fn call_off(&self, store: &Store, order: &Order, reason: &str) -> Result<(), BoxError> {
         match self.begin(order).await {
             Ok(()) => Ok(self.cancel(&order.id, reason).await?),

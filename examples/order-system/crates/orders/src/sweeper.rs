@@ -107,14 +107,16 @@ async fn sweep(store: &Store, engine: &Engine, mut after: String, age: Duration)
         };
         for (order, under_way) in page {
             if !under_way {
-                match engine.begin(&order).await {
+                match begin(store, engine, &order.id).await {
                     Ok(()) => {}
-                    Err(error @ (StartError::Busy(_) | StartError::Closed | StartError::Store(_))) => {
+                    Err(Missing::Later(error)) => {
                         tracing::debug!(%error, order = order.id, "a saga could not be started yet");
                         return after;
                     }
                     // It will not be otherwise at the next look, and must not keep the others from being looked at.
-                    Err(error) => tracing::error!(%error, order = order.id, "a saga cannot be started"),
+                    Err(Missing::Never(error)) => {
+                        tracing::error!(%error, order = order.id, "a saga cannot be started");
+                    }
                 }
                 if let Err(error) = close(store, engine, &order.id).await {
                     tracing::warn!(%error, order = order.id, "whether a saga is over could not be seen");
@@ -124,6 +126,23 @@ async fn sweep(store: &Store, engine: &Engine, mut after: String, age: Duration)
             after = order.id;
         }
     }
+}
+
+/// Why a saga is missing still.
+enum Missing {
+    Later(order_kit::BoxError),
+    Never(StartError),
+}
+
+/// Begins the saga of an order that is open. It is looked at once more: others of its page were begun meanwhile, which takes its time, and
+/// what a customer has cancelled by now must not be paid for.
+async fn begin(store: &Store, engine: &Engine, id: &str) -> Result<(), Missing> {
+    let order = store.find(id).await.map_err(|error| Missing::Later(error.into()))?;
+    let Some(order) = order.filter(|order| !order.status.is_final()) else { return Ok(()) };
+    engine.begin(&order).await.map_err(|error| match error {
+        StartError::Busy(_) | StartError::Closed | StartError::Store(_) => Missing::Later(error.into()),
+        other => Missing::Never(other),
+    })
 }
 
 /// A page of open orders, and of each whether its saga is under way: those take nothing but the two pages, however many they are.
@@ -204,6 +223,12 @@ mod tests {
             let placed = store.place(order(number), None).await.unwrap();
             assert!(matches!(placed, Placed::New));
         }
+
+        // One of them is cancelled between the look at the page and its turn.
+        assert!(matches!(store.place(order(9), None).await.unwrap(), Placed::New));
+        store.cancel("order-009", "not_wanted").await.unwrap();
+        assert!(begin(&store, &engine, "order-009").await.is_ok());
+        assert!(engine.under_way("", "order-009").await.unwrap().is_empty());
 
         let ago = Duration::ZERO;
         let after = sweep(&store, &engine, String::new(), ago).await;

@@ -91,7 +91,7 @@ async fn a_saga_that_is_forgotten_is_over_and_is_not_begun_anew() {
     world.restart().await;
     eventually("it is forgotten", async || {
         let timeline = world.get(&format!("/orders/{done}/timeline")).await.body;
-        timeline["steps"] == json!([]) && timeline["note"] == "its saga is over, and forgotten"
+        timeline["steps"] == json!([]) && timeline["note"] == "it has no saga, or none any more"
     })
     .await;
     let timeline = world.get(&format!("/orders/{open}/timeline")).await.body;
