@@ -57,7 +57,7 @@ pub(crate) fn health(gateway: &Gateway) -> Router {
 }
 
 /// A token for whoever asks, in development.
-#[utoipa::path(post, path = "/auth/token", request_body = Wanted, responses((status = 200, body = Made), (status = 400)))]
+#[utoipa::path(post, path = "/auth/token", request_body = Wanted, responses((status = 200, body = Made), (status = 400), (status = 429, description = "Too many requests from one address")))]
 async fn make_token(
     State(gateway): State<Gateway>,
     Json(wanted): Json<Wanted>,

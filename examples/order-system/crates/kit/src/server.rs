@@ -119,7 +119,8 @@ fn surrounded(around: Around, routes: Router) -> Router {
 }
 
 fn open(around: Around, mut api: utoipa::openapi::OpenApi) -> Router {
-    api.info.title = around.context.name().to_owned();
+    // What there is otherwise is of the library that writes descriptions.
+    api.info = utoipa::openapi::Info::new(around.context.name(), env!("CARGO_PKG_VERSION"));
     let api = serde_json::to_string(&api).unwrap_or_default();
     let events = around.context.told();
     let mut routes = health_and_metrics(around).route("/openapi.json", text("application/json", api));
