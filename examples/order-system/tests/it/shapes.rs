@@ -20,6 +20,8 @@ pub struct Servers {
     pub variables: Vec<(String, String)>,
     /// The database, and what the schemas' names begin with.
     postgres: Option<(String, String)>,
+    /// Redis, and what the keys begin with.
+    redis: Option<(String, String)>,
     vhost: Option<String>,
 }
 
@@ -48,10 +50,11 @@ pub fn servers(test: &str) -> Option<Servers> {
         (env::DATABASE_URL.to_owned(), postgres.clone()),
         ("DATABASE_SCHEMA_PREFIX".to_owned(), own.clone()),
         (env::RABBITMQ_URL.to_owned(), format!("{host}/{own}")),
-        (env::REDIS_URL.to_owned(), redis),
+        (env::REDIS_URL.to_owned(), redis.clone()),
         ("REDIS_KEY_PREFIX".to_owned(), own.clone()),
     ];
-    Some(Servers { variables, postgres: Some((postgres, own.clone())), vhost: Some(own) })
+    let redis = Some((redis, own.clone()));
+    Some(Servers { variables, postgres: Some((postgres, own.clone())), redis, vhost: Some(own) })
 }
 
 fn rabbitmqctl(arguments: &[&str]) -> bool {
@@ -62,13 +65,21 @@ fn rabbitmqctl(arguments: &[&str]) -> bool {
 impl Servers {
     /// SQLite files, and nothing else.
     pub fn embedded() -> Self {
-        Servers { variables: Vec::new(), postgres: None, vhost: None }
+        Servers { variables: Vec::new(), postgres: None, redis: None, vhost: None }
     }
 
-    /// Leaves nothing behind, but what Redis itself forgets within the hour.
+    /// Leaves nothing behind.
     pub async fn clean(self) -> Result<(), BoxError> {
         if let Some(vhost) = self.vhost {
             assert!(rabbitmqctl(&["delete_vhost", &vhost]), "the virtual host goes");
+        }
+        if let Some((url, prefix)) = self.redis {
+            let mut redis = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
+            let all = format!("{prefix}*");
+            let keys: Vec<String> = redis::cmd("KEYS").arg(all).query_async(&mut redis).await?;
+            if !keys.is_empty() {
+                redis::cmd("DEL").arg(keys).exec_async(&mut redis).await?;
+            }
         }
         if let Some((url, prefix)) = self.postgres {
             let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await?;
