@@ -172,8 +172,15 @@ async fn what_is_stuck_is_found_looked_at_and_settled() {
     let said = say(&file, "list --phase compensated --definition stuck --limit 1").await;
     assert_eq!(said.out.lines().count(), 2, "{said:?}");
     assert_eq!(say(&file, "list --definition other").await.out.lines().count(), 1);
+    let ended = say(&file, "list --definition stuck --json").await.out.lines().count();
+    assert_eq!(say(&file, "list --version 1 --limit 1 --json").await.out.lines().count(), ended.min(1));
+    assert_eq!(say(&file, "list --version 9 --json").await.out, "");
+    assert_eq!(say(&file, "list --open --definition stuck --json").await.out, "", "they are over");
     assert_eq!(say(&file, "gc --older-than 1h").await.out, "0 sagas forgotten\n");
-    assert_eq!(say(&file, "gc --older-than 0s --limit 1").await.out, "1 sagas forgotten\n");
+    assert_eq!(say(&file, "gc --older-than 0s --limit 1 --by grace").await.out, "1 sagas forgotten\n");
+    let said = say(&file, "audit").await;
+    assert!(said.out.lines().nth(1).is_some_and(|line| line.contains("  grace  1  ")), "{said:?}");
+    assert_eq!(said.out.lines().count(), 2, "nothing that was not forgotten: {said:?}");
     assert_eq!(say(&file, "list --json").await.out.lines().count(), 1);
 }
 

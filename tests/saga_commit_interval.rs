@@ -10,8 +10,8 @@ use std::{
 use mainstay::saga::{
     Failure, Incarnation, OpenError, Orchestrator, Outcome, Output, Saga, SagaId, Timestamp,
     journal::{
-        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
-        Stored,
+        Append, Claim, Forgotten, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request,
+        Requested, Stored,
     },
     memory::Memory,
 };

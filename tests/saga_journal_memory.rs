@@ -8,8 +8,8 @@ use mainstay::saga::{
     Incarnation, Record, SagaId, Timestamp,
     conformance::{self, Broken, Pen, Subject, definition},
     journal::{
-        Append, Claim, Corrupt, Head, Journal, Pending, Phase, Presence, Query, Refusal, Registered, Request,
-        Requested, StoreError, Stored,
+        Append, Claim, Corrupt, Forgotten, Head, Journal, Pending, Phase, Presence, Query, Refusal,
+        Registered, Request, Requested, StoreError, Stored,
     },
     memory::{Fault, Memory, Operation},
 };
@@ -93,13 +93,14 @@ enum Bug {
     ForgetsWithoutLimit,
     ForgetsTooMuch,
     ForgetsNothing,
+    ForgetsInSilence,
     AcknowledgesUnsynced,
     StandsStill,
 }
 
 use Bug::*;
 
-const BUGS: [Bug; 37] = [
+const BUGS: [Bug; 38] = [
     IgnoresTheOwner,
     IgnoresTheEpoch,
     AcceptsAGap,
@@ -135,6 +136,7 @@ const BUGS: [Bug; 37] = [
     ForgetsWithoutLimit,
     ForgetsTooMuch,
     ForgetsNothing,
+    ForgetsInSilence,
     AcknowledgesUnsynced,
     StandsStill,
 ];
@@ -331,13 +333,20 @@ impl Journal for Planted {
         })
     }
 
-    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+    fn forget(&self, by: &str, before: Timestamp, limit: usize) -> Pending<'_, usize> {
         match self.bug {
-            ForgetsWithoutLimit => self.inner.forget(before, usize::MAX),
-            ForgetsTooMuch => self.inner.forget(Timestamp(u64::MAX), limit),
+            ForgetsWithoutLimit => self.inner.forget(by, before, usize::MAX),
+            ForgetsTooMuch => self.inner.forget(by, Timestamp(u64::MAX), limit),
             ForgetsNothing => Box::pin(std::future::ready(Ok(0))),
-            _ => self.inner.forget(before, limit),
+            _ => self.inner.forget(by, before, limit),
         }
+    }
+
+    fn forgotten(&self, limit: usize) -> Pending<'_, Vec<Forgotten>> {
+        if self.is(ForgetsInSilence) {
+            return Box::pin(std::future::ready(Ok(Vec::new())));
+        }
+        self.inner.forgotten(limit)
     }
 }
 

@@ -322,7 +322,7 @@ fn a_tool_asks_and_forgets_but_owns_nothing() {
     ];
     assert!(refused.iter().all(|answer| matches!(answer, Err(StoreError::InUse(_)))), "{refused:?}");
     append(&store, pen.end(Phase::Compensated)).unwrap();
-    assert_eq!(block_on(tool.forget(Timestamp(100), 10)), Ok(1));
+    assert_eq!(block_on(tool.forget("me", Timestamp(100), 10)), Ok(1));
     assert_eq!(length(&store, "a"), None);
 }
 
@@ -535,7 +535,7 @@ fn a_full_disk_is_no_success_and_no_end() {
         assert_eq!(length(&store, pen.saga().as_str()), Some(acked), "nothing of the batch is there");
     }
     append(&store, pens[0].end(Phase::Completed)).expect("what needs no room is done");
-    assert_eq!(block_on(store.forget(Timestamp(100), 10)), Ok(1));
+    assert_eq!(block_on(store.forget("me", Timestamp(100), 10)), Ok(1));
     append(&store, pens[1].step("x")).expect("there is room again");
     drop(store);
     let store = Sqlite::open(&path).unwrap();

@@ -17,8 +17,8 @@ use mainstay::saga::{
     Failure, Incarnation, Inputs, Orchestrator, Order, Outcome, Output, Payload, Phase, Saga, SagaId,
     StartError, StoreError, Timestamp,
     journal::{
-        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
-        Stored,
+        Append, Claim, Forgotten, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request,
+        Requested, Stored,
     },
     memory::{Fault, Memory, Operation},
 };

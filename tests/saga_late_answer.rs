@@ -17,8 +17,8 @@ use std::{
 use mainstay::saga::{
     Failure, Incarnation, Orchestrator, Output, Saga, SagaId, StoreError, Timestamp, Unknown,
     journal::{
-        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
-        Stored,
+        Append, Claim, Forgotten, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request,
+        Requested, Stored,
     },
     memory::{Memory, Operation},
 };

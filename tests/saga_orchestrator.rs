@@ -19,8 +19,8 @@ use mainstay::{
         AskError, Cause, Failure, Incarnation, Orchestrator, Order, Outcome, Output, Phase, Saga, SagaId,
         StartError, StartOptions, StoreError, Timestamp,
         journal::{
-            Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
-            Stored,
+            Append, Claim, Forgotten, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request,
+            Requested, Stored,
         },
         memory::{Fault, Memory, Operation},
     },

@@ -22,8 +22,8 @@ use std::{
 use mainstay::saga::{
     Incarnation, Orchestrator, Saga, SagaId, Timestamp,
     journal::{
-        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
-        Stored,
+        Append, Claim, Forgotten, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request,
+        Requested, Stored,
     },
     sqlite::Sqlite,
 };
@@ -466,7 +466,11 @@ impl<J: Journal> Journal for Counted<J> {
         self.inner.requests(by)
     }
 
-    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
-        self.inner.forget(before, limit)
+    fn forget(&self, by: &str, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+        self.inner.forget(by, before, limit)
+    }
+
+    fn forgotten(&self, limit: usize) -> Pending<'_, Vec<Forgotten>> {
+        self.inner.forgotten(limit)
     }
 }

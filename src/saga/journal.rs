@@ -77,8 +77,12 @@ pub trait Journal: Send + Sync + 'static {
     /// The requests that wait at sagas whose owner is `by`, in the order of their arrival.
     fn requests(&self, by: &Incarnation) -> Pending<'_, Vec<Request>>;
 
-    /// Deletes at most `limit` sagas that ended before `before`, with all that belongs to them; how many it were.
-    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize>;
+    /// Deletes at most `limit` sagas that ended before `before`, with all that belongs to them; how many it were. In the same transaction
+    /// it is noted that `by` did so, in one row for each `by` and `before`.
+    fn forget(&self, by: &str, before: Timestamp, limit: usize) -> Pending<'_, usize>;
+
+    /// What was forgotten, at most `limit` rows, the last ones first.
+    fn forgotten(&self, limit: usize) -> Pending<'_, Vec<Forgotten>>;
 
     /// What is wrong with the store as a whole, beside what [`Stored::verify`] says of single sagas; reads all of it. Nothing, where the
     /// store looks after itself.
@@ -265,6 +269,19 @@ impl Stored {
         }
         Ok(())
     }
+}
+
+/// What is left of sagas that were forgotten.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Who said so.
+    pub by: String,
+    /// They had ended before that.
+    pub before: Timestamp,
+    /// How many they were.
+    pub sagas: u64,
+    /// When the last of them went.
+    pub at: Timestamp,
 }
 
 /// What is wrong with the entries of a saga.

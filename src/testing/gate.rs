@@ -11,8 +11,8 @@ use crate::{
     saga::{
         Incarnation, SagaId, Timestamp,
         journal::{
-            Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
-            StoreError, Stored,
+            Append, Claim, Forgotten, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request,
+            Requested, StoreError, Stored,
         },
         memory::{self, Memory, Operation},
     },
@@ -158,7 +158,11 @@ impl Journal for Gate {
         Box::pin(self.through(self.store.requests(by)))
     }
 
-    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
-        Box::pin(self.through(self.store.forget(before, limit)))
+    fn forget(&self, by: &str, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+        Box::pin(self.through(self.store.forget(by, before, limit)))
+    }
+
+    fn forgotten(&self, limit: usize) -> Pending<'_, Vec<Forgotten>> {
+        Box::pin(self.through(self.store.forgotten(limit)))
     }
 }

@@ -12,8 +12,8 @@ use std::{
 use mainstay::saga::{
     Incarnation, SagaId, StoreError, Timestamp,
     journal::{
-        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
-        Stored,
+        Append, Claim, Forgotten, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request,
+        Requested, Stored,
     },
 };
 use tokio::sync::watch;
@@ -232,7 +232,12 @@ impl Journal for Gate {
         Box::pin(self.ask(move |journal| journal.requests(&by)))
     }
 
-    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
-        Box::pin(self.ask(move |journal| journal.forget(before, limit)))
+    fn forget(&self, by: &str, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+        let by = by.to_owned();
+        Box::pin(self.ask(move |journal| journal.forget(&by, before, limit)))
+    }
+
+    fn forgotten(&self, limit: usize) -> Pending<'_, Vec<Forgotten>> {
+        Box::pin(self.ask(move |journal| journal.forgotten(limit)))
     }
 }

@@ -303,7 +303,11 @@ fn what_is_beside_a_damaged_row_is_answered() {
         let registered = journal.orchestrators().await.unwrap();
         assert_eq!(registered.iter().map(|one| one.by.as_str()).collect::<Vec<_>>(), ["gone", "me"]);
         assert_eq!(registered[0].until, Timestamp(0), "it is not alive");
-        assert_eq!(journal.forget(Timestamp(u64::MAX), 10).await.unwrap(), 0, "nobody knows when it ended");
+        assert_eq!(
+            journal.forget("me", Timestamp(u64::MAX), 10).await.unwrap(),
+            0,
+            "nobody knows when it ended"
+        );
         let heads = journal.list(Query::default()).await.unwrap();
         assert_eq!(heads[2].note, "its finished makes no sense: -7");
     });

@@ -308,7 +308,8 @@ impl Journal for Counted {
             -> mainstay::saga::journal::Pending<'_, mainstay::saga::journal::Requested>;
         requests(by: &mainstay::saga::Incarnation)
             -> mainstay::saga::journal::Pending<'_, Vec<mainstay::saga::journal::Request>>;
-        forget(before: mainstay::saga::Timestamp, limit: usize) -> mainstay::saga::journal::Pending<'_, usize>;
+        forget(by: &str, before: mainstay::saga::Timestamp, limit: usize) -> mainstay::saga::journal::Pending<'_, usize>;
+        forgotten(limit: usize) -> mainstay::saga::journal::Pending<'_, Vec<mainstay::saga::journal::Forgotten>>;
     }
 }
 

@@ -47,8 +47,12 @@ macro_rules! forward_to_store {
             self.store.requests(by)
         }
 
-        fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
-            self.store.forget(before, limit)
+        fn forget(&self, by: &str, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+            self.store.forget(by, before, limit)
+        }
+
+        fn forgotten(&self, limit: usize) -> Pending<'_, Vec<Forgotten>> {
+            self.store.forgotten(limit)
         }
     };
 }

@@ -23,7 +23,8 @@ pub struct Invocation {
 
 #[derive(Debug)]
 pub enum Command {
-    List(Query),
+    List(Query, Option<u32>),
+    Audit,
     Stuck,
     Check,
     Show(SagaId),
@@ -43,7 +44,7 @@ pub struct What {
 
 /// The options that each command knows, besides those that all know.
 const OPTIONS: &[(&str, &[&str])] = &[
-    ("list", &["phase", "definition", "tag", "limit", "json"]),
+    ("list", &["phase", "open", "definition", "version", "tag", "limit", "json"]),
     ("stuck", &["json"]),
     ("check", &[]),
     ("show", &["json"]),
@@ -58,7 +59,8 @@ const OPTIONS: &[(&str, &[&str])] = &[
     ("compensate", &["reason", "by", "wait"]),
     ("abandon", &["reason", "by", "wait"]),
     ("signal", &["by", "wait"]),
-    ("gc", &["older-than", "limit"]),
+    ("gc", &["older-than", "limit", "by"]),
+    ("audit", &["json"]),
 ];
 
 impl Invocation {
@@ -88,14 +90,29 @@ impl Invocation {
 
 fn command(name: &str, words: &mut Words) -> Result<Command, String> {
     Ok(match name {
-        "list" => Command::List(Query {
-            phases: words.options("phase").iter().map(|word| phase(word)).collect::<Result<_, _>>()?,
-            definition: words.option("definition"),
-            tag: words.option("tag"),
-            after: None,
-            limit: number(words, "limit")?,
-        }),
+        "list" => {
+            let mut phases: Vec<Phase> =
+                words.options("phase").iter().map(|word| phase(word)).collect::<Result<_, _>>()?;
+            if words.flag("open") {
+                if !phases.is_empty() {
+                    return Err("--open and --phase are one too many".to_owned());
+                }
+                phases.extend(Phase::ALL.into_iter().filter(|phase| !phase.is_terminal()));
+            }
+            let version = words.option("version").map(|text| {
+                text.parse().map_err(|_| format!("--version needs the number of a version, not {text:?}"))
+            });
+            let query = Query {
+                phases,
+                definition: words.option("definition"),
+                tag: words.option("tag"),
+                after: None,
+                limit: number(words, "limit")?,
+            };
+            Command::List(query, version.transpose()?)
+        }
         "stuck" => Command::Stuck,
+        "audit" => Command::Audit,
         "check" => Command::Check,
         "show" => Command::Show(id(words)?),
         "timeline" => Command::Timeline(id(words)?),
@@ -175,9 +192,12 @@ mod tests {
     fn a_command_line_is_read_whole() {
         let read =
             parse("--store=sqlite:x list --phase stuck --phase parked --limit 5 --json").unwrap().unwrap();
-        let Command::List(query) = &read.command else { panic!("{read:?}") };
+        let Command::List(query, None) = &read.command else { panic!("{read:?}") };
         assert_eq!((&query.phases[..], query.limit), (&[Phase::Stuck, Phase::Parked][..], 5));
         assert!(read.json);
+        let read = parse("--store=sqlite:x list --open --definition order --version 2").unwrap().unwrap();
+        let Command::List(query, Some(2)) = &read.command else { panic!("{read:?}") };
+        assert_eq!((query.phases.len(), query.definition.as_deref()), (5, Some("order")));
         let read = parse("retry --store sqlite:x -- --odd-id step").unwrap().unwrap();
         let Command::Ask(id, What { ask: Ask::Order(Order::Retry { step }), .. }) = &read.command else {
             panic!("{read:?}")
@@ -194,6 +214,8 @@ mod tests {
             ("--store s dance", "no command \"dance\""),
             ("list", "no --store"),
             ("--store s list --phase odd", "there are running, waiting"),
+            ("--store s list --open --phase stuck", "one too many"),
+            ("--store s list --version two", "not \"two\""),
             ("--store s list extra", "\"extra\" is one word too many"),
             ("--store s show", "the id of a saga is missing"),
             ("--store s show x --reason y", "show has no option --reason"),

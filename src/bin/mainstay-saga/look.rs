@@ -7,7 +7,7 @@ use std::{
 
 use mainstay::saga::{
     Phase, Timestamp,
-    journal::{Head, Journal, Query, Stored},
+    journal::{Forgotten, Head, Journal, Query, Stored},
     view::{Diagram, Timeline},
 };
 use serde_json::{Value, json};
@@ -27,8 +27,15 @@ pub async fn present(store: &dyn Journal) -> Result<Present, Error> {
     Ok(Present { now: store.now().await?, orchestrators })
 }
 
-pub async fn list(store: &dyn Journal, query: &Query, json: bool, out: &mut impl Write) -> Result<(), Error> {
-    let heads = heads(store, query).await?;
+/// Heads that were asked for, if not of `None` then of one version.
+pub async fn list(
+    store: &dyn Journal,
+    query: &Query,
+    version: Option<u32>,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<(), Error> {
+    let heads = heads(store, query, version).await?;
     let present = present(store).await?;
     if json {
         heads.iter().try_for_each(|head| {
@@ -52,7 +59,7 @@ pub async fn list(store: &dyn Journal, query: &Query, json: bool, out: &mut impl
 /// What needs a person. Reads every saga that is not over, one after the other.
 pub async fn stuck(store: &dyn Journal, json: bool, out: &mut impl Write) -> Result<(), Error> {
     let phases = Phase::ALL.into_iter().filter(|phase| !phase.is_terminal()).collect();
-    let heads = heads(store, &Query { phases, ..Query::default() }).await?;
+    let heads = heads(store, &Query { phases, ..Query::default() }, None).await?;
     let titles = ["id", "phase", "definition", "age", "records", "trouble", "why", "what to do"];
     let mut rows = vec![titles.map(str::to_owned)];
     let mut present = self::present(store).await?;
@@ -79,21 +86,23 @@ pub async fn stuck(store: &dyn Journal, json: bool, out: &mut impl Write) -> Res
     Ok(())
 }
 
-async fn heads(store: &dyn Journal, query: &Query) -> Result<Vec<Head>, Error> {
+async fn heads(store: &dyn Journal, query: &Query, version: Option<u32>) -> Result<Vec<Head>, Error> {
     let most = if query.limit == 0 { usize::MAX } else { query.limit };
     let mut all: Vec<Head> = Vec::new();
     let mut query = query.clone();
     while all.len() < most {
-        query.limit = PAGE.min(most - all.len());
+        // What a page has of another version is left out behind the store.
+        query.limit = if version.is_some() { PAGE } else { PAGE.min(most - all.len()) };
         let page = store.list(query.clone()).await?;
         let Some(last) = page.last() else { break };
         query.after = Some(last.id.clone());
         let is_last = page.len() < query.limit;
-        all.extend(page);
+        all.extend(page.into_iter().filter(|head| version.is_none_or(|it| it == head.definition.version)));
         if is_last {
             break;
         }
     }
+    all.truncate(most);
     Ok(all)
 }
 
@@ -121,7 +130,7 @@ fn table<const N: usize>(rows: &[[String; N]], out: &mut impl Write) -> io::Resu
 /// How many sagas are damaged, and what else is.
 pub async fn check(store: &dyn Journal, out: &mut impl Write) -> Result<usize, Error> {
     let (mut read, mut damaged) = (0, 0);
-    for head in heads(store, &Query::default()).await? {
+    for head in heads(store, &Query::default(), None).await? {
         let why = match (store.load(&head.id).await?, head.damage) {
             (Some(stored), _) => damage(&stored),
             (None, Some(damage)) => Some(damage),
@@ -206,7 +215,7 @@ pub fn diagram(stored: &Stored) -> Diagram {
 }
 
 /// How many sagas were forgotten.
-pub async fn gc(store: &dyn Journal, age: Duration, limit: usize) -> Result<usize, Error> {
+pub async fn gc(store: &dyn Journal, by: &str, age: Duration, limit: usize) -> Result<usize, Error> {
     let now = store.now().await?;
     let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     let before = Timestamp(now.0.saturating_sub(age));
@@ -214,13 +223,28 @@ pub async fn gc(store: &dyn Journal, age: Duration, limit: usize) -> Result<usiz
     let mut forgotten = 0;
     while forgotten < most {
         let at_once = FORGET.min(most - forgotten);
-        let some = store.forget(before, at_once).await?;
+        let some = store.forget(by, before, at_once).await?;
         forgotten += some;
         if some < at_once {
             break;
         }
     }
     Ok(forgotten)
+}
+
+/// What was forgotten, the last first.
+pub async fn audit(store: &dyn Journal, json: bool, out: &mut impl Write) -> Result<(), Error> {
+    let mut rows = vec![["at", "by", "sagas", "that had ended before"].map(str::to_owned)];
+    for Forgotten { by, before, sagas, at } in store.forgotten(usize::MAX).await? {
+        if json {
+            writeln!(out, "{}", json!({ "at": at.0, "by": by, "sagas": sagas, "before": before.0 }))?;
+        }
+        rows.push([date(at), one_line(&by), sagas.to_string(), date(before)]);
+    }
+    if !json {
+        table(&rows, out)?;
+    }
+    Ok(())
 }
 
 fn input(stored: &Stored) -> Value {

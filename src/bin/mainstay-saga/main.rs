@@ -22,7 +22,8 @@ const USAGE: &str = "\
 mainstay-saga --store STORE COMMAND
 
 Looks at sagas:
-  list [--phase P]... [--definition D] [--tag T] [--limit N]
+  list [--phase P]... [--open] [--definition D] [--version V] [--tag T] [--limit N]
+                                 --open: those that are not over
   stuck                          what needs a person: stuck, parked, blocked, damaged, overdue, or with nobody who
                                  works on it; why, and what to do. Reads every saga that is not over
   check                          reads every record of every saga; fails if one is damaged
@@ -42,12 +43,13 @@ Leaves an order at a saga, and waits a moment for the orchestrator that takes it
 
 Tidies up:
   gc --older-than 30d [--limit N]  forget sagas that ended so long ago
+  audit                          who had which sagas forgotten, and when
 
 Options:
   --store sqlite:FILE | postgres://USER@HOST/DATABASE   or the variable MAINSTAY_SAGA_STORE
   --schema S  where the tables are in Postgres (mainstay_saga)
-  --json     list, stuck: an object for each saga; show, timeline: one object
-  --by WHO   in whose name an order is left (the variable USER)
+  --json     list, stuck, audit: an object for each line; show, timeline: one object
+  --by WHO   in whose name an order is left, or sagas are forgotten (the variable USER)
   --wait T   how long to wait for what becomes of an order (5s)
 
 It ends with 0 when it is done, 1 when it failed or the order was refused, 2 when it was not understood, and 3 when
@@ -87,7 +89,8 @@ async fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
     let json = invocation.json;
     let mut out = io::stdout().lock();
     match &invocation.command {
-        Command::List(query) => look::list(store, query, json, &mut out).await?,
+        Command::List(query, version) => look::list(store, query, *version, json, &mut out).await?,
+        Command::Audit => look::audit(store, json, &mut out).await?,
         Command::Stuck => look::stuck(store, json, &mut out).await?,
         Command::Check => {
             let damaged = look::check(store, &mut out).await?;
@@ -109,7 +112,7 @@ async fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
             return Ok(told.say(&mut out)?);
         }
         Command::Gc { age, limit } => {
-            let forgotten = look::gc(store, *age, *limit).await?;
+            let forgotten = look::gc(store, &invocation.by, *age, *limit).await?;
             writeln!(out, "{forgotten} sagas forgotten")?;
         }
     }

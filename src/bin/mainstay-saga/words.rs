@@ -8,7 +8,7 @@ pub struct Words {
 }
 
 /// Options without a value.
-const FLAGS: &[&str] = &["json"];
+const FLAGS: &[&str] = &["json", "open"];
 /// Options that may be given more than once.
 const MANY: &[&str] = &["phase"];
 

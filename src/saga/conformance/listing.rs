@@ -8,7 +8,7 @@ use super::{
 };
 use crate::saga::{
     Timestamp,
-    journal::{Ask, Query, Request, Requested},
+    journal::{Ask, Forgotten, Query, Request, Requested},
 };
 
 type Checked = Result<(), Broken>;
@@ -128,11 +128,11 @@ pub(super) async fn only_what_ended_before_is_forgotten(subject: &Subject) -> Ch
     let mut asleep = Pen::new("asleep", &incarnation("one"), Timestamp(1));
     accept(&journal, asleep.begin(&definition())).await?;
     accept(&journal, asleep.release(None)).await?;
-    same!(journal.forget(Timestamp(2_000), 100).await?, 1, "how many ended before");
+    same!(journal.forget("me", Timestamp(2_000), 100).await?, 1, "how many ended before");
     same!(listed(&journal, Query::default()).await?, ["asleep", "at that time", "new", "open"], "the others");
-    same!(journal.forget(Timestamp(2_000), 100).await?, 0, "how many are left that ended before");
+    same!(journal.forget("me", Timestamp(2_000), 100).await?, 0, "how many are left that ended before");
     let journal = subject.again(journal).await;
-    same!(journal.forget(Timestamp(u64::MAX >> 1), 100).await?, 2, "everything that is over");
+    same!(journal.forget("me", Timestamp(u64::MAX >> 1), 100).await?, 2, "everything that is over");
     same!(
         listed(&journal, Query::default()).await?,
         ["asleep", "open"],
@@ -147,7 +147,7 @@ pub(super) async fn forgetting_goes_in_small_batches(subject: &Subject) -> Check
         ended(&journal, &format!("saga {n}"), n + 1).await?;
     }
     for (expected, left) in [(10, 15), (10, 5), (5, 0), (0, 0)] {
-        same!(journal.forget(Timestamp(1_000), 10).await?, expected, "how many are forgotten at once");
+        same!(journal.forget("me", Timestamp(1_000), 10).await?, expected, "how many are forgotten at once");
         same!(listed(&journal, Query::default()).await?.len(), left, "how many are left");
     }
     Ok(())
@@ -172,7 +172,7 @@ pub(super) async fn forgetting_leaves_nothing_behind(subject: &Subject) -> Check
         accept(&journal, Append { answers: vec!["answered".into()], ..pen.step("x") }).await?;
         accept(&journal, pen.end(Phase::Completed)).await?;
         same!(whole(&journal, pen.saga()).await?.entries.len(), 3, "the entries in round {round}");
-        same!(journal.forget(Timestamp(1_000), 1).await?, 1, "how many are forgotten");
+        same!(journal.forget("me", Timestamp(1_000), 1).await?, 1, "how many are forgotten");
         ensure!(journal.load(pen.saga()).await?.is_none(), "a forgotten saga is still there");
         same!(
             journal.request(request("answered")).await?,
@@ -180,5 +180,29 @@ pub(super) async fn forgetting_leaves_nothing_behind(subject: &Subject) -> Check
             "a request at what is forgotten"
         );
     }
+    Ok(())
+}
+
+pub(super) async fn who_forgot_is_noted(subject: &Subject) -> Checked {
+    let journal = subject.opened().await;
+    for n in 0..5 {
+        ended(&journal, &format!("saga {n}"), n + 1).await?;
+    }
+    same!(journal.forget("ada", Timestamp(1), 10).await?, 0, "how many ended before the first");
+    same!(journal.forgotten(10).await?, Vec::new(), "what was forgotten when nothing was");
+    for (by, before, limit, count) in [("ada", 5, 2, 2), ("bob", 5, 1, 1), ("ada", 5, 9, 1), ("ada", 9, 9, 1)]
+    {
+        same!(journal.forget(by, Timestamp(before), limit).await?, count, "how many {by} forgets");
+    }
+    let journal = subject.again(journal).await;
+    let told = |noted: Vec<Forgotten>| -> Vec<(String, u64, u64)> {
+        noted.into_iter().map(|noted| (noted.by, noted.before.0, noted.sagas)).collect()
+    };
+    let mut all = told(journal.forgotten(10).await?);
+    let last: Vec<_> = all.iter().take(1).cloned().collect();
+    same!(told(journal.forgotten(1).await?), last, "the last one");
+    // Those of one moment have no order.
+    all.sort();
+    same!(all, [("ada".into(), 5, 3), ("ada".into(), 9, 1), ("bob".into(), 5, 1)], "who forgot how many");
     Ok(())
 }

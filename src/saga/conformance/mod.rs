@@ -229,7 +229,8 @@ static RULES: &[Rule] = rules! {
         ten_thousand_sagas_are_paged
         only_what_ended_before_is_forgotten
         forgetting_goes_in_small_batches
-        forgetting_leaves_nothing_behind;
+        forgetting_leaves_nothing_behind
+        who_forgot_is_noted;
 };
 
 /// Every rule.

@@ -30,6 +30,8 @@ pub enum Operation {
     Requests,
     /// `Journal::forget`.
     Forget,
+    /// `Journal::forgotten`.
+    Forgotten,
 }
 
 impl Operation {

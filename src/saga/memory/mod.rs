@@ -67,8 +67,8 @@ use self::{faults::Planned, rows::Rows};
 use super::{
     Incarnation, SagaId, Timestamp,
     journal::{
-        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
-        StoreError, Stored,
+        Append, Claim, Forgotten, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request,
+        Requested, StoreError, Stored,
     },
 };
 use crate::sync::{Mutex, lock};
@@ -472,7 +472,13 @@ impl Journal for Memory {
         Box::pin(self.read(Operation::Requests, move |rows| rows.requests(&by)))
     }
 
-    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
-        Box::pin(self.write(Operation::Forget, move |device, _| device.rows.forget(before, limit)))
+    fn forget(&self, by: &str, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+        let by = by.to_owned();
+        let forget = move |device: &mut Device, now| device.rows.forget(by, now, before, limit);
+        Box::pin(self.write(Operation::Forget, forget))
+    }
+
+    fn forgotten(&self, limit: usize) -> Pending<'_, Vec<Forgotten>> {
+        Box::pin(self.read(Operation::Forgotten, move |rows| rows.forgotten(limit)))
     }
 }

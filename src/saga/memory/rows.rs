@@ -7,7 +7,9 @@ use std::{
 
 use crate::saga::{
     Entry, Incarnation, SagaId, Timestamp,
-    journal::{Append, Claim, Head, Presence, Query, Refusal, Registered, Request, Requested, Stored},
+    journal::{
+        Append, Claim, Forgotten, Head, Presence, Query, Refusal, Registered, Request, Requested, Stored,
+    },
 };
 
 /// An entry in little space: the three texts in one.
@@ -93,6 +95,7 @@ type Lease = (Timestamp, Option<Arc<Presence>>);
 enum Undo {
     Saga(SagaId, Option<Arc<Row>>),
     Lease(Incarnation, Option<Lease>),
+    Audit(Vec<Forgotten>),
     /// Behind all that one operation, or one item of a batch, has changed.
     Mark,
 }
@@ -106,6 +109,8 @@ pub(super) struct Rows {
     asked: BTreeSet<SagaId>,
     locks: BTreeMap<String, SagaId>,
     leases: BTreeMap<Incarnation, Lease>,
+    /// What was forgotten, the last one last.
+    audit: Vec<Forgotten>,
     arrivals: u64,
     unsynced: Vec<Undo>,
     /// Whether changes can be taken back; only then they are written down.
@@ -139,6 +144,7 @@ impl Rows {
                 Undo::Saga(id, before) => self.replace(id, before),
                 Undo::Lease(by, Some(lease)) => drop(self.leases.insert(by, lease)),
                 Undo::Lease(by, None) => drop(self.leases.remove(&by)),
+                Undo::Audit(before) => self.audit = before,
                 Undo::Mark => {}
             }
         }
@@ -411,7 +417,7 @@ impl Rows {
         heads.take(if query.limit == 0 { 100 } else { query.limit }).cloned().collect()
     }
 
-    pub(super) fn forget(&mut self, before: Timestamp, limit: usize) -> usize {
+    pub(super) fn forget(&mut self, by: String, now: Timestamp, before: Timestamp, limit: usize) -> usize {
         let old: Vec<SagaId> = self
             .over
             .iter()
@@ -422,8 +428,25 @@ impl Rows {
         for id in &old {
             self.replace(id.clone(), None);
         }
+        if !old.is_empty() {
+            if self.undoable {
+                self.unsynced.push(Undo::Audit(self.audit.clone()));
+            }
+            let earlier = self.audit.iter().position(|noted| noted.by == by && noted.before == before);
+            let mut note = match earlier {
+                Some(at) => self.audit.remove(at),
+                None => Forgotten { by, before, sagas: 0, at: now },
+            };
+            note.sagas += old.len() as u64;
+            note.at = now;
+            self.audit.push(note);
+        }
         self.mark();
         old.len()
+    }
+
+    pub(super) fn forgotten(&self, limit: usize) -> Vec<Forgotten> {
+        self.audit.iter().rev().take(limit).cloned().collect()
     }
 
     // --- damage ---

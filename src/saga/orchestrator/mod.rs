@@ -305,7 +305,8 @@ impl Orchestrator {
         Ok(blocked)
     }
 
-    /// Deletes sagas that ended more than `age` ago, at most `limit` of them; how many it were.
+    /// Deletes sagas that ended more than `age` ago, at most `limit` of them; how many it were. The store notes that this orchestrator did so
+    /// ([`Journal::forgotten`](crate::saga::journal::Journal::forgotten)).
     ///
     /// # Errors
     ///
@@ -313,7 +314,7 @@ impl Orchestrator {
     pub async fn forget(&self, age: Duration, limit: usize) -> Result<usize, StoreError> {
         let now = self.0.0.now();
         let before = Timestamp(now.0.saturating_sub(Timestamp(0).after(age).0));
-        self.0.0.journal()?.forget(before, limit).await
+        self.0.0.journal()?.forget(self.0.0.by.as_str(), before, limit).await
     }
 
     /// How many sagas it works on now.

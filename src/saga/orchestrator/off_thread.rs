@@ -10,8 +10,8 @@ use tokio::{
 use super::watched::{Here, WhileHere};
 use crate::saga::{
     journal::{
-        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
-        StoreError, Stored,
+        Append, Claim, Forgotten, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request,
+        Requested, StoreError, Stored,
     },
     record::{Incarnation, SagaId, Timestamp},
 };
@@ -113,8 +113,13 @@ impl Journal for OffThread {
         self.run(move |journal| journal.requests(&by))
     }
 
-    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
-        self.run(move |journal| journal.forget(before, limit))
+    fn forget(&self, by: &str, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+        let by = by.to_owned();
+        self.run(move |journal| journal.forget(&by, before, limit))
+    }
+
+    fn forgotten(&self, limit: usize) -> Pending<'_, Vec<Forgotten>> {
+        self.run(move |journal| journal.forgotten(limit))
     }
 
     fn check(&self) -> Pending<'_, Vec<String>> {

@@ -6,8 +6,8 @@ use tokio::sync::mpsc;
 
 use crate::saga::{
     journal::{
-        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
-        StoreError, Stored,
+        Append, Claim, Forgotten, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request,
+        Requested, StoreError, Stored,
     },
     record::{Incarnation, SagaId, Timestamp},
 };
@@ -85,8 +85,12 @@ impl<J: Journal> Journal for Watched<J> {
         self.journal.requests(by)
     }
 
-    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
-        self.journal.forget(before, limit)
+    fn forget(&self, by: &str, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+        self.journal.forget(by, before, limit)
+    }
+
+    fn forgotten(&self, limit: usize) -> Pending<'_, Vec<Forgotten>> {
+        self.journal.forgotten(limit)
     }
 
     fn check(&self) -> Pending<'_, Vec<String>> {

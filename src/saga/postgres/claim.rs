@@ -100,7 +100,7 @@ WHERE id = ANY (ARRAY (SELECT id FROM chosen)) RETURNING id, epoch"
 pub(super) const CLAIMED: &str =
     "SELECT id, owner, epoch FROM @.saga WHERE id = ANY ($1) ORDER BY id FOR UPDATE";
 
-/// Deletes sagas that are over, and leases and writers that are long past.
+/// Deletes sagas that are over, and leases and writers that are long past, and notes who said so.
 pub(super) const FORGET: &str = "
 WITH old AS MATERIALIZED (
     SELECT number FROM @.saga WHERE finished IS NOT NULL AND finished >= 0 AND finished < $1
@@ -117,6 +117,9 @@ WITH old AS MATERIALIZED (
     DELETE FROM @.writer WHERE since < ~ - 604800000
 ), gone AS (
     DELETE FROM @.saga WHERE number = ANY (ARRAY (SELECT number FROM old)) RETURNING number
+), noted AS (
+    INSERT INTO @.audit (author, before, sagas, at) SELECT $3, $1, count(*), ~ FROM gone HAVING count(*) > 0
+    ON CONFLICT (author, before) DO UPDATE SET sagas = audit.sagas + excluded.sagas, at = excluded.at
 )
 SELECT count(*) FROM gone";
 
@@ -222,10 +225,15 @@ async fn each(session: &Session, ids: &[&str]) -> Result<Vec<Stored>, Trouble> {
 }
 
 /// Forgets what is over; see [`Journal::forget`](crate::saga::journal::Journal::forget).
-pub(super) async fn forget(session: Arc<Session>, before: Timestamp, limit: usize) -> Result<usize, Trouble> {
+pub(super) async fn forget(
+    session: Arc<Session>,
+    by: &str,
+    before: Timestamp,
+    limit: usize,
+) -> Result<usize, Trouble> {
     let _turn = session.turn.lock().await;
     let before = signed(before.0);
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let row = session.client.query_one(session.statement(Sql::Forget), &[&before, &limit]).await?;
+    let row = session.client.query_one(session.statement(Sql::Forget), &[&before, &limit, &by]).await?;
     Ok(usize::try_from(row.try_get::<_, i64>(0)?).unwrap_or(0))
 }

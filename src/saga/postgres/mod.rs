@@ -121,8 +121,8 @@ use self::{
 use super::{
     Incarnation, SagaId, Timestamp,
     journal::{
-        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
-        StoreError, Stored,
+        Append, Claim, Forgotten, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request,
+        Requested, StoreError, Stored,
     },
 };
 use crate::chance::Chance;
@@ -353,7 +353,14 @@ impl Journal for Postgres {
         Box::pin(async move { self.links.reader.persist(|session| request::requests(session, &by)).await })
     }
 
-    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
-        Box::pin(self.links.claimer.persist(move |session| claim::forget(session, before, limit)))
+    fn forget(&self, by: &str, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+        let by = rounds::clean(by).into_owned();
+        Box::pin(async move {
+            self.links.claimer.persist(|session| claim::forget(session, &by, before, limit)).await
+        })
+    }
+
+    fn forgotten(&self, limit: usize) -> Pending<'_, Vec<Forgotten>> {
+        Box::pin(self.links.reader.persist(move |session| read::forgotten(session, limit)))
     }
 }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::saga::{
     Entry, Incarnation, SagaId, Timestamp,
-    journal::{DefinitionId, Head, Phase, Query, Registered, Stored},
+    journal::{DefinitionId, Forgotten, Head, Phase, Query, Registered, Stored},
 };
 
 /// Some sagas with their entries, all of one moment.
@@ -46,6 +46,23 @@ SELECT id, definition, version, digest, phase, note, epoch, owner, len, crc, wak
 WHERE id > $1 AND (phase = ANY ($2) OR phase <> ALL ($6)) AND ($3::text IS NULL OR definition = $3)
     AND ($4::text IS NULL OR tag = $4) ORDER BY id LIMIT $5";
 
+/// The same among those that are stuck or parked, or whose phase is none: what the index for them says has to be said again.
+pub(super) const LIST_ATTENTION: &str = "
+SELECT id, definition, version, digest, phase, note, epoch, owner, len, crc, wake, created, finished, recoveries, tag FROM @.saga
+WHERE id > $1 AND (phase = ANY ($2) OR phase <> ALL ($6)) AND ($3::text IS NULL OR definition = $3)
+    AND ($4::text IS NULL OR tag = $4)
+    AND phase NOT IN ('running', 'waiting', 'unwinding', 'completed', 'compensated', 'abandoned') ORDER BY id LIMIT $5";
+
+/// The same among those with this tag, which is not empty.
+pub(super) const LIST_TAGGED: &str = "
+SELECT id, definition, version, digest, phase, note, epoch, owner, len, crc, wake, created, finished, recoveries, tag FROM @.saga
+WHERE id > $1 AND (phase = ANY ($2) OR phase <> ALL ($6)) AND ($3::text IS NULL OR definition = $3)
+    AND tag = $4 AND tag <> '' ORDER BY id LIMIT $5";
+
+/// What was forgotten.
+pub(super) const FORGOTTEN: &str =
+    "SELECT author, before, sagas, at FROM @.audit ORDER BY at DESC, number DESC LIMIT $1";
+
 /// Who has registered.
 pub(super) const ORCHESTRATORS: &str =
     "SELECT incarnation, until, says FROM @.orchestrator ORDER BY incarnation";
@@ -60,6 +77,22 @@ pub(super) async fn orchestrators(session: Arc<Session>) -> Result<Vec<Registere
         Registered::from_text(&by, until, says.as_deref())
     };
     Ok(rows.iter().map(registered).collect())
+}
+
+/// What was forgotten; see [`Journal::forgotten`](crate::saga::journal::Journal::forgotten).
+pub(super) async fn forgotten(session: Arc<Session>, limit: usize) -> Result<Vec<Forgotten>, Trouble> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let rows = session.client.query(session.statement(Sql::Forgotten), &[&limit]).await?;
+    let note = |row: &Row| {
+        let mut fields = Fields::of(row);
+        Forgotten {
+            by: fields.text(0),
+            before: Timestamp(fields.number(1)),
+            sagas: fields.number(2),
+            at: Timestamp(fields.number(3)),
+        }
+    };
+    Ok(rows.iter().map(note).collect())
 }
 
 /// The sagas of these names, in the order of their ids.
@@ -98,7 +131,15 @@ pub(super) async fn load(session: Arc<Session>, id: &str) -> Result<Option<Store
 pub(super) async fn list(session: Arc<Session>, query: &Query) -> Result<Vec<Head>, Trouble> {
     let asked = if query.phases.is_empty() { &Phase::ALL[..] } else { &query.phases };
     let phases: Vec<&str> = asked.iter().map(|phase| phase.as_str()).collect();
-    let sql = if asked.iter().any(|phase| phase.is_terminal()) { Sql::ListAll } else { Sql::ListOpen };
+    let sql = if query.tag.as_ref().is_some_and(|tag| !tag.is_empty()) {
+        Sql::ListTagged
+    } else if asked.iter().all(|phase| matches!(phase, Phase::Stuck | Phase::Parked)) {
+        Sql::ListAttention
+    } else if asked.iter().any(|phase| phase.is_terminal()) {
+        Sql::ListAll
+    } else {
+        Sql::ListOpen
+    };
     let after = query.after.as_ref().map_or("", |id| id.as_str());
     let definition = query.definition.as_deref().map(clean);
     let tag = query.tag.as_deref().map(clean);

@@ -95,6 +95,9 @@ CREATE INDEX IF NOT EXISTS saga_due ON @.saga (wake, id) WHERE owner IS NULL AND
 CREATE INDEX IF NOT EXISTS saga_owned ON @.saga (owner, wake) WHERE owner IS NOT NULL AND finished IS NULL;
 CREATE INDEX IF NOT EXISTS saga_open ON @.saga (id) WHERE finished IS NULL;
 CREATE INDEX IF NOT EXISTS saga_over ON @.saga (finished, id) WHERE finished IS NOT NULL;
+CREATE INDEX IF NOT EXISTS saga_attention ON @.saga (id)
+    WHERE phase NOT IN ('running', 'waiting', 'unwinding', 'completed', 'compensated', 'abandoned');
+CREATE INDEX IF NOT EXISTS saga_tagged ON @.saga (tag, id) WHERE tag <> '';
 CREATE TABLE IF NOT EXISTS @.saga_event (
     saga bigint NOT NULL,
     seq bigint NOT NULL,
@@ -126,6 +129,14 @@ CREATE TABLE IF NOT EXISTS @.semantic_lock (
     saga bigint NOT NULL
 );
 CREATE INDEX IF NOT EXISTS semantic_lock_saga ON @.semantic_lock (saga);
+CREATE TABLE IF NOT EXISTS @.audit (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    author text NOT NULL,
+    before bigint NOT NULL,
+    sagas bigint NOT NULL,
+    at bigint NOT NULL,
+    UNIQUE (author, before)
+);
 CREATE TABLE IF NOT EXISTS @.writer (
     id text COLLATE "C" PRIMARY KEY,
     session text NOT NULL,
@@ -152,13 +163,16 @@ pub(super) enum Sql {
     Head,
     ListOpen,
     ListAll,
+    ListAttention,
+    ListTagged,
     Request,
     Requests,
     Forget,
+    Forgotten,
 }
 
 impl Sql {
-    pub(super) const ALL: [Sql; 18] = [
+    pub(super) const ALL: [Sql; 21] = [
         Sql::Now,
         Sql::Append,
         Sql::Plain,
@@ -174,9 +188,12 @@ impl Sql {
         Sql::Head,
         Sql::ListOpen,
         Sql::ListAll,
+        Sql::ListAttention,
+        Sql::ListTagged,
         Sql::Request,
         Sql::Requests,
         Sql::Forget,
+        Sql::Forgotten,
     ];
 
     /// Its text, for [`Schema::sql`].
@@ -197,9 +214,12 @@ impl Sql {
             Sql::Head => super::read::HEAD,
             Sql::ListOpen => super::read::LIST_OPEN,
             Sql::ListAll => super::read::LIST_ALL,
+            Sql::ListAttention => super::read::LIST_ATTENTION,
+            Sql::ListTagged => super::read::LIST_TAGGED,
             Sql::Request => super::request::REQUEST,
             Sql::Requests => super::request::REQUESTS,
             Sql::Forget => super::claim::FORGET,
+            Sql::Forgotten => super::read::FORGOTTEN,
         }
     }
 }

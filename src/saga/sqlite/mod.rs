@@ -82,8 +82,8 @@ use self::{
 use super::{
     Incarnation, SagaId, Timestamp,
     journal::{
-        Append, Claim, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request, Requested,
-        StoreError, Stored,
+        Append, Claim, Forgotten, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request,
+        Requested, StoreError, Stored,
     },
     transact::Work,
 };
@@ -364,10 +364,19 @@ impl Journal for Sqlite {
         Box::pin(async move { self.read(|connection| read::requests(connection, &by)) })
     }
 
-    fn forget(&self, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+    fn forget(&self, by: &str, before: Timestamp, limit: usize) -> Pending<'_, usize> {
+        let by = by.to_owned();
         Box::pin(async move {
-            self.write(|connection| write::forget(connection, before, limit).map(|count| (count, count > 0)))
+            let forgotten = self.transact(|tx| {
+                let count = write::forget(tx, &by, Sqlite::now(), before, limit)?;
+                Ok((count, count > 0))
+            });
+            forgotten.map_err(|over| self.over_with(over))
         })
+    }
+
+    fn forgotten(&self, limit: usize) -> Pending<'_, Vec<Forgotten>> {
+        Box::pin(async move { self.read(|connection| read::forgotten(connection, limit)) })
     }
 
     fn check(&self) -> Pending<'_, Vec<String>> {

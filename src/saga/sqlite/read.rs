@@ -10,7 +10,7 @@ use rusqlite::{
 use super::write::int;
 use crate::saga::{
     Entry, Incarnation, SagaId, Timestamp,
-    journal::{Ask, DefinitionId, Head, Phase, Query, Registered, Request, Stored},
+    journal::{Ask, DefinitionId, Forgotten, Head, Phase, Query, Registered, Request, Stored},
 };
 
 const HEAD: &str =
@@ -295,6 +295,22 @@ pub(super) fn requests(connection: &Connection, by: &Incarnation) -> Result<Vec<
         }
     }
     Ok(requests)
+}
+
+pub(super) fn forgotten(connection: &Connection, limit: usize) -> Result<Vec<Forgotten>> {
+    let mut select = connection.prepare_cached(
+        "SELECT author, before, sagas, at FROM audit ORDER BY at DESC, number DESC LIMIT ?1",
+    )?;
+    let rows = select.query_map([int(limit as u64)], |row| {
+        let mut reader = Reader { row, damage: None };
+        Ok(Forgotten {
+            by: reader.text(0),
+            before: Timestamp(reader.number(1)),
+            sagas: reader.number(2),
+            at: Timestamp(reader.number(3)),
+        })
+    })?;
+    rows.collect()
 }
 
 pub(super) fn orchestrators(connection: &Connection) -> Result<Vec<Registered>> {

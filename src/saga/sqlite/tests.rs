@@ -133,7 +133,7 @@ fn another_writer_makes_it_unavailable_and_nothing_worse() {
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let step = pen.step("x");
     assert!(matches!(now(store.append(vec![step.clone()])), Err(StoreError::Unavailable(_))));
-    assert!(matches!(now(store.forget(Timestamp(9), 9)), Err(StoreError::Unavailable(_))));
+    assert!(matches!(now(store.forget("me", Timestamp(9), 9)), Err(StoreError::Unavailable(_))));
     assert!(now(store.load(pen.saga())).unwrap().unwrap().verify().is_ok(), "it can be read");
     other.execute_batch("ROLLBACK").unwrap();
     assert_eq!(now(store.append(vec![step])), Ok(vec![Ok(())]), "when the other one is done it goes on");

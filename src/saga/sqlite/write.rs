@@ -490,10 +490,25 @@ pub(super) fn request(connection: &Connection, request: &Request) -> Result<Requ
     Ok(Requested::Left)
 }
 
-pub(super) fn forget(connection: &Connection, before: Timestamp, limit: usize) -> Result<usize> {
+/// Within a transaction.
+pub(super) fn forget(
+    connection: &Connection,
+    by: &str,
+    now: Timestamp,
+    before: Timestamp,
+    limit: usize,
+) -> Result<usize> {
     let mut forget = connection.prepare_cached(
         "DELETE FROM saga WHERE number IN (SELECT number FROM saga WHERE finished IS NOT NULL AND finished < ?1
          ORDER BY finished LIMIT ?2)",
     )?;
-    forget.execute(params![int(before.0), int(limit as u64)])
+    let count = forget.execute(params![int(before.0), int(limit as u64)])?;
+    if count > 0 {
+        let mut note = connection.prepare_cached(
+            "INSERT INTO audit (author, before, sagas, at) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (author, before) DO UPDATE SET sagas = sagas + excluded.sagas, at = excluded.at",
+        )?;
+        note.execute(params![by, int(before.0), int(count as u64), int(now.0)])?;
+    }
+    Ok(count)
 }
