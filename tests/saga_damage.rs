@@ -235,3 +235,36 @@ async fn a_broken_index_stops_neither_the_recovery_nor_the_listing() {
     let wrong = store.check().await.unwrap();
     assert!(!wrong.is_empty(), "it says that the file is damaged");
 }
+
+/// A key that is wrong in an index alone puts its entries out of order, of which SQLite says nothing. Whoever walks them has to come to an end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_out_of_order_is_walked_to_an_end() {
+    let folder = Folder::new("order");
+    let whole = in_flight(&folder).await;
+    let connection = rusqlite::Connection::open(folder.file()).unwrap();
+    let indexes = ["sqlite_autoindex_saga_1", "saga_open", "saga_owned"].map(|name| {
+        let sql = "SELECT rootpage FROM sqlite_schema WHERE name = ?1";
+        connection.query_row(sql, [name], |row| row.get::<_, u32>(0)).unwrap() as usize
+    });
+    let owner: String = connection
+        .query_row("SELECT coalesce(max(owner), 'order-05') FROM saga", [], |row| row.get(0))
+        .unwrap();
+    drop(connection);
+    for page in indexes {
+        let page = (page - 1) * 4_096..page * 4_096;
+        for key in ["order-05", "order-23", &owner] {
+            let mut file = whole.clone();
+            let found = file[page.clone()].windows(key.len()).position(|bytes| bytes == key.as_bytes());
+            let Some(at) = found else { continue };
+            // In front of all others, and behind them.
+            for byte in [b'!', b'~'] {
+                file[page.start + at] = byte;
+                write(&folder.file(), &file);
+                let fate = tokio::time::timeout(Duration::from_secs(20), work(&folder.file())).await;
+                let fate =
+                    fate.unwrap_or_else(|_| panic!("{key} in page {}: no end", page.start / 4_096 + 1));
+                assert!(matches!(fate, Fate::Went { finished: 1.., .. }), "{key}: {fate:?}");
+            }
+        }
+    }
+}

@@ -263,7 +263,7 @@ impl Journal for Planted {
                             .stored(only)
                             .is_some_and(|stored| stored.head.owner.as_ref() == Some(&claim.by))
                     };
-                    if claim.only.as_ref().is_some_and(own) {
+                    if claim.only.as_ref().is_some_and(|only| only.iter().any(own)) {
                         claim.limit = 0;
                     }
                 }

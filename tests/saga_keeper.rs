@@ -209,13 +209,15 @@ async fn many_that_were_lost_at_once_are_read_anew_in_few_rounds() {
     let unavailable = || Fault::Fail(StoreError::Unavailable("planned".to_owned()));
     (0..5).for_each(|skip| store.fault(Operation::Append, skip, unavailable()));
     tokio::time::sleep(Duration::from_millis(5_010)).await;
-    let asked = store.counts().operation(Operation::Requests);
+    let counted = |operation| store.counts().operation(operation);
+    let (asked, claimed) = (counted(Operation::Requests), counted(Operation::Claim));
     for n in 0..300 {
         let handle = orchestrator.handle(&saga, &n.to_string()).unwrap();
         assert_eq!(handle.finished().await.unwrap(), Outcome::Completed(2));
     }
-    let asked = store.counts().operation(Operation::Requests) - asked;
+    let (asked, claimed) = (counted(Operation::Requests) - asked, counted(Operation::Claim) - claimed);
     assert!(asked < 200, "the requests were read {asked} times");
+    assert!(claimed < 200, "they were claimed one by one: {claimed} claims");
 }
 
 #[tokio::test(start_paused = true)]

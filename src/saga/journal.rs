@@ -448,7 +448,7 @@ impl std::error::Error for Refusal {}
 /// * has no owner, and its `wake` has come or a request waits at it; or
 /// * has an owner whose lease has run out or who is unknown; this counts as a recovery.
 ///
-/// When `only` is set, that saga alone is looked at, and it is taken too if it has no owner and neither `wake` nor a request says
+/// When `only` is set, those sagas alone are looked at, and one is taken too if it has no owner and neither `wake` nor a request says
 /// so, or if `by` itself is its owner and has lost sight of it. Neither counts as a recovery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
@@ -458,8 +458,8 @@ pub struct Claim {
     pub definitions: Vec<DefinitionId>,
     /// What it does not want: sagas that it has found to be unreadable.
     pub except: Vec<SagaId>,
-    /// One saga alone.
-    pub only: Option<SagaId>,
+    /// These sagas alone.
+    pub only: Option<Vec<SagaId>>,
     /// The most it takes at once.
     pub limit: usize,
 }

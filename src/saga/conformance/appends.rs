@@ -317,7 +317,7 @@ pub(super) async fn locks_are_held_until_the_end(subject: &Subject) -> Checked {
         matches!(refused, Refusal::Locked { .. }),
         "a lock outlives ownership, and was refused by {refused}"
     );
-    let only = crate::saga::journal::Claim { only: Some(holder.saga().clone()), ..claim("one") };
+    let only = crate::saga::journal::Claim { only: Some(vec![holder.saga().clone()]), ..claim("one") };
     let taken = journal.claim(only).await?;
     same!(taken.len(), 1, "the number of claimed sagas");
     accept(&journal, Pen::resume(&taken[0].head, Timestamp(2)).end(Phase::Compensated)).await?;

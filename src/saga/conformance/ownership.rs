@@ -286,7 +286,7 @@ pub(super) async fn only_one_saga_is_claimed(subject: &Subject) -> Checked {
     let asleep = released(&journal, "asleep", None).await?.saga().clone();
     released(&journal, "due", wake(1)).await?;
     let owned = begun(&journal, "owned", "one").await?.saga().clone();
-    let only = |saga: &SagaId| Claim { only: Some(saga.clone()), ..claim("two") };
+    let only = |saga: &SagaId| Claim { only: Some(vec![saga.clone()]), ..claim("two") };
     same!(ids(&journal.claim(only(&asleep)).await?), ["asleep"], "it alone, though nothing wakes it");
     same!(journal.claim(only(&owned)).await?, Vec::new(), "a living owner's saga");
     let again = journal.claim(only(&asleep)).await?;
@@ -305,6 +305,17 @@ pub(super) async fn only_one_saga_is_claimed(subject: &Subject) -> Checked {
     let taken = journal.claim(only(&owned)).await?;
     same!(ids(&taken), ["owned"], "a dead owner's saga");
     same!(taken[0].head.recoveries, 1, "recoveries");
+    let several = Claim { only: Some(vec![asleep.clone(), owned, asleep.clone()]), ..claim("two") };
+    let taken = journal.claim(several.clone()).await?;
+    same!(ids(&taken), ["asleep", "owned"], "several, one of which is named twice");
+    same!(
+        (taken[0].head.epoch, taken[1].head.recoveries),
+        (4, 1),
+        "each of them once, and no recovery of its own"
+    );
+    same!(journal.claim(Claim { limit: 1, ..several }).await?.len(), 1, "no more than the limit");
+    same!(journal.claim(Claim { only: Some(Vec::new()), ..claim("two") }).await?, Vec::new(), "none");
+    same!(ids(&journal.claim(claim("two")).await?), ["due"], "what nobody has named");
     Ok(())
 }
 
@@ -329,7 +340,7 @@ pub(super) async fn only_known_definitions_are_claimed(subject: &Subject) -> Che
     same!(journal.claim(knowing(&[])).await?, Vec::new(), "who knows nothing gets nothing");
     same!(ids(&journal.claim(knowing(&[0])).await?), ["saga 0"], "name, version and digest count");
     same!(ids(&journal.claim(knowing(&[3, 1])).await?), ["saga 1", "saga 3"], "several definitions");
-    let only = Claim { only: Some(SagaId::new("saga 2").unwrap()), ..knowing(&[0]) };
+    let only = Claim { only: Some(vec![SagaId::new("saga 2").unwrap()]), ..knowing(&[0]) };
     same!(journal.claim(only).await?, Vec::new(), "one saga alone has to be known too");
     same!(ids(&journal.claim(knowing(&[0, 1, 2, 3])).await?), ["saga 2"], "the one that is left");
     Ok(())
@@ -346,7 +357,7 @@ pub(super) async fn what_is_over_is_not_claimed(subject: &Subject) -> Checked {
     let open = Phase::ALL.into_iter().filter(|phase| !phase.is_terminal());
     let open: BTreeSet<&str> = open.map(Phase::as_str).collect();
     same!(taken, open, "every phase that is not over");
-    let only = Claim { only: Some(SagaId::new("completed").unwrap()), ..claim("two") };
+    let only = Claim { only: Some(vec![SagaId::new("completed").unwrap()]), ..claim("two") };
     same!(journal.claim(only).await?, Vec::new(), "what is over, by name");
     Ok(())
 }

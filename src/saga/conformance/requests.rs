@@ -140,7 +140,7 @@ pub(super) async fn requests_survive(subject: &Subject) -> Checked {
         "after the store was opened again"
     );
     journal.leave(&incarnation("one")).await?;
-    let taken = journal.claim(Claim { only: Some(pen.saga().clone()), ..claim("two") }).await?;
+    let taken = journal.claim(Claim { only: Some(vec![pen.saga().clone()]), ..claim("two") }).await?;
     same!(ids(&taken), ["a"], "the saga that it waits at");
     let journal = subject.again(journal).await;
     same!(waiting(&journal, "two").await?, ["r"], "ownership survives too");

@@ -332,10 +332,14 @@ impl Rows {
 
     pub(super) fn claim(&mut self, claim: &Claim, now: Timestamp) -> Vec<Stored> {
         let mut due: Vec<(Option<Timestamp>, SagaId, bool)> = match &claim.only {
-            Some(only) => self.open.get(only).and_then(|id| self.due(id, claim, now)).into_iter().collect(),
+            Some(only) => {
+                let open = only.iter().filter_map(|id| self.open.get(id));
+                open.filter_map(|id| self.due(id, claim, now)).collect()
+            }
             None => self.open.iter().filter_map(|id| self.due(id, claim, now)).collect(),
         };
         due.sort();
+        due.dedup();
         due.truncate(claim.limit);
         let mut taken = Vec::with_capacity(due.len());
         for (_, id, recovery) in due {

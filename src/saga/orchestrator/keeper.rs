@@ -2,7 +2,7 @@
 //! from outside.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -35,7 +35,7 @@ const LOOK: u32 = 6;
 const SHARE: u32 = 20;
 
 impl Inner {
-    fn claim(&self, only: Option<SagaId>, limit: usize) -> Claim {
+    fn claim(&self, only: Option<Vec<SagaId>>, limit: usize) -> Claim {
         Claim {
             by: self.by.clone(),
             definitions: self.definitions.keys().cloned().collect(),
@@ -225,36 +225,54 @@ impl Inner {
         self.draining.load(Relaxed) || !self.has_lease()
     }
 
-    /// Claims sagas of which it has lost sight, each by its name; those that it got, also when the store fails behind them.
+    /// Claims sagas of which it has lost sight, by their names and all together; those that it got, also when the store fails behind them.
     async fn claim_lost(&self, batch: &[(SagaId, Trouble)]) -> (Vec<Stored>, Result<(), StoreError>) {
         let mut claimed = Vec::new();
-        for (id, trouble) in batch {
-            let full = self.admission.in_use() + claimed.len() >= self.settings.max_live;
-            if full || self.may_not_take() || lock(&self.live).contains_key(id) {
-                continue;
-            }
-            // It stays among the lost ones until it is known what became of it: nobody else looks after what is owned here.
-            let one = match self.journal() {
-                Ok(journal) => journal.claim(self.claim(Some(id.clone()), 1)).await,
-                Err(error) => Err(error),
-            };
-            match one {
-                Ok(one) if one.is_empty() => {
-                    lock(&self.lost).remove(id);
-                    if trouble.len == 0 && (1..LATE).contains(&trouble.times) {
-                        self.lose(id.clone(), *trouble, Left::Store);
-                    }
-                }
-                Ok(one) => claimed.extend(one),
+        let Err(error) = self.claim_named(batch, &mut claimed).await else { return (claimed, Ok(())) };
+        if Left::store(&error) == Left::Store {
+            return (claimed, Err(error));
+        }
+        // It may be one saga's misfortune: the others are looked after all the same.
+        for one in batch {
+            match self.claim_named(std::slice::from_ref(one), &mut claimed).await {
+                Ok(()) => {}
                 Err(error) if Left::store(&error) == Left::Store => return (claimed, Err(error)),
-                // This one's misfortune: the others are looked after all the same.
                 Err(error) => {
+                    let (id, trouble) = one;
                     self.store_failed(&error);
                     self.lose(id.clone(), *trouble, Left::Failed);
                 }
             }
         }
         (claimed, Ok(()))
+    }
+
+    /// Claims those of them for which there is room and which are not driven by now, beside what is claimed already.
+    async fn claim_named(
+        &self,
+        batch: &[(SagaId, Trouble)],
+        claimed: &mut Vec<Stored>,
+    ) -> Result<(), StoreError> {
+        let room = self.settings.max_live.saturating_sub(self.admission.in_use() + claimed.len());
+        let wanted: Vec<&(SagaId, Trouble)> = {
+            let live = lock(&self.live);
+            batch.iter().filter(|(id, _)| !live.contains_key(id)).take(room).collect()
+        };
+        if wanted.is_empty() || self.may_not_take() {
+            return Ok(());
+        }
+        // They stay among the lost ones until it is known what became of them: nobody else looks after what is owned here.
+        let names = wanted.iter().map(|(id, _)| id.clone()).collect();
+        let taken = self.journal()?.claim(self.claim(Some(names), wanted.len())).await?;
+        let got: HashSet<&SagaId> = taken.iter().map(|stored| &stored.head.id).collect();
+        for (id, trouble) in wanted.into_iter().filter(|(id, _)| !got.contains(id)) {
+            lock(&self.lost).remove(id);
+            if trouble.len == 0 && (1..LATE).contains(&trouble.times) {
+                self.lose(id.clone(), *trouble, Left::Store);
+            }
+        }
+        claimed.extend(taken);
+        Ok(())
     }
 
     /// Prolongs the lease, and looks what time it is in the store.

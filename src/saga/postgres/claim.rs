@@ -47,7 +47,8 @@ macro_rules! sound {
 }
 
 /// Takes sagas whose rows are sound. `due` have no owner and their time has come, `asked` have none and are asked for something, `orphaned` have one
-/// whose lease is over, `named` is the one that is named. Each looks at the rows by an index of its own, and steps over those that another claim has in
+/// whose lease is over, `named` are those that are named, in one order, since a claim waits for another
+/// one there. Each looks at the rows by an index of its own, and steps over those that another claim has in
 /// hand. A row that was changed meanwhile is looked at again before it is taken.
 pub(super) const CLAIM: &str = concat!(
     "
@@ -64,29 +65,29 @@ WITH RECURSIVE clock AS MATERIALIZED (
 ), definitions AS MATERIALIZED (
     SELECT * FROM unnest($2::text[], $3::bigint[], $4::text[])
 ), due AS MATERIALIZED (
-    SELECT id, wake FROM @.saga WHERE $7::text IS NULL
+    SELECT id, wake FROM @.saga WHERE $7::text[] IS NULL
         AND owner IS NULL AND finished IS NULL AND wake <= (SELECT now FROM clock)",
     sound!(),
     "
     ORDER BY wake, id LIMIT $6 FOR UPDATE SKIP LOCKED
 ), asked AS MATERIALIZED (
-    SELECT id, wake FROM @.saga WHERE $7::text IS NULL
+    SELECT id, wake FROM @.saga WHERE $7::text[] IS NULL
         AND owner IS NULL AND finished IS NULL AND number IN (SELECT saga FROM @.signal WHERE ask IS NOT NULL)",
     sound!(),
     "
     ORDER BY wake NULLS FIRST, id LIMIT $6 FOR UPDATE SKIP LOCKED
 ), orphaned AS MATERIALIZED (
-    SELECT id, wake FROM @.saga WHERE $7::text IS NULL
+    SELECT id, wake FROM @.saga WHERE $7::text[] IS NULL
         AND owner IN (SELECT owner FROM dead) AND owner IS NOT NULL AND finished IS NULL",
     sound!(),
     "
     ORDER BY wake NULLS FIRST, id LIMIT $6 FOR UPDATE SKIP LOCKED
 ), named AS MATERIALIZED (
-    SELECT id, wake FROM @.saga WHERE id = $7 AND finished IS NULL
+    SELECT id, wake FROM @.saga WHERE id = ANY ($7) AND finished IS NULL
         AND (owner IS NULL OR owner = $1 OR owner IN (SELECT owner FROM dead))",
     sound!(),
     "
-    FOR UPDATE
+    ORDER BY id FOR UPDATE
 ), chosen AS MATERIALIZED (
     SELECT id, wake FROM due UNION SELECT id, wake FROM asked UNION SELECT id, wake FROM orphaned
     UNION SELECT id, wake FROM named ORDER BY wake NULLS FIRST, id LIMIT $6
@@ -172,7 +173,7 @@ async fn attempt(
     let digests: Vec<&str> = claim.definitions.iter().map(|definition| &*definition.digest).collect();
     let except: Vec<&str> = claim.except.iter().map(|id| id.as_str()).collect();
     let limit = i64::try_from(claim.limit).unwrap_or(i64::MAX);
-    let only = claim.only.as_ref().map(|id| id.as_str());
+    let only: Option<Vec<&str>> = claim.only.as_ref().map(|only| only.iter().map(|id| id.as_str()).collect());
     let phases = Phase::ALL.map(Phase::as_str);
     let parameters: [&(dyn ToSql + Sync); 8] =
         [&by, &names, &versions, &digests, &except, &limit, &only, &&phases[..]];

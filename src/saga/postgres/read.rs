@@ -17,7 +17,7 @@ use super::{
 };
 use crate::saga::{
     Entry, Incarnation, SagaId, Timestamp,
-    journal::{DefinitionId, Forgotten, Head, Phase, Query, Registered, Stored},
+    journal::{DefinitionId, Forgotten, Head, Phase, Query, Registered, StoreError, Stored},
 };
 
 /// Some sagas with their entries, all of one moment.
@@ -148,7 +148,15 @@ pub(super) async fn list(session: Arc<Session>, query: &Query) -> Result<Vec<Hea
     let known = asked.contains(&Phase::Stuck).then(|| Phase::ALL.map(Phase::as_str).to_vec());
     let parameters: [&(dyn ToSql + Sync); 6] = [&after, &phases, &definition, &tag, &limit, &known];
     let rows = session.client.query(session.statement(sql), &parameters).await?;
-    Ok(rows.iter().filter_map(head).collect())
+    let heads: Vec<Head> = rows.iter().filter_map(head).collect();
+    // Whoever asks for page after page of an index that is damaged would never come to an end.
+    match query.after.iter().chain(heads.iter().map(|head| &head.id)).is_sorted_by(|one, next| one < next) {
+        true => Ok(heads),
+        false => {
+            let why = "an index of the sagas' ids is not in its order; REINDEX makes it anew";
+            Err(Trouble::Final(StoreError::Io(why.to_owned())))
+        }
+    }
 }
 
 /// A text, also of bytes that are none.

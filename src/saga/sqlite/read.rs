@@ -7,7 +7,7 @@ use rusqlite::{
     types::{Value, ValueRef},
 };
 
-use super::write::int;
+use super::{open::SCHEMA, write::int};
 use crate::saga::{
     Entry, Incarnation, SagaId, Timestamp,
     journal::{Ask, DefinitionId, Forgotten, Head, Phase, Query, Registered, Request, Stored},
@@ -222,12 +222,21 @@ pub(super) fn list(connection: &Connection, query: &Query) -> Result<Vec<Head>> 
     let mut select = connection.prepare_cached(&sql)?;
     let listed = select.query_map(params_from_iter(values), head)?.collect::<Result<Vec<_>>>();
     let mut heads = match listed {
-        Err(error) if is_corrupt(&error) => one_by_one(connection, query)?,
-        listed => listed?,
+        Ok(heads) if are_in_order(&heads, query) => heads,
+        Err(error) if !is_corrupt(&error) => return Err(error),
+        _ => one_by_one(connection, query)?,
     };
     // Whoever asks for the next page says the last id of this one, so one that stands for another does not come last.
     heads.sort_by_key(|(number, head)| head.damage.is_none() || head.id != stand_in(*number));
     Ok(heads.into_iter().map(|(_, head)| head).collect())
+}
+
+/// Whether the rows come as they were asked for. An index whose keys are damaged, which SQLite does not notice, has another order, and whoever asks
+/// for page after page would never come to an end.
+fn are_in_order(heads: &[(i64, Head)], query: &Query) -> bool {
+    let readable =
+        heads.iter().filter(|(number, head)| head.id != stand_in(*number)).map(|(_, head)| &head.id);
+    query.after.iter().chain(readable).is_sorted_by(|one, next| one < next)
 }
 
 /// The numbers of all rows there may be.
@@ -267,15 +276,30 @@ fn one_by_one(connection: &Connection, query: &Query) -> Result<Vec<(i64, Head)>
     Ok(heads)
 }
 
-/// What SQLite finds wrong with its file: pages, and indexes that do not fit their tables.
+/// What SQLite finds wrong with its file: pages, and indexes that do not fit their tables. And tables that are not as they were made, which SQLite
+/// takes for meant.
 pub(super) fn check(connection: &Connection) -> Result<Vec<String>> {
     let mut check = connection.prepare("PRAGMA integrity_check")?;
     let found = check.query_map([], |row| row.get(0))?.collect::<Result<Vec<String>>>();
-    match found {
-        Ok(found) => Ok(found.into_iter().filter(|line| line != "ok").collect()),
-        Err(error) if is_corrupt(&error) => Ok(vec![error.to_string()]),
-        Err(error) => Err(error),
+    let mut wrong = match found {
+        Ok(found) => found.into_iter().filter(|line| line != "ok").collect(),
+        Err(error) if is_corrupt(&error) => vec![error.to_string()],
+        Err(error) => return Err(error),
+    };
+    let made = Connection::open_in_memory()?;
+    made.execute_batch(SCHEMA)?;
+    let mut tables = made.prepare("SELECT name, sql FROM sqlite_schema WHERE type = 'table'")?;
+    let mut same = connection.prepare(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1 AND sql = ?2)",
+    )?;
+    let mut rows = tables.query([])?;
+    while let Some(row) = rows.next()? {
+        let (name, sql): (String, String) = (row.get(0)?, row.get(1)?);
+        if !same.query_row([&name, &sql], |row| row.get::<_, bool>(0))? {
+            wrong.push(format!("the table {name} is not as it was made"));
+        }
     }
+    Ok(wrong)
 }
 
 pub(super) fn requests(connection: &Connection, by: &Incarnation) -> Result<Vec<Request>> {

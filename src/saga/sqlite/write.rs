@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Result, Row, Transaction, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Result, Row, Transaction, ffi, params};
 
 use super::{
     read,
@@ -300,10 +300,11 @@ pub(super) fn claim(
     let lives = |owner: &str| living.contains(owner);
     let mut due = match (&claim.only, how) {
         (_, Look::OneByOne) => one_by_one(connection, claim, now, lives)?,
-        (Some(only), Look::ByIndex) => alone(connection, claim, only, lives)?,
+        (Some(only), Look::ByIndex) => named(connection, claim, only, lives)?,
         (None, Look::ByIndex) => everywhere(connection, claim, now, lives)?,
     };
     due.sort_unstable();
+    due.dedup();
     let mut taken = Vec::with_capacity(due.len().min(claim.limit));
     for (_, number, recovery) in due {
         if taken.len() == claim.limit {
@@ -385,23 +386,28 @@ fn pick(
     Ok(())
 }
 
-fn alone(
+fn named(
     connection: &Connection,
     claim: &Claim,
-    only: &SagaId,
+    only: &[SagaId],
     lives: impl Fn(&str) -> bool,
 ) -> Result<Vec<Due>> {
     let mut select = connection.prepare_cached(&format!("{COLUMNS} WHERE id = ?1 AND finished IS NULL"))?;
-    let due = select.query_row([only.as_str()], |row| {
-        let recovery = match row.get_ref(6)?.as_str_or_null()? {
-            None => false,
-            Some(owner) if owner == claim.by.as_str() => false,
-            Some(owner) if lives(owner) => return Ok(None),
-            Some(_) => true,
-        };
-        Ok(if wanted(claim, row)? { Some((row.get(1).unwrap_or(None), row.get(0)?, recovery)) } else { None })
-    });
-    Ok(due.optional()?.flatten().into_iter().collect())
+    let mut due = Vec::new();
+    for id in only {
+        let found = select.query_row([id.as_str()], |row| {
+            let recovery = match row.get_ref(6)?.as_str_or_null()? {
+                None => false,
+                Some(owner) if owner == claim.by.as_str() => false,
+                Some(owner) if lives(owner) => return Ok(None),
+                Some(_) => true,
+            };
+            let wanted = wanted(claim, row)?;
+            Ok(if wanted { Some((row.get(1).unwrap_or(None), row.get(0)?, recovery)) } else { None })
+        });
+        due.extend(found.optional()?.flatten());
+    }
+    Ok(due)
 }
 
 fn everywhere(
@@ -418,6 +424,10 @@ fn everywhere(
         let next: Option<String> =
             connection.prepare_cached(OWNERS)?.query_row([&owner], |row| row.get(0)).optional()?;
         let Some(next) = next else { break };
+        if next <= owner {
+            let why = "the index of the owners is not in its order".to_owned();
+            return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), Some(why)));
+        }
         if !lives(&next) {
             pick(connection, claim, DEAD, [&next], true, &mut due)?;
         }
@@ -426,7 +436,7 @@ fn everywhere(
     Ok(due)
 }
 
-/// As `everywhere` and `alone`, where a page or an index cannot be read: every row by its number. Requests wake nobody then.
+/// As `everywhere` and `named`, where a page or an index cannot be read: every row by its number. Requests wake nobody then.
 fn one_by_one(
     connection: &Connection,
     claim: &Claim,
@@ -442,7 +452,7 @@ fn one_by_one(
             let over =
                 std::str::from_utf8(text(7)?).ok().and_then(Phase::from_text).is_none_or(Phase::is_terminal);
             if over
-                || only.is_some_and(|only| Ok(only.as_str().as_bytes()) != text(2))
+                || only.is_some_and(|only| !only.iter().any(|id| Ok(id.as_str().as_bytes()) == text(2)))
                 || !wanted(claim, row)?
             {
                 return Ok(None);
