@@ -410,39 +410,27 @@ async fn a_saga_that_has_begun_is_found_when_there_is_no_room() {
     assert!(matches!(other, Err(StartError::Different { .. })), "{other:?}");
 }
 
-/// What is written as a number and read as a text.
-#[derive(serde::Serialize, serde::Deserialize)]
-#[serde(into = "u32", try_from = "String")]
-struct Unreadable;
-
-impl From<Unreadable> for u32 {
-    fn from(_: Unreadable) -> u32 {
-        1
-    }
-}
-
-impl From<String> for Unreadable {
-    fn from(_: String) -> Self {
-        Unreadable
-    }
-}
-
-impl Clone for Unreadable {
-    fn clone(&self) -> Self {
-        Unreadable
-    }
+/// A deploy in which the first output is a `T`, and the second step does not end.
+fn two_steps<T: serde::Serialize + serde::de::DeserializeOwned + Default + Send + 'static>()
+-> Saga<u32, Output<u32>> {
+    let mut saga = Saga::define::<u32>("blocked", 1);
+    let first = saga.step("first", (), |_, ()| async { Ok(T::default()) });
+    let first = first.without_compensation("nothing is done");
+    let second = saga.step("second", first, |_, _| std::future::pending::<Result<u32, Failure>>());
+    let second = second.without_compensation("nothing is done");
+    saga.build(second).unwrap()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_blocked_saga_says_where_it_stands_and_can_be_given_up() {
-    let mut saga = Saga::define::<u32>("blocked", 1);
-    let first =
-        saga.step("first", (), |_, ()| async { Ok(Unreadable) }).without_compensation("nothing is done");
-    let second =
-        saga.step("second", first, |_, _| async { Ok(1_u32) }).without_compensation("nothing is done");
-    let saga = saga.build(second).unwrap();
-    let orchestrator = Orchestrator::open(Memory::new()).register(&saga).start().await.unwrap();
-    let handle = orchestrator.start(&saga, "x", &1).await.unwrap();
+    let (store, before, saga) = (Memory::new(), two_steps::<u32>(), two_steps::<String>());
+    let first = Orchestrator::open(store.clone()).register(&before).start().await.unwrap();
+    first.start(&before, "x", &1).await.unwrap();
+    tokio::time::sleep(seconds(1)).await;
+    first.shutdown(seconds(1)).await;
+    let orchestrator = Orchestrator::open(store.connect()).register(&saga).start().await.unwrap();
+    let handle = orchestrator.handle(&saga, "x").unwrap();
+    orchestrator.recovered().await;
     let held = handle.settled().await.unwrap();
     assert!(matches!(held, Outcome::Held { phase: Some(Phase::Running), .. }), "{held:?}");
     let status = handle.status().await.unwrap();

@@ -49,7 +49,7 @@ pub enum StartError {
     Id(InvalidId),
     /// A lock or the tag is impossible, or there are too many locks.
     Text(InvalidText),
-    /// The input is too large, or has no JSON.
+    /// The input is too large, has no JSON, or one that cannot be read again.
     Input(String),
     /// The definition is not registered with this orchestrator.
     Unregistered(DefinitionId),

@@ -7,10 +7,11 @@ use std::{
     time::Duration,
 };
 
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    definition::{Definition, Inputs, Saga},
+    attempt::checked,
+    definition::{Definition, Inputs, Saga, is_json_of},
     driver::Mail,
     handle::{Handle, Outcome},
     journal::{DefinitionId, Head, Journal, Phase, Query, Request, Requested, StoreError, Stored},
@@ -84,7 +85,7 @@ impl Orchestrator {
     /// # Cancel safety
     ///
     /// The saga may have begun when the future is dropped.
-    pub async fn start<I: Serialize, R: Inputs>(
+    pub async fn start<I: Serialize + DeserializeOwned, R: Inputs>(
         &self,
         saga: &Saga<I, R>,
         id: &str,
@@ -98,7 +99,7 @@ impl Orchestrator {
     /// # Errors
     ///
     /// As [`start`](Self::start).
-    pub async fn start_with<I: Serialize, R: Inputs>(
+    pub async fn start_with<I: Serialize + DeserializeOwned, R: Inputs>(
         &self,
         saga: &Saga<I, R>,
         id: &str,
@@ -113,6 +114,8 @@ impl Orchestrator {
         if bytes > most {
             return Err(StartError::Input(format!("it has {bytes} bytes of JSON, allowed are {most}")));
         }
+        checked(is_json_of::<I>, &input)
+            .map_err(|why| StartError::Input(format!("it cannot be read again: {why}")))?;
         inner.start(saga.definition.clone(), id.clone(), input, options).await?;
         Ok(Handle::new(self.clone(), saga.clone(), id))
     }
@@ -126,7 +129,7 @@ impl Orchestrator {
     /// # Cancel safety
     ///
     /// A saga that has begun goes on when the future is dropped.
-    pub async fn run<I: Serialize, R: Inputs>(
+    pub async fn run<I: Serialize + DeserializeOwned, R: Inputs>(
         &self,
         saga: &Saga<I, R>,
         id: &str,
