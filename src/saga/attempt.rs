@@ -110,9 +110,12 @@ impl StepCode {
     }
 }
 
-/// A `Deserialize` that panics is one that cannot read it.
-pub(crate) fn checked(check: Check, payload: &Payload) -> Result<(), String> {
-    match catch_unwind(|| check(payload)) {
+/// What user code makes of a payload. A `Deserialize` that panics is one that cannot read it.
+pub(crate) fn checked<T>(
+    read: fn(&Payload) -> Result<T, serde_json::Error>,
+    payload: &Payload,
+) -> Result<T, String> {
+    match catch_unwind(|| read(payload)) {
         Ok(read) => read.map_err(|error| error.to_string()),
         Err(panic) => Err(format!("panicked: {}", message(panic.as_ref()))),
     }

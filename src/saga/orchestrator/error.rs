@@ -58,6 +58,15 @@ pub enum StartError {
         /// The id.
         id: SagaId,
     },
+    /// There is a saga with this id, and what it was started with cannot be read: it is damaged, or this code reads its inputs in another form.
+    /// So it is not known whether it is the one that was to be started. Nothing has begun now. Under another id it might be done twice: let a
+    /// person look at it.
+    Unreadable {
+        /// The id.
+        id: SagaId,
+        /// What cannot be read, and why.
+        why: String,
+    },
     /// The saga was started before and follows another version of the definition: its outcome has other types. See
     /// [`Orchestrator::run`](super::Orchestrator::run).
     OtherDefinition {
@@ -90,6 +99,9 @@ impl fmt::Display for StartError {
             }
             StartError::Different { id } => {
                 write!(f, "there is a saga {id} with another definition or input")
+            }
+            StartError::Unreadable { id, why } => {
+                write!(f, "there is a saga {id}, and what it was started with cannot be read: {why}")
             }
             StartError::OtherDefinition { stored } => other_definition(stored, f),
             StartError::Locked { key, holder } => write!(f, "the lock {key:?} is held by saga {holder}"),

@@ -10,8 +10,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    attempt::checked,
-    definition::{Definition, Inputs, Saga, is_json_of},
+    definition::{Definition, Inputs, Saga},
     driver::Mail,
     handle::{Handle, Outcome},
     journal::{DefinitionId, Head, Journal, Phase, Query, Request, Requested, StoreError, Stored},
@@ -35,6 +34,7 @@ pub use census::{Census, OpenSagas};
 pub use error::{AskError, InvalidText, StartError};
 pub(crate) use inner::{Inner, Seat, fold};
 pub use opening::{OpenError, Opening};
+use starting::Input;
 pub(crate) use waiters::Waiter;
 
 /// The most locks of one saga.
@@ -78,6 +78,10 @@ impl Orchestrator {
     /// The same `id` with the same input is the same saga, however often it is started; also if it was started with another version of
     /// the definition, and then only its outcome cannot be had through this handle.
     ///
+    /// An input is the same if it has the same JSON, in whatever order the members of its objects come; or if what this code reads in the
+    /// stored one has it. So a field that was added since, with a `default`, makes no difference while it has its default. A `HashSet` comes
+    /// in another order each time: take a `BTreeSet`.
+    ///
     /// # Errors
     ///
     /// [`StartError`]; only after [`StartError::Store`] is it not known whether it has begun: start it again.
@@ -109,13 +113,7 @@ impl Orchestrator {
         let inner = &self.0.0;
         let id = SagaId::new(id)?;
         options.check()?;
-        let input = Payload::encode(input).map_err(|error| StartError::Input(error.to_string()))?;
-        let (bytes, most) = (input.as_str().len(), inner.settings.max_input);
-        if bytes > most {
-            return Err(StartError::Input(format!("it has {bytes} bytes of JSON, allowed are {most}")));
-        }
-        checked(is_json_of::<I>, &input)
-            .map_err(|why| StartError::Input(format!("it cannot be read again: {why}")))?;
+        let input = Input::new(input, inner.settings.max_input).map_err(StartError::Input)?;
         inner.start(saga.definition.clone(), id.clone(), input, options).await?;
         Ok(Handle::new(self.clone(), saga.clone(), id))
     }
