@@ -84,7 +84,8 @@ impl Orchestrator {
     ///
     /// # Errors
     ///
-    /// [`StartError`]; only after [`StartError::Store`] is it not known whether it has begun: start it again.
+    /// [`StartError`]; only after [`StartError::Store`] is it not known whether it has begun: start it again. After
+    /// [`StartError::Unreadable`] it is not known whether what has begun is the same.
     ///
     /// # Cancel safety
     ///
@@ -122,7 +123,8 @@ impl Orchestrator {
     ///
     /// # Errors
     ///
-    /// As [`start`](Self::start).
+    /// As [`start`](Self::start), and what comes of waiting: [`StartError::OtherDefinition`], [`StartError::Output`],
+    /// [`StartError::Forgotten`], and [`StartError::Store`], after which it may be run again, since that is the same saga.
     ///
     /// # Cancel safety
     ///
@@ -134,7 +136,7 @@ impl Orchestrator {
         input: &I,
     ) -> Result<Outcome<R::Values>, StartError> {
         let handle = self.start(saga, id, input).await?;
-        Ok(handle.settled().await?)
+        handle.settled().await.map_err(StartError::of_waiting)
     }
 
     /// A saga that was started before, here or elsewhere.
@@ -155,8 +157,8 @@ impl Orchestrator {
     ///
     /// # Errors
     ///
-    /// [`AskError`]: [`Missing`](AskError::Missing) when there is no such saga, [`Step`](AskError::Step) when none of its steps with this name
-    /// waits for a message, [`Payload`](AskError::Payload) when the step could not read it.
+    /// [`AskError`]: [`Missing`](AskError::Missing) when there is no such saga, and never [`Requested::Missing`]; [`Step`](AskError::Step) when
+    /// none of its steps with this name waits for a message, [`Payload`](AskError::Payload) when it is too large or the step could not read it.
     pub async fn signal<T: Serialize + ?Sized>(
         &self,
         saga: &str,
@@ -186,7 +188,7 @@ impl Orchestrator {
     ///
     /// # Errors
     ///
-    /// [`AskError`]; [`Missing`](AskError::Missing) when there is no such saga.
+    /// [`AskError`]; [`Missing`](AskError::Missing) when there is no such saga, and never [`Requested::Missing`].
     pub async fn cancel(&self, saga: &str, reason: &str) -> Result<Requested, AskError> {
         self.order(saga, self.0.0.by.as_str(), Order::Cancel { reason: reason.to_owned() }).await
     }
@@ -200,7 +202,8 @@ impl Orchestrator {
     ///
     /// # Errors
     ///
-    /// [`AskError`]; [`Missing`](AskError::Missing) when there is no such saga.
+    /// [`AskError`]; [`Missing`](AskError::Missing) when there is no such saga, and never [`Requested::Missing`];
+    /// [`Payload`](AskError::Payload) when an output is too large.
     pub async fn order(&self, saga: &str, by: &str, order: Order) -> Result<Requested, AskError> {
         InvalidText::check("the name of who decides", by, InvalidText::MAX)?;
         match &order {
@@ -237,11 +240,11 @@ impl Orchestrator {
         Ok(inner.definitions.get(&stored.head.definition).cloned())
     }
 
-    /// A saga's row; from memory, without the store, while it is worked on here.
+    /// A saga's row; from memory, without the store, while it is worked on here. `None` when there is no such saga.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`AskError::Id`] and [`AskError::Store`].
     pub async fn status(&self, saga: &str) -> Result<Option<Status>, AskError> {
         let inner = &self.0.0;
         let id = SagaId::new(saga)?;
@@ -252,11 +255,11 @@ impl Orchestrator {
         Ok(stored.map(|stored| Status::of(&stored.head, None)))
     }
 
-    /// A saga with all its records.
+    /// A saga with all its records. `None` when there is no such saga.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`AskError::Id`] and [`AskError::Store`].
     pub async fn load(&self, saga: &str) -> Result<Option<Stored>, AskError> {
         let id = SagaId::new(saga)?;
         Ok(self.0.0.journal()?.load(&id).await?)

@@ -214,9 +214,7 @@ impl Inner {
     /// Whether the saga that exists is the one that was to be started.
     async fn same(&self, definition: &Definition, id: &SagaId, input: &Input) -> Result<(), StartError> {
         let Some(stored) = self.journal()?.load(id).await? else {
-            return Err(StartError::Store(StoreError::Unavailable(
-                "the saga that has this id was just forgotten".to_owned(),
-            )));
+            return Err(StartError::Forgotten { id: id.clone() });
         };
         self.same_as(&stored, definition, id, input)
     }
