@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use mainstay::saga::{Orchestrator, Saga, SagaId, StartError, memory::Memory};
+use mainstay::saga::{Orchestrator, Outcome, Saga, SagaId, StartError, StartOptions, memory::Memory};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// One step, for an input of any type: two of them are two deploys of one definition.
@@ -142,4 +142,25 @@ async fn damage_behind_its_beginning_does_not_matter() {
     assert_eq!(again(&store, "pay", &7_u32).await, Ok(()));
     let other = again(&store, "pay", &8_u32).await;
     assert!(is_different(&other), "{other:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn deadline_tag_and_locks_are_those_of_the_first_start() {
+    let store = Memory::new();
+    let mut saga = Saga::define::<u32>("pause", 1);
+    saga.sleep("pause", (), Duration::from_secs(60));
+    let saga = saga.build(()).unwrap();
+    let orchestrator = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
+    let first = StartOptions::default().tag("first").lock("a");
+    let first = orchestrator.start_with(&saga, "s", &7, first).await.unwrap();
+    let second = StartOptions::default().tag("second").lock("b").deadline(Duration::from_secs(1));
+    orchestrator.start_with(&saga, "s", &7, second).await.unwrap();
+    assert_eq!(store.stored(&id()).unwrap().head.tag, "first");
+    let with = async |id, lock| {
+        orchestrator.start_with(&saga, id, &7, StartOptions::default().lock(lock)).await.map(drop)
+    };
+    assert_eq!(with("other", "b").await, Ok(()));
+    let locked = StartError::Locked { key: "a".to_owned(), holder: id() };
+    assert_eq!(with("third", "a").await, Err(locked));
+    assert_eq!(first.finished().await.unwrap(), Outcome::Completed(()));
 }

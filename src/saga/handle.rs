@@ -67,6 +67,10 @@ impl<R: Inputs> Handle<R> {
     /// # Errors
     ///
     /// [`AskError::Missing`] when there is no such saga, and [`AskError::Store`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
     pub async fn status(&self) -> Result<Status, AskError> {
         let status = self.orchestrator.status(self.id.as_str()).await?;
         status.ok_or_else(|| AskError::Missing(self.id.clone()))
@@ -77,6 +81,10 @@ impl<R: Inputs> Handle<R> {
     /// # Errors
     ///
     /// [`AskError`], as there.
+    ///
+    /// # Cancel safety
+    ///
+    /// As there.
     pub async fn cancel(&self, reason: &str) -> Result<Requested, AskError> {
         self.orchestrator.cancel(self.id.as_str(), reason).await
     }
@@ -86,6 +94,10 @@ impl<R: Inputs> Handle<R> {
     /// # Errors
     ///
     /// [`AskError`], as there.
+    ///
+    /// # Cancel safety
+    ///
+    /// As there.
     pub async fn order(&self, by: &str, order: Order) -> Result<Requested, AskError> {
         self.orchestrator.order(self.id.as_str(), by, order).await
     }

@@ -89,7 +89,7 @@ impl Orchestrator {
     ///
     /// # Cancel safety
     ///
-    /// The saga may have begun when the future is dropped.
+    /// The saga may have begun when the future is dropped, and then it goes on. Started again, it is the same.
     pub async fn start<I: Serialize + DeserializeOwned, R: Inputs>(
         &self,
         saga: &Saga<I, R>,
@@ -99,11 +99,16 @@ impl Orchestrator {
         self.start_with(saga, id, input, StartOptions::default()).await
     }
 
-    /// As [`start`](Self::start), with a deadline, a tag, or locks.
+    /// As [`start`](Self::start), with a deadline, a tag, or locks. They are of the first start: where the saga has begun before, those of this one
+    /// are not looked at, and it is no error that they differ.
     ///
     /// # Errors
     ///
     /// As [`start`](Self::start).
+    ///
+    /// # Cancel safety
+    ///
+    /// As of [`start`](Self::start). While it waits for its locks, nothing has begun.
     pub async fn start_with<I: Serialize + DeserializeOwned, R: Inputs>(
         &self,
         saga: &Saga<I, R>,
@@ -159,6 +164,10 @@ impl Orchestrator {
     ///
     /// [`AskError`]: [`Missing`](AskError::Missing) when there is no such saga, and never [`Requested::Missing`]; [`Step`](AskError::Step) when
     /// none of its steps with this name waits for a message, [`Payload`](AskError::Payload) when it is too large or the step could not read it.
+    ///
+    /// # Cancel safety
+    ///
+    /// The message may have been left when the future is dropped. Left again under its id, it counts once.
     pub async fn signal<T: Serialize + ?Sized>(
         &self,
         saga: &str,
@@ -189,6 +198,10 @@ impl Orchestrator {
     /// # Errors
     ///
     /// [`AskError`]; [`Missing`](AskError::Missing) when there is no such saga, and never [`Requested::Missing`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As of [`order`](Self::order).
     pub async fn cancel(&self, saga: &str, reason: &str) -> Result<Requested, AskError> {
         self.order(saga, self.0.0.by.as_str(), Order::Cancel { reason: reason.to_owned() }).await
     }
@@ -204,6 +217,11 @@ impl Orchestrator {
     ///
     /// [`AskError`]; [`Missing`](AskError::Missing) when there is no such saga, and never [`Requested::Missing`];
     /// [`Payload`](AskError::Payload) when an output is too large.
+    ///
+    /// # Cancel safety
+    ///
+    /// The order may have been left when the future is dropped; it is followed then, after the next [`poll`](Opening::poll). Left again it
+    /// is a second order, which is followed or refused where the saga stands by then.
     pub async fn order(&self, saga: &str, by: &str, order: Order) -> Result<Requested, AskError> {
         InvalidText::check("the name of who decides", by, InvalidText::MAX)?;
         match &order {
@@ -245,6 +263,10 @@ impl Orchestrator {
     /// # Errors
     ///
     /// [`AskError::Id`] and [`AskError::Store`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
     pub async fn status(&self, saga: &str) -> Result<Option<Status>, AskError> {
         let inner = &self.0.0;
         let id = SagaId::new(saga)?;
@@ -260,6 +282,10 @@ impl Orchestrator {
     /// # Errors
     ///
     /// [`AskError::Id`] and [`AskError::Store`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
     pub async fn load(&self, saga: &str) -> Result<Option<Stored>, AskError> {
         let id = SagaId::new(saga)?;
         Ok(self.0.0.journal()?.load(&id).await?)
@@ -270,6 +296,10 @@ impl Orchestrator {
     /// # Errors
     ///
     /// [`StoreError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
     pub async fn list(&self, query: Query) -> Result<Vec<Head>, StoreError> {
         self.0.0.journal()?.list(query).await
     }
@@ -280,6 +310,10 @@ impl Orchestrator {
     /// # Errors
     ///
     /// [`StoreError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
     pub async fn blocked(&self) -> Result<Vec<(SagaId, String)>, StoreError> {
         let inner = &self.0.0;
         let mut blocked: Vec<_> = lock(&inner.blocked)
@@ -315,6 +349,10 @@ impl Orchestrator {
     /// # Errors
     ///
     /// [`StoreError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// The sagas may have been deleted when the future is dropped, all of them or none.
     pub async fn forget(&self, age: Duration, limit: usize) -> Result<usize, StoreError> {
         let now = self.0.0.now();
         let before = Timestamp(now.0.saturating_sub(Timestamp(0).after(age).0));
@@ -351,6 +389,10 @@ impl Orchestrator {
     }
 
     /// Waits until it has once looked at everything that was left in the store.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
     pub async fn recovered(&self) {
         let mut swept = self.0.0.swept.subscribe();
         // An orchestrator that is closed never will.

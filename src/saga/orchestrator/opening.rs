@@ -189,6 +189,11 @@ impl Opening {
     /// # Panics
     ///
     /// Outside a tokio runtime with time enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped there is no orchestrator, and nothing was taken up. Its registration may be left in the store, until its lease is
+    /// over; the store itself is let go soon after.
     pub async fn start(self) -> Result<Orchestrator, OpenError> {
         let Opening { journal, let_go, definitions, settings, identity } = self;
         not_zero(settings.lease, "saga.lease")?;
