@@ -406,43 +406,33 @@ async fn a_saga_that_has_begun_is_found_when_there_is_no_room() {
     orchestrator.start(&saga, "x", &1).await.unwrap();
     let busy = orchestrator.start(&saga, "y", &1).await;
     assert!(matches!(busy, Err(StartError::Busy(_))), "{busy:?}");
+    let text = busy.unwrap_err().to_string();
+    assert_eq!(text, "as many sagas are being worked on at once as `max_live` allows; nothing has begun");
     let other = orchestrator.start(&saga, "x", &2).await;
     assert!(matches!(other, Err(StartError::Different { .. })), "{other:?}");
 }
 
-/// What is written as a number and read as a text.
-#[derive(serde::Serialize, serde::Deserialize)]
-#[serde(into = "u32", try_from = "String")]
-struct Unreadable;
-
-impl From<Unreadable> for u32 {
-    fn from(_: Unreadable) -> u32 {
-        1
-    }
-}
-
-impl From<String> for Unreadable {
-    fn from(_: String) -> Self {
-        Unreadable
-    }
-}
-
-impl Clone for Unreadable {
-    fn clone(&self) -> Self {
-        Unreadable
-    }
+/// A deploy in which the first output is a `T`, and the second step does not end.
+fn two_steps<T: serde::Serialize + serde::de::DeserializeOwned + Default + Send + 'static>()
+-> Saga<u32, Output<u32>> {
+    let mut saga = Saga::define::<u32>("blocked", 1);
+    let first = saga.step("first", (), |_, ()| async { Ok(T::default()) });
+    let first = first.without_compensation("nothing is done");
+    let second = saga.step("second", first, |_, _| std::future::pending::<Result<u32, Failure>>());
+    let second = second.without_compensation("nothing is done");
+    saga.build(second).unwrap()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_blocked_saga_says_where_it_stands_and_can_be_given_up() {
-    let mut saga = Saga::define::<u32>("blocked", 1);
-    let first =
-        saga.step("first", (), |_, ()| async { Ok(Unreadable) }).without_compensation("nothing is done");
-    let second =
-        saga.step("second", first, |_, _| async { Ok(1_u32) }).without_compensation("nothing is done");
-    let saga = saga.build(second).unwrap();
-    let orchestrator = Orchestrator::open(Memory::new()).register(&saga).start().await.unwrap();
-    let handle = orchestrator.start(&saga, "x", &1).await.unwrap();
+    let (store, before, saga) = (Memory::new(), two_steps::<u32>(), two_steps::<String>());
+    let first = Orchestrator::open(store.clone()).register(&before).start().await.unwrap();
+    first.start(&before, "x", &1).await.unwrap();
+    tokio::time::sleep(seconds(1)).await;
+    first.shutdown(seconds(1)).await;
+    let orchestrator = Orchestrator::open(store.connect()).register(&saga).start().await.unwrap();
+    let handle = orchestrator.handle(&saga, "x").unwrap();
+    orchestrator.recovered().await;
     let held = handle.settled().await.unwrap();
     assert!(matches!(held, Outcome::Held { phase: Some(Phase::Running), .. }), "{held:?}");
     let status = handle.status().await.unwrap();
@@ -452,4 +442,50 @@ async fn a_blocked_saga_says_where_it_stands_and_can_be_given_up() {
     let ended = tokio::time::timeout(seconds(5), handle.finished()).await.unwrap().unwrap();
     assert!(matches!(ended, Outcome::Abandoned(_)), "{ended:?}");
     assert!(orchestrator.blocked().await.unwrap().is_empty());
+}
+
+/// A deploy in which a `T` comes of it.
+fn comes_to<T: serde::Serialize + serde::de::DeserializeOwned + Default + Send + 'static>()
+-> Saga<u32, Output<T>> {
+    let mut saga = Saga::define::<u32>("comes-to", 1);
+    let step = saga.step("step", (), |_, ()| async { Ok(T::default()) });
+    let step = step.without_compensation("nothing is done");
+    saga.build(step).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_came_of_a_saga_and_cannot_be_read_is_no_failure_of_the_store() {
+    let (store, before, after) = (Memory::new(), comes_to::<u32>(), comes_to::<String>());
+    let first = Orchestrator::open(store.clone()).register(&before).start().await.unwrap();
+    first.run(&before, "x", &1).await.unwrap();
+    first.shutdown(seconds(1)).await;
+    let second = Orchestrator::open(store.connect()).register(&after).start().await.unwrap();
+    let asked = second.handle(&after, "x").unwrap().finished().await.unwrap_err();
+    let run = second.run(&after, "x", &1).await.unwrap_err();
+    assert!(matches!(&asked, AskError::Output { saga, .. } if saga.as_str() == "x"), "{asked:?}");
+    assert!(matches!(&run, StartError::Output { id, .. } if id.as_str() == "x"), "{run:?}");
+    let text = "the saga x is completed, and what came of it cannot be read: the output of a step cannot be read: \
+                invalid type: integer `0`, expected a string";
+    assert!(asked.to_string().starts_with(text), "{asked}");
+    assert_eq!(run.to_string(), asked.to_string());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_that_is_forgotten_while_it_is_looked_at_is_no_failure_of_the_store() {
+    // When its beginning is looked for, and when its end is.
+    for look in [0, 1] {
+        let (store, saga) = (Memory::new(), one(&Arc::default()));
+        let orchestrator = Orchestrator::open(store.clone()).register(&saga).start().await.unwrap();
+        orchestrator.run(&saga, "x", &1).await.unwrap();
+        tokio::time::sleep(seconds(1)).await;
+        store.fault(Operation::Load, look, Fault::Stall(seconds(60)));
+        let (other, again) = (orchestrator.clone(), saga.clone());
+        let run = tokio::spawn(async move { other.run(&again, "x", &1).await });
+        tokio::time::sleep(seconds(1)).await;
+        assert_eq!(store.planned_faults(), 0, "it is being looked at");
+        assert_eq!(orchestrator.forget(Duration::ZERO, 10).await.unwrap(), 1);
+        let error = run.await.unwrap().unwrap_err();
+        assert_eq!(error, StartError::Forgotten { id: SagaId::new("x").unwrap() });
+        assert_eq!(error.to_string(), "the saga x is over, and was just forgotten");
+    }
 }

@@ -79,7 +79,7 @@ fn once(ledger: &Ledger, unknown: Unknown) -> Saga<u32, Output<u64>> {
 
 async fn holds<I, R>(check: Check<I, R>) -> usize
 where
-    I: serde::Serialize + Send + Sync + 'static,
+    I: serde::Serialize + serde::de::DeserializeOwned + Send + Sync + 'static,
     R: mainstay::saga::Inputs,
 {
     match check.all().await {

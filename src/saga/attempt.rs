@@ -91,6 +91,16 @@ impl StepCode {
         checked(self.check, payload)
     }
 
+    /// Whether this may be recorded as what came of an attempt: not of more than `most` bytes, and read again by the code behind it. An output
+    /// that is recorded and cannot be read would block the saga, its compensation too.
+    pub(crate) fn keeps(&self, output: &Payload, most: usize) -> Result<(), String> {
+        let bytes = output.as_str().len();
+        if bytes > most {
+            return Err(format!("its output has {bytes} bytes, allowed are {most}"));
+        }
+        self.accepts(output).map_err(|why| format!("its output cannot be read again: {why}"))
+    }
+
     /// Whether this may be recorded as the message that the step waits for.
     pub(crate) fn accepts_message(&self, payload: &Payload) -> Result<(), String> {
         match self.check_message {
@@ -100,9 +110,12 @@ impl StepCode {
     }
 }
 
-/// A `Deserialize` that panics is one that cannot read it.
-fn checked(check: Check, payload: &Payload) -> Result<(), String> {
-    match catch_unwind(|| check(payload)) {
+/// What user code makes of a payload. A `Deserialize` that panics is one that cannot read it.
+pub(crate) fn checked<T>(
+    read: fn(&Payload) -> Result<T, serde_json::Error>,
+    payload: &Payload,
+) -> Result<T, String> {
+    match catch_unwind(|| read(payload)) {
         Ok(read) => read.map_err(|error| error.to_string()),
         Err(panic) => Err(format!("panicked: {}", message(panic.as_ref()))),
     }
@@ -280,13 +293,9 @@ pub(crate) async fn forward(
                 flags,
                 told,
                 |told| act(told),
-                |output| {
-                    let len = output.as_str().len();
-                    if len > max_output {
-                        let why = format!("its output has {len} bytes, allowed are {max_output}");
-                        return Tried::Final(Failure::unknown(why));
-                    }
-                    Tried::Output(output)
+                |output| match code.keeps(&output, max_output) {
+                    Ok(()) => Tried::Output(output),
+                    Err(why) => Tried::Final(Failure::unknown(why)),
                 },
             )
             .await
@@ -296,7 +305,13 @@ pub(crate) async fn forward(
 }
 
 /// Asks the participant whether a step has happened.
-pub(crate) async fn verify(definition: Arc<Definition>, step: usize, told: Told, flags: Arc<Flags>) -> Ended {
+pub(crate) async fn verify(
+    definition: Arc<Definition>,
+    step: usize,
+    told: Told,
+    flags: Arc<Flags>,
+    max_output: usize,
+) -> Ended {
     let code = &definition.code[step];
     let (Some(verify), Some(stack)) = (&code.verify, &code.forward) else {
         unreachable!("a step that is to be verified says how");
@@ -305,7 +320,14 @@ pub(crate) async fn verify(definition: Arc<Definition>, step: usize, told: Told,
         let answer = verify(told);
         async { answer.await.map(Acted::Done) }
     };
-    conclude(stack.call(|| attempt(&flags, &told, ask, Tried::Verified))).await
+    let judge = |verified| match &verified {
+        Verified::Applied(output) => match code.keeps(output, max_output) {
+            Ok(()) => Tried::Verified(verified),
+            Err(why) => Tried::Final(Failure::unknown(why)),
+        },
+        Verified::NotApplied | Verified::Unknown => Tried::Verified(verified),
+    };
+    conclude(stack.call(|| attempt(&flags, &told, ask, judge))).await
 }
 
 /// One attempt: what the policies see as an error may be repeated by them, what they see as a value may not.

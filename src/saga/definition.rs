@@ -406,6 +406,7 @@ impl<I: DeserializeOwned + Send + 'static> Builder<I> {
     }
 }
 
-fn is_json_of<T: DeserializeOwned>(payload: &Payload) -> Result<(), serde_json::Error> {
+/// Whether a payload is the JSON of a `T`.
+pub(crate) fn is_json_of<T: DeserializeOwned>(payload: &Payload) -> Result<(), serde_json::Error> {
     payload.decode::<T>().map(drop)
 }

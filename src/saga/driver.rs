@@ -364,7 +364,9 @@ impl Driver {
             (Direction::Do, false) => {
                 span.around(attempt::forward(definition, step, told, flags.clone(), max_output))
             }
-            (Direction::Do, true) => span.around(attempt::verify(definition, step, told, flags.clone())),
+            (Direction::Do, true) => {
+                span.around(attempt::verify(definition, step, told, flags.clone(), max_output))
+            }
             (Direction::Undo, _) => span.around(attempt::backward(definition, step, told, flags.clone())),
         };
         let began = time::now();

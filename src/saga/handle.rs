@@ -66,7 +66,11 @@ impl<R: Inputs> Handle<R> {
     ///
     /// # Errors
     ///
-    /// [`AskError`].
+    /// [`AskError::Missing`] when there is no such saga, and [`AskError::Store`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
     pub async fn status(&self) -> Result<Status, AskError> {
         let status = self.orchestrator.status(self.id.as_str()).await?;
         status.ok_or_else(|| AskError::Missing(self.id.clone()))
@@ -76,7 +80,11 @@ impl<R: Inputs> Handle<R> {
     ///
     /// # Errors
     ///
-    /// [`AskError`].
+    /// [`AskError`], as there.
+    ///
+    /// # Cancel safety
+    ///
+    /// As there.
     pub async fn cancel(&self, reason: &str) -> Result<Requested, AskError> {
         self.orchestrator.cancel(self.id.as_str(), reason).await
     }
@@ -85,7 +93,11 @@ impl<R: Inputs> Handle<R> {
     ///
     /// # Errors
     ///
-    /// [`AskError`].
+    /// [`AskError`], as there.
+    ///
+    /// # Cancel safety
+    ///
+    /// As there.
     pub async fn order(&self, by: &str, order: Order) -> Result<Requested, AskError> {
         self.orchestrator.order(self.id.as_str(), by, order).await
     }
@@ -94,7 +106,8 @@ impl<R: Inputs> Handle<R> {
     ///
     /// # Errors
     ///
-    /// [`AskError`].
+    /// [`AskError::Missing`] when there is no such saga, or none any more; [`AskError::OtherDefinition`] when it does not follow the
+    /// definition of this handle, [`AskError::Output`] when this code cannot read what came of it, and [`AskError::Store`].
     ///
     /// # Cancel safety
     ///
@@ -109,7 +122,7 @@ impl<R: Inputs> Handle<R> {
     ///
     /// # Errors
     ///
-    /// [`AskError`].
+    /// As of [`settled`](Self::settled).
     ///
     /// # Cancel safety
     ///
@@ -171,9 +184,10 @@ impl<R: Inputs> Handle<R> {
         Ok(match (status.phase, status.finished) {
             (Some(Phase::Completed), Some(finished)) => {
                 let decoded = self.result.decode(&|step| finished.outputs.get(step)?.clone());
-                Outcome::Completed(
-                    decoded.map_err(|failure| AskError::Payload(failure.message().to_owned()))?,
-                )
+                Outcome::Completed(decoded.map_err(|failure| {
+                    let why = failure.message().to_owned();
+                    AskError::Output { saga: self.id.clone(), why }
+                })?)
             }
             (Some(Phase::Compensated), Some(finished)) => {
                 let cause = finished.cause.unwrap_or(Cause::Cancelled { reason: status.note });

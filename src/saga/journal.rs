@@ -580,7 +580,8 @@ pub enum Requested {
     Known,
     /// The saga is over.
     Over(Phase),
-    /// There is no such saga.
+    /// There is no such saga. So says a store; an [`Orchestrator`](super::Orchestrator) says
+    /// [`AskError::Missing`](super::AskError::Missing) instead.
     Missing,
 }
 

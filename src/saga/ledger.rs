@@ -158,12 +158,13 @@ impl Ledger {
     }
 
     /// Has work done and what comes of it recorded, in one transaction of the store, and waits until that is durable. If it was not
-    /// recorded, the saga is as before. From `given_up` on it is better if it is not.
+    /// recorded, the saga is as before; so it is when `keeps` says no to its output. From `given_up` on it is better if it is not recorded.
     ///
     /// Nothing else may be queued meanwhile: where the next entry goes is known afterwards.
     pub(crate) async fn transact(
         &mut self,
         job: AnyJob,
+        keeps: impl Fn(&Payload) -> Result<(), String> + Send + Sync + 'static,
         record: impl Fn(Payload) -> Record + Send + Sync + 'static,
         given_up: impl Future<Output = ()>,
     ) -> Result<Transacted, Stop> {
@@ -172,12 +173,8 @@ impl Ledger {
         after.apply(&record(Payload::null())).map_err(|illegal| Stop::Blocked(illegal.to_string()))?;
         let (saga, by, at) = (self.id.clone(), self.inner.by.clone(), self.inner.now());
         let (seq, crc, epoch) = (self.len, self.crc, self.epoch);
-        let most = self.inner.settings.max_output;
         let work = Work::new(job, seq, move |output| {
-            let bytes = output.as_str().len();
-            if bytes > most {
-                return Err(Failure::rejected(format!("its output has {bytes} bytes, allowed are {most}")));
-            }
+            keeps(&output).map_err(Failure::rejected)?;
             let record = record(output);
             let entry = Entry::new(&saga, seq, crc, epoch, at, &by, &record)?;
             Ok((record, entry))

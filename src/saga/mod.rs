@@ -23,6 +23,7 @@ mod participant;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod record;
+mod same;
 pub(crate) mod shape;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;

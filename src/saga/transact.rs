@@ -182,7 +182,7 @@ impl Work {
     ///
     /// # Errors
     ///
-    /// When the output is too large: the transaction has to be rolled back.
+    /// When the output is too large, or cannot be read again: the transaction has to be rolled back.
     pub fn made(&self, output: Payload) -> Result<Entry, Failure> {
         let (record, entry) = (self.0.make)(output)?;
         *lock(&self.0.state) = State::Made(record, entry.clone());

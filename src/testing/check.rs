@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     case::{Case, Fault, Loss, Place},
@@ -83,7 +83,7 @@ enum Event {
 
 impl<I, R> Check<I, R>
 where
-    I: Serialize + Send + Sync + 'static,
+    I: Serialize + DeserializeOwned + Send + Sync + 'static,
     R: Inputs,
 {
     /// Checks sagas that `build` defines, started with `input`.
@@ -416,7 +416,7 @@ where
 /// When something is not as it has to be; the message has the name of the case.
 pub async fn check<I, R>(input: I, build: impl Fn(&Ledger) -> Saga<I, R> + Send + Sync + 'static) -> usize
 where
-    I: Serialize + Send + Sync + 'static,
+    I: Serialize + DeserializeOwned + Send + Sync + 'static,
     R: Inputs,
 {
     match Check::new(input, build).all().await {

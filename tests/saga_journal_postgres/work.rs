@@ -84,6 +84,16 @@ impl Shop for Server {
         })
     }
 
+    fn book_unreadably(&self) -> Transact<f64, InTransaction> {
+        let insert = self.sql("INSERT INTO @.booking VALUES ('seat')");
+        postgres::in_transaction(move |tx| {
+            Box::pin(async move {
+                tx.execute(&insert, &[]).await?;
+                Ok(f64::NAN)
+            })
+        })
+    }
+
     fn unbook(&self) -> Transact<(), InTransaction> {
         let delete = self.sql("DELETE FROM @.booking WHERE ctid = (SELECT max(ctid) FROM @.booking)");
         postgres::in_transaction(move |tx| {
@@ -121,6 +131,7 @@ macro_rules! suite {
 suite! {
     it_is_done_and_recorded_once
     what_is_rejected_leaves_nothing
+    what_cannot_be_read_again_leaves_nothing
     what_fails_is_tried_again_and_then_given_up
     an_owner_of_before_does_no_work
     work_of_one_batch_fails_alone

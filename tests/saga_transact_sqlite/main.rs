@@ -105,6 +105,13 @@ impl Shop for File {
         })
     }
 
+    fn book_unreadably(&self) -> Transact<f64, InTransaction> {
+        sqlite::in_transaction(|tx| {
+            insert(tx)?;
+            Ok(f64::NAN)
+        })
+    }
+
     fn unbook(&self) -> Transact<(), InTransaction> {
         sqlite::in_transaction(|tx| {
             tx.execute("DELETE FROM booking WHERE rowid = (SELECT max(rowid) FROM booking)", [])?;
@@ -125,6 +132,11 @@ async fn it_is_done_and_recorded_once() {
 #[tokio::test]
 async fn what_is_rejected_leaves_nothing() {
     transact::what_is_rejected_leaves_nothing(File::new()).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_again_leaves_nothing() {
+    transact::what_cannot_be_read_again_leaves_nothing(File::new()).await;
 }
 
 #[tokio::test]

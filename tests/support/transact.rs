@@ -51,6 +51,8 @@ pub trait Shop: Clone + Send + Sync + 'static {
     fn journal(&self) -> Self::Journal;
     /// Adds a row to the business table, then ends so.
     fn book(&self, how: How) -> Transact<String, Self::Job>;
+    /// Adds a row, with an output that has a JSON and cannot be read.
+    fn book_unreadably(&self) -> Transact<f64, Self::Job>;
     /// Removes a row.
     fn unbook(&self) -> Transact<(), Self::Job>;
     /// How many rows there are.
@@ -155,6 +157,27 @@ pub async fn what_is_rejected_leaves_nothing<S: Shop>(shop: S) {
         assert_eq!((shop.rows().await, calls.load(SeqCst)), (0, 1), "{how:?}");
         orders.shutdown(Duration::from_secs(5)).await;
     }
+}
+
+pub async fn what_cannot_be_read_again_leaves_nothing<S: Shop>(shop: S) {
+    let (mut order, calls) = (Saga::define::<u32>("order", 1), Arc::new(AtomicU32::new(0)));
+    let (booking, counted) = (shop.clone(), calls.clone());
+    let booked = order
+        .step("book", (), move |_, ()| {
+            counted.fetch_add(1, SeqCst);
+            let work = booking.book_unreadably();
+            async move { Ok(work) }
+        })
+        .compensate(|_, (), _| async { panic!("what has not happened is not undone") });
+    let saga = order.build(booked).unwrap();
+    let orders = Orchestrator::open(shop.journal()).register(&saga).start().await.unwrap();
+    let outcome = orders.run(&saga, "a", &1).await.unwrap();
+    let Outcome::Compensated(cause) = outcome else { panic!("{outcome:?}") };
+    let expected = "book was rejected: its output cannot be read again: invalid type: null, expected f64";
+    assert!(cause.to_string().starts_with(expected), "{cause}");
+    assert_eq!(kinds(&shop.journal(), "a").await, ["begun", "aborted"]);
+    assert_eq!((shop.rows().await, calls.load(SeqCst)), (0, 1));
+    orders.shutdown(Duration::from_secs(5)).await;
 }
 
 pub async fn what_fails_is_tried_again_and_then_given_up<S: Shop>(shop: S) {

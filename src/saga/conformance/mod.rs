@@ -138,6 +138,10 @@ impl Rule {
     /// # Errors
     ///
     /// What the store did instead.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, what it has written stays in the store.
     pub async fn check(&self, subject: &Subject) -> Result<(), Broken> {
         (self.check)(subject).await
     }
@@ -243,6 +247,10 @@ pub fn rules() -> &'static [Rule] {
 /// # Panics
 ///
 /// When it breaks any, with all that it breaks.
+///
+/// # Cancel safety
+///
+/// As of [`Rule::check`].
 pub async fn run(subject: &Subject) {
     let mut broken = Vec::new();
     for rule in rules() {

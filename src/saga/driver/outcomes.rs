@@ -10,7 +10,7 @@ use crate::{
         key::Direction,
         ledger::{Stop, Transacted},
         machine::{self, Next, Outcome},
-        record::{Cause, Record},
+        record::{Cause, Payload, Record},
         steps::Steps,
     },
     time,
@@ -127,8 +127,13 @@ impl Driver {
             Direction::Do => Record::Completed { step: path.clone(), output, attempts, ms },
             Direction::Undo => Record::Undone { step: path.clone(), attempts, ms },
         };
+        let (definition, most) = (self.definition.clone(), self.inner.settings.max_output);
+        let keeps = move |output: &Payload| match direction {
+            Direction::Do => definition.code[step].keeps(output, most),
+            Direction::Undo => Ok(()),
+        };
         let Handed { job, mut told } = handed;
-        let transacted = self.ledger.transact(job, record, told.closed());
+        let transacted = self.ledger.transact(job, keeps, record, told.closed());
         // Who is told may have given up waiting.
         match beside(&mut self.flights, transacted).await? {
             Transacted::Failed(failure) => {

@@ -255,6 +255,8 @@ impl Memory {
 
     /// Waits until this connection is dead.
     ///
+    /// # Cancel safety
+    ///
     /// Dropping the future changes nothing.
     pub async fn dead(&self) {
         let mut died = std::pin::pin!(self.connection.died.notified());

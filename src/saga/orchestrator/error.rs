@@ -49,7 +49,7 @@ pub enum StartError {
     Id(InvalidId),
     /// A lock or the tag is impossible, or there are too many locks.
     Text(InvalidText),
-    /// The input is too large, or has no JSON.
+    /// The input is too large, has no JSON, or one that cannot be read again.
     Input(String),
     /// The definition is not registered with this orchestrator.
     Unregistered(DefinitionId),
@@ -58,11 +58,34 @@ pub enum StartError {
         /// The id.
         id: SagaId,
     },
+    /// There is a saga with this id, and what it was started with cannot be read: it is damaged, or this code reads its inputs in another form.
+    /// So it is not known whether it is the one that was to be started. Nothing has begun now. Under another id it might be done twice: let a
+    /// person look at it.
+    Unreadable {
+        /// The id.
+        id: SagaId,
+        /// What cannot be read, and why.
+        why: String,
+    },
     /// The saga was started before and follows another version of the definition: its outcome has other types. See
     /// [`Orchestrator::run`](super::Orchestrator::run).
     OtherDefinition {
         /// The one it follows.
         stored: DefinitionId,
+    },
+    /// The saga is completed, and this code cannot read what came of it: a step's output has another form by now. Its records are as they
+    /// were; code that knows them reads them.
+    Output {
+        /// The id.
+        id: SagaId,
+        /// What cannot be read, and why.
+        why: String,
+    },
+    /// There was a saga with this id: it is over, and was [forgotten](super::Orchestrator::forget) before it could be looked at. Whether it was
+    /// started with the same input, and what became of it, is not known any more. Started again it begins anew.
+    Forgotten {
+        /// The id.
+        id: SagaId,
     },
     /// Another saga has a lock that this one needs.
     Locked {
@@ -71,11 +94,11 @@ pub enum StartError {
         /// Who has it.
         holder: SagaId,
     },
-    /// It works on as many sagas as it may. Nothing has begun.
+    /// It works on as many sagas as it [may](super::Opening::max_live). Nothing has begun.
     Busy(Refused),
     /// It is being shut down. Nothing has begun.
     Closed,
-    /// The store has failed. Whether the saga has begun is not known: start it again with the same id.
+    /// The store has failed. Whether the saga has begun is not known, or what came of it: start it again with the same id.
     Store(StoreError),
 }
 
@@ -91,9 +114,16 @@ impl fmt::Display for StartError {
             StartError::Different { id } => {
                 write!(f, "there is a saga {id} with another definition or input")
             }
+            StartError::Unreadable { id, why } => {
+                write!(f, "there is a saga {id}, and what it was started with cannot be read: {why}")
+            }
             StartError::OtherDefinition { stored } => other_definition(stored, f),
+            StartError::Output { id, why } => unreadable_output(id, why, f),
+            StartError::Forgotten { id } => write!(f, "the saga {id} is over, and was just forgotten"),
             StartError::Locked { key, holder } => write!(f, "the lock {key:?} is held by saga {holder}"),
-            StartError::Busy(refused) => refused.fmt(f),
+            StartError::Busy(_) => f.write_str(
+                "as many sagas are being worked on at once as `max_live` allows; nothing has begun",
+            ),
             StartError::Closed => f.write_str("the orchestrator is being shut down"),
             StartError::Store(error) => error.fmt(f),
         }
@@ -131,6 +161,10 @@ fn other_definition(stored: &DefinitionId, f: &mut fmt::Formatter<'_>) -> fmt::R
     write!(f, "the saga follows the definition {name:?} version {version} with digest {digest}")
 }
 
+fn unreadable_output(saga: &SagaId, why: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "the saga {saga} is completed, and what came of it cannot be read: {why}")
+}
+
 /// Why something could not be asked of a saga.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -153,8 +187,15 @@ pub enum AskError {
         /// The one it follows.
         stored: DefinitionId,
     },
-    /// What was sent has no JSON, or what came of the saga is not what was expected.
+    /// What was sent is too large, has no JSON, or one that the step could not read.
     Payload(String),
+    /// The saga is completed, and this code cannot read what came of it: a step's output has another form by now.
+    Output {
+        /// The saga.
+        saga: SagaId,
+        /// What cannot be read, and why.
+        why: String,
+    },
     /// The store.
     Store(StoreError),
 }
@@ -168,6 +209,7 @@ impl fmt::Display for AskError {
             AskError::Step { saga, step } => write!(f, "no step {step:?} of saga {saga} waits for a message"),
             AskError::OtherDefinition { stored } => other_definition(stored, f),
             AskError::Payload(why) => write!(f, "the payload is not possible: {why}"),
+            AskError::Output { saga, why } => unreadable_output(saga, why, f),
             AskError::Store(error) => error.fmt(f),
         }
     }
@@ -187,18 +229,19 @@ impl From<StoreError> for AskError {
     }
 }
 
-/// A saga was started and its end waited for.
-impl From<AskError> for StartError {
-    fn from(error: AskError) -> Self {
+impl StartError {
+    /// A saga has begun, and this came of waiting for its end.
+    pub(super) fn of_waiting(error: AskError) -> Self {
         match error {
             AskError::Id(error) => StartError::Id(error),
             AskError::Text(error) => StartError::Text(error),
             AskError::Store(error) => StartError::Store(error),
-            AskError::Missing(id) => StartError::Store(StoreError::Io(format!("saga {id} has vanished"))),
+            AskError::Missing(id) => StartError::Forgotten { id },
             AskError::OtherDefinition { stored } => StartError::OtherDefinition { stored },
-            AskError::Payload(why) => StartError::Store(StoreError::Io(why)),
-            // Nothing that a start asks for.
-            error @ AskError::Step { .. } => StartError::Store(StoreError::Io(error.to_string())),
+            AskError::Output { saga, why } => StartError::Output { id: saga, why },
+            // Of what is sent, and who waits sends nothing.
+            AskError::Payload(why) => StartError::Input(why),
+            error @ AskError::Step { .. } => StartError::Input(error.to_string()),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     definition::{Definition, Inputs, Saga},
@@ -34,6 +34,7 @@ pub use census::{Census, OpenSagas};
 pub use error::{AskError, InvalidText, StartError};
 pub(crate) use inner::{Inner, Seat, fold};
 pub use opening::{OpenError, Opening};
+use starting::Input;
 pub(crate) use waiters::Waiter;
 
 /// The most locks of one saga.
@@ -77,14 +78,19 @@ impl Orchestrator {
     /// The same `id` with the same input is the same saga, however often it is started; also if it was started with another version of
     /// the definition, and then only its outcome cannot be had through this handle.
     ///
+    /// An input is the same if it has the same JSON, in whatever order the members of its objects come; or if what this code reads in the
+    /// stored one has it. So a field that was added since, with a `default`, makes no difference while it has its default. A `HashSet` comes
+    /// in another order each time: take a `BTreeSet`.
+    ///
     /// # Errors
     ///
-    /// [`StartError`]; only after [`StartError::Store`] is it not known whether it has begun: start it again.
+    /// [`StartError`]; only after [`StartError::Store`] is it not known whether it has begun: start it again. After
+    /// [`StartError::Unreadable`] it is not known whether what has begun is the same.
     ///
     /// # Cancel safety
     ///
-    /// The saga may have begun when the future is dropped.
-    pub async fn start<I: Serialize, R: Inputs>(
+    /// The saga may have begun when the future is dropped, and then it goes on. Started again, it is the same.
+    pub async fn start<I: Serialize + DeserializeOwned, R: Inputs>(
         &self,
         saga: &Saga<I, R>,
         id: &str,
@@ -93,12 +99,17 @@ impl Orchestrator {
         self.start_with(saga, id, input, StartOptions::default()).await
     }
 
-    /// As [`start`](Self::start), with a deadline, a tag, or locks.
+    /// As [`start`](Self::start), with a deadline, a tag, or locks. They are of the first start: where the saga has begun before, those of this one
+    /// are not looked at, and it is no error that they differ.
     ///
     /// # Errors
     ///
     /// As [`start`](Self::start).
-    pub async fn start_with<I: Serialize, R: Inputs>(
+    ///
+    /// # Cancel safety
+    ///
+    /// As of [`start`](Self::start). While it waits for its locks, nothing has begun.
+    pub async fn start_with<I: Serialize + DeserializeOwned, R: Inputs>(
         &self,
         saga: &Saga<I, R>,
         id: &str,
@@ -108,11 +119,7 @@ impl Orchestrator {
         let inner = &self.0.0;
         let id = SagaId::new(id)?;
         options.check()?;
-        let input = Payload::encode(input).map_err(|error| StartError::Input(error.to_string()))?;
-        let (bytes, most) = (input.as_str().len(), inner.settings.max_input);
-        if bytes > most {
-            return Err(StartError::Input(format!("it has {bytes} bytes of JSON, allowed are {most}")));
-        }
+        let input = Input::new(input, inner.settings.max_input).map_err(StartError::Input)?;
         inner.start(saga.definition.clone(), id.clone(), input, options).await?;
         Ok(Handle::new(self.clone(), saga.clone(), id))
     }
@@ -121,19 +128,20 @@ impl Orchestrator {
     ///
     /// # Errors
     ///
-    /// As [`start`](Self::start).
+    /// As [`start`](Self::start), and what comes of waiting: [`StartError::OtherDefinition`], [`StartError::Output`],
+    /// [`StartError::Forgotten`], and [`StartError::Store`], after which it may be run again, since that is the same saga.
     ///
     /// # Cancel safety
     ///
     /// A saga that has begun goes on when the future is dropped.
-    pub async fn run<I: Serialize, R: Inputs>(
+    pub async fn run<I: Serialize + DeserializeOwned, R: Inputs>(
         &self,
         saga: &Saga<I, R>,
         id: &str,
         input: &I,
     ) -> Result<Outcome<R::Values>, StartError> {
         let handle = self.start(saga, id, input).await?;
-        Ok(handle.settled().await?)
+        handle.settled().await.map_err(StartError::of_waiting)
     }
 
     /// A saga that was started before, here or elsewhere.
@@ -154,8 +162,12 @@ impl Orchestrator {
     ///
     /// # Errors
     ///
-    /// [`AskError`]: [`Missing`](AskError::Missing) when there is no such saga, [`Step`](AskError::Step) when none of its steps with this name
-    /// waits for a message, [`Payload`](AskError::Payload) when the step could not read it.
+    /// [`AskError`]: [`Missing`](AskError::Missing) when there is no such saga, and never [`Requested::Missing`]; [`Step`](AskError::Step) when
+    /// none of its steps with this name waits for a message, [`Payload`](AskError::Payload) when it is too large or the step could not read it.
+    ///
+    /// # Cancel safety
+    ///
+    /// The message may have been left when the future is dropped. Left again under its id, it counts once.
     pub async fn signal<T: Serialize + ?Sized>(
         &self,
         saga: &str,
@@ -185,7 +197,11 @@ impl Orchestrator {
     ///
     /// # Errors
     ///
-    /// [`AskError`]; [`Missing`](AskError::Missing) when there is no such saga.
+    /// [`AskError`]; [`Missing`](AskError::Missing) when there is no such saga, and never [`Requested::Missing`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As of [`order`](Self::order).
     pub async fn cancel(&self, saga: &str, reason: &str) -> Result<Requested, AskError> {
         self.order(saga, self.0.0.by.as_str(), Order::Cancel { reason: reason.to_owned() }).await
     }
@@ -199,7 +215,13 @@ impl Orchestrator {
     ///
     /// # Errors
     ///
-    /// [`AskError`]; [`Missing`](AskError::Missing) when there is no such saga.
+    /// [`AskError`]; [`Missing`](AskError::Missing) when there is no such saga, and never [`Requested::Missing`];
+    /// [`Payload`](AskError::Payload) when an output is too large.
+    ///
+    /// # Cancel safety
+    ///
+    /// The order may have been left when the future is dropped; it is followed then, after the next [`poll`](Opening::poll). Left again it
+    /// is a second order, which is followed or refused where the saga stands by then.
     pub async fn order(&self, saga: &str, by: &str, order: Order) -> Result<Requested, AskError> {
         InvalidText::check("the name of who decides", by, InvalidText::MAX)?;
         match &order {
@@ -236,11 +258,15 @@ impl Orchestrator {
         Ok(inner.definitions.get(&stored.head.definition).cloned())
     }
 
-    /// A saga's row; from memory, without the store, while it is worked on here.
+    /// A saga's row; from memory, without the store, while it is worked on here. `None` when there is no such saga.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`AskError::Id`] and [`AskError::Store`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
     pub async fn status(&self, saga: &str) -> Result<Option<Status>, AskError> {
         let inner = &self.0.0;
         let id = SagaId::new(saga)?;
@@ -251,11 +277,15 @@ impl Orchestrator {
         Ok(stored.map(|stored| Status::of(&stored.head, None)))
     }
 
-    /// A saga with all its records.
+    /// A saga with all its records. `None` when there is no such saga.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`AskError::Id`] and [`AskError::Store`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
     pub async fn load(&self, saga: &str) -> Result<Option<Stored>, AskError> {
         let id = SagaId::new(saga)?;
         Ok(self.0.0.journal()?.load(&id).await?)
@@ -266,6 +296,10 @@ impl Orchestrator {
     /// # Errors
     ///
     /// [`StoreError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
     pub async fn list(&self, query: Query) -> Result<Vec<Head>, StoreError> {
         self.0.0.journal()?.list(query).await
     }
@@ -276,6 +310,10 @@ impl Orchestrator {
     /// # Errors
     ///
     /// [`StoreError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
     pub async fn blocked(&self) -> Result<Vec<(SagaId, String)>, StoreError> {
         let inner = &self.0.0;
         let mut blocked: Vec<_> = lock(&inner.blocked)
@@ -311,6 +349,10 @@ impl Orchestrator {
     /// # Errors
     ///
     /// [`StoreError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// The sagas may have been deleted when the future is dropped, all of them or none.
     pub async fn forget(&self, age: Duration, limit: usize) -> Result<usize, StoreError> {
         let now = self.0.0.now();
         let before = Timestamp(now.0.saturating_sub(Timestamp(0).after(age).0));
@@ -347,6 +389,10 @@ impl Orchestrator {
     }
 
     /// Waits until it has once looked at everything that was left in the store.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
     pub async fn recovered(&self) {
         let mut swept = self.0.0.swept.subscribe();
         // An orchestrator that is closed never will.

@@ -140,7 +140,8 @@ impl Opening {
         self
     }
 
-    /// The largest output of a step in bytes of JSON. The effect of a step with a larger one is not lost: its outcome is unknown.
+    /// The largest output of a step in bytes of JSON. The effect of a step with a larger one is not lost: its outcome is unknown, as of one
+    /// whose output cannot be read again; and to know that, each output is read once more before it is recorded.
     pub fn max_output(mut self, bytes: usize) -> Self {
         self.settings.max_output = bytes;
         self
@@ -188,6 +189,11 @@ impl Opening {
     /// # Panics
     ///
     /// Outside a tokio runtime with time enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped there is no orchestrator, and nothing was taken up. Its registration may be left in the store, until its lease is
+    /// over; the store itself is let go soon after.
     pub async fn start(self) -> Result<Orchestrator, OpenError> {
         let Opening { journal, let_go, definitions, settings, identity } = self;
         not_zero(settings.lease, "saga.lease")?;

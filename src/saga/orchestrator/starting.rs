@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::oneshot;
 
 use super::{
@@ -13,17 +14,65 @@ use super::{
 };
 use crate::{
     saga::{
-        definition::Definition,
+        attempt::checked,
+        definition::{Definition, is_json_of},
         driver::Driver,
-        journal::{Begin, Refusal, StoreError, Stored},
+        journal::{Begin, Corrupt, Refusal, StoreError, Stored},
         ledger::Ledger,
         machine::Machine,
         record::{Payload, Record, SagaId},
+        same::same,
         writer::WriteError,
     },
     sync::lock,
     time,
 };
+
+/// What a saga is to be started with.
+#[derive(Clone)]
+pub(super) struct Input {
+    payload: Payload,
+    /// Reads a payload as such an input and writes it again.
+    again: fn(&Payload) -> Result<Payload, serde_json::Error>,
+}
+
+impl Input {
+    /// An input of at most `most` bytes, or why it is not possible.
+    pub(super) fn new<I: Serialize + DeserializeOwned>(input: &I, most: usize) -> Result<Self, String> {
+        let payload = Payload::encode(input).map_err(|error| error.to_string())?;
+        let bytes = payload.as_str().len();
+        if bytes > most {
+            return Err(format!("it has {bytes} bytes of JSON, allowed are {most}"));
+        }
+        checked(is_json_of::<I>, &payload).map_err(|why| format!("it cannot be read again: {why}"))?;
+        Ok(Input { payload, again: |stored| Payload::encode(&stored.decode::<I>()?) })
+    }
+
+    /// Whether a saga that was started with `stored` was started with this. That one may be older than a field that has a default.
+    fn is(&self, stored: &Payload) -> Result<bool, String> {
+        let is = |text: &Payload| same(text.as_str(), self.payload.as_str());
+        Ok(is(stored) || is(&checked(self.again, stored)?))
+    }
+}
+
+/// What a saga was started with, if its first record can be relied on.
+fn input_of(stored: &Stored, id: &SagaId) -> Result<Payload, String> {
+    let Some(first) = stored.entries.first() else {
+        let missing = || Corrupt::Length { counted: stored.head.len, found: 0 }.to_string();
+        return Err(stored.head.damage.clone().unwrap_or_else(missing));
+    };
+    if first.seq != 0 {
+        return Err(Corrupt::Gap { expected: 0, found: first.seq }.to_string());
+    }
+    if first.checksum(id, 0) != first.crc {
+        return Err(Corrupt::Checksum { seq: 0 }.to_string());
+    }
+    match first.record() {
+        Ok(Record::Begun { input, .. }) => Ok(input),
+        Ok(other) => Err(format!("it begins with a record {:?}", other.kind())),
+        Err(error) => Err(error.to_string()),
+    }
+}
 
 impl Inner {
     /// Begins a saga, after waiting as long as it may until its locks are free. While it waits it takes no place among the live ones.
@@ -31,7 +80,7 @@ impl Inner {
         self: &Arc<Self>,
         definition: Arc<Definition>,
         id: SagaId,
-        input: Payload,
+        input: Input,
         options: StartOptions,
     ) -> Result<(), StartError> {
         let until = time::later(time::now(), options.patience);
@@ -79,7 +128,7 @@ impl Inner {
         self: &Arc<Self>,
         definition: Arc<Definition>,
         id: SagaId,
-        input: Payload,
+        input: Input,
         options: StartOptions,
     ) -> Result<(), StartError> {
         if self.is_closed() || self.draining.load(Relaxed) {
@@ -127,7 +176,7 @@ impl Inner {
         let deadline = options.deadline.map(|after| now.after(after));
         let (told, begun) = oneshot::channel();
         let (inner, driven) = (self.clone(), definition.clone());
-        let record = Record::Begun { input: input.clone(), deadline };
+        let record = Record::Begun { input: input.payload.clone(), deadline };
         // A task of its own: what was queued is looked after, even if nobody waits for it any more.
         tokio::spawn(async move {
             let answer = ledger.begin(begin, record).await;
@@ -163,11 +212,9 @@ impl Inner {
     }
 
     /// Whether the saga that exists is the one that was to be started.
-    async fn same(&self, definition: &Definition, id: &SagaId, input: &Payload) -> Result<(), StartError> {
+    async fn same(&self, definition: &Definition, id: &SagaId, input: &Input) -> Result<(), StartError> {
         let Some(stored) = self.journal()?.load(id).await? else {
-            return Err(StartError::Store(StoreError::Unavailable(
-                "the saga that has this id was just forgotten".to_owned(),
-            )));
+            return Err(StartError::Forgotten { id: id.clone() });
         };
         self.same_as(&stored, definition, id, input)
     }
@@ -177,25 +224,21 @@ impl Inner {
         stored: &Stored,
         definition: &Definition,
         id: &SagaId,
-        input: &Payload,
+        input: &Input,
     ) -> Result<(), StartError> {
-        let begun = stored.entries.first().and_then(|entry| entry.record().ok());
-        let equal = |a: &Payload, b: &Payload| {
-            let value = |payload: &Payload| payload.decode::<serde_json::Value>().ok();
-            a == b || value(a) == value(b)
-        };
-        match begun {
-            Some(Record::Begun { input: first, .. })
-                if stored.head.definition.name == definition.shape.id.name && equal(&first, input) =>
-            {
-                // Its begin may have had no answer and have come to the store after it was looked for there.
-                let owned = stored.head.owner.as_ref() == Some(&self.by);
-                if owned && !lock(&self.live).contains_key(id) && !lock(&self.blocked).contains_key(id) {
-                    self.look_after(id.clone());
-                }
-                Ok(())
-            }
-            _ => Err(StartError::Different { id: id.clone() }),
+        let unreadable = |why: String| StartError::Unreadable { id: id.clone(), why };
+        let first = input_of(stored, id).map_err(unreadable)?;
+        let named = stored.head.definition.name == definition.shape.id.name;
+        if !(named && input.is(&first).map_err(unreadable)?) {
+            // What a damaged row follows may be what stands in for it.
+            let damage = stored.head.damage.clone().filter(|_| !named);
+            return Err(damage.map_or_else(|| StartError::Different { id: id.clone() }, unreadable));
         }
+        // Its begin may have had no answer and have come to the store after it was looked for there.
+        let owned = stored.head.owner.as_ref() == Some(&self.by);
+        if owned && !lock(&self.live).contains_key(id) && !lock(&self.blocked).contains_key(id) {
+            self.look_after(id.clone());
+        }
+        Ok(())
     }
 }
