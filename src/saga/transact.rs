@@ -98,6 +98,14 @@ pub struct AnyJob {
     job: Box<dyn Any + Send>,
 }
 
+impl AnyJob {
+    /// The work, if it is a `J`.
+    pub(crate) fn downcast<J: Job>(self) -> Result<J, AnyJob> {
+        let AnyJob { store, job } = self;
+        job.downcast().map(|job| *job).map_err(|job| AnyJob { store, job })
+    }
+}
+
 impl fmt::Debug for AnyJob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("AnyJob").field(&self.store).finish()
@@ -159,13 +167,11 @@ impl Work {
         }
         let mut state = lock(&self.0.state);
         match std::mem::replace(&mut *state, State::Begun) {
-            State::Waiting(AnyJob { store, job }) => match job.downcast() {
-                Ok(job) => Ok(*job),
-                Err(job) => {
-                    *state = State::Waiting(AnyJob { store, job });
-                    Err(Refusal::Foreign { store: store.to_owned() })
-                }
-            },
+            State::Waiting(job) => job.downcast().map_err(|job| {
+                let store = job.store.to_owned();
+                *state = State::Waiting(job);
+                Refusal::Foreign { store }
+            }),
             State::Failed(failure) => {
                 let why = failure.message().to_owned();
                 *state = State::Failed(failure);

@@ -11,7 +11,10 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
+#[cfg(feature = "sqlite")]
+use super::database::{Audit, Database};
 use super::{
+    business::Business,
     case::{Case, Fault, Loss, Place},
     checker::check_evidence,
     evidence::{Evidence, Structure, What},
@@ -23,7 +26,7 @@ use super::{
 use crate::{
     chance::planned,
     saga::{
-        AskError, Inputs, Orchestrator, Order, Outcome, Payload, Phase, Saga, SagaId, StartError,
+        AskError, Inputs, OpenError, Orchestrator, Order, Outcome, Payload, Phase, Saga, SagaId, StartError,
         StartOptions, memory::Memory,
     },
 };
@@ -42,6 +45,14 @@ pub enum Bug {
     NoFence,
     /// The store answers before it syncs.
     AcknowledgeBeforeSync,
+    /// The work of a step is done in a transaction of its own, before the one that records it.
+    WorkApart,
+    /// The work of a step is done before it is looked whose saga it is.
+    WorkUnfenced,
+    /// A record is synced, and the work that it is of is not.
+    WorkUnsynced,
+    /// The work of a step is done twice in its transaction.
+    WorkTwice,
     /// The participants' barrier has a hole.
     Barrier(Flaw),
 }
@@ -52,6 +63,7 @@ const POLL: Duration = Duration::from_secs(5);
 const STUCK_RETRY: Duration = Duration::from_secs(30);
 
 type Build<I, R> = Box<dyn Fn(&Ledger) -> Saga<I, R> + Send + Sync>;
+type Open = Box<dyn Fn() -> Arc<dyn Business> + Send + Sync>;
 type Expect = Box<dyn Fn(&Seen) -> Result<(), String> + Send + Sync>;
 
 /// A saga to be checked; see the [module](super).
@@ -60,6 +72,7 @@ pub struct Check<I, R: Inputs> {
     input: I,
     signals: Vec<(String, Payload)>,
     options: StartOptions,
+    database: Option<Open>,
     expect: Option<Expect>,
     patience: Duration,
     skew: Skew,
@@ -96,6 +109,7 @@ where
             input,
             signals: Vec::new(),
             options: StartOptions::default(),
+            database: None,
             expect: None,
             patience: Duration::from_secs(600),
             skew: Skew::Even,
@@ -129,6 +143,100 @@ where
     #[must_use]
     pub fn expect(mut self, expect: impl Fn(&Seen) -> Result<(), String> + Send + Sync + 'static) -> Self {
         self.expect = Some(Box::new(expect));
+        self
+    }
+
+    /// Gives every run a database for the steps that are done [in the journal's transaction](crate::saga::sqlite::in_transaction), and says
+    /// what has to be in it at the end.
+    ///
+    /// `make` opens it, with its tables and what is in them from the beginning: a new one for each run. `audit` gets it as the run has left it;
+    /// [`Seen::stands`] says which steps have to have left something.
+    ///
+    /// ```
+    /// use mainstay::{
+    ///     saga::{Output, Saga, sqlite::{in_transaction, rusqlite::Connection}},
+    ///     testing::{Check, Ledger},
+    /// };
+    ///
+    /// fn order(_: &Ledger) -> Saga<u32, Output<u32>> {
+    ///     let mut saga = Saga::define::<u32>("order", 1);
+    ///     let charged = saga
+    ///         .step("charge", (), |step, ()| async move {
+    ///             Ok(in_transaction(move |tx| {
+    ///                 tx.execute("INSERT INTO charge VALUES (?1)", [step.input()])?;
+    ///                 Ok(*step.input())
+    ///             }))
+    ///         })
+    ///         .compensate_in_transaction(|step, (), _| async move {
+    ///             Ok(in_transaction(move |tx| {
+    ///                 tx.execute("DELETE FROM charge WHERE cents = ?1", [step.input()])?;
+    ///                 Ok(())
+    ///             }))
+    ///         });
+    ///     saga.build(charged).unwrap()
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let check = Check::new(4_900, order).database(
+    ///     || {
+    ///         let shop = Connection::open_in_memory()?;
+    ///         shop.execute_batch("CREATE TABLE charge (cents INTEGER NOT NULL)")?;
+    ///         Ok(shop)
+    ///     },
+    ///     |shop, seen| {
+    ///         let found: u32 = shop.query_row("SELECT count(*) FROM charge", [], |row| row.get(0))?;
+    ///         match seen.stands("charge") {
+    ///             Some(stands) if found != u32::from(stands) => Err(format!("charged {found} times").into()),
+    ///             _ => Ok(()),
+    ///         }
+    ///     },
+    /// );
+    /// check.all().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Semantics
+    ///
+    /// The database is on the simulated device beside the journal, and work is done in it behind the checks of its append:
+    ///
+    /// | goes wrong | the work |
+    /// |---|---|
+    /// | the power is cut before or after the append; the append fails, or its answer is lost | is not done, or is committed: as the record |
+    /// | the power is cut between writing and syncing | is lost with the record |
+    /// | another has the saga | is not begun |
+    /// | the step's answer is lost, by an error or a panic | fails behind all that it did, which is rolled back |
+    ///
+    /// The kit sets the journal's hooks on the connection, and makes a table `mainstay_testing`, with a row from each transaction of a step whose
+    /// action is work; they have to be those that are recorded ([I2](super::check_evidence)). What your own rows are worth, `audit` alone can say.
+    ///
+    /// Only work sees the database: what a step does before it answers is done on connections of its own, and is no part of it. PostgreSQL's
+    /// `in_transaction` has nothing of the kind.
+    ///
+    /// # Panics
+    ///
+    /// A run panics when `make` fails.
+    ///
+    /// # Cost
+    ///
+    /// One call of `make` for each run, and a copy of the database for work in whose append something is planned to go wrong: a database in
+    /// memory with little in it is best.
+    #[cfg(feature = "sqlite")]
+    #[must_use]
+    pub fn database(
+        mut self,
+        make: impl Fn() -> rusqlite::Result<rusqlite::Connection> + Send + Sync + 'static,
+        audit: impl Fn(&rusqlite::Connection, &Seen) -> Result<(), Box<dyn std::error::Error>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        let audit: Arc<Audit> = Arc::new(audit);
+        self.database = Some(Box::new(move || match Database::new(&make, audit.clone()) {
+            Ok(database) => Arc::new(database),
+            Err(error) => panic!("a database of the business cannot be made: {error}"),
+        }));
         self
     }
 
@@ -188,7 +296,8 @@ where
         let structure = Structure::of(&saga);
         let steps = structure.parts.iter().map(|part| part.path.clone()).collect();
         let id = SagaId::new(ID).unwrap_or_else(|_| unreachable!("it is one"));
-        let world = World::new(id.clone(), case, steps, self.bug, self.skew);
+        let business = self.database.as_ref().map(|open| open());
+        let world = World::new(id.clone(), case, steps, self.bug, self.skew, business.clone());
         let acknowledged = AtomicBool::new(false);
         let mut stale = None;
         let mut resumed = true;
@@ -257,7 +366,14 @@ where
         world.deliver_late().await;
 
         let stored = world.store().stored(&id);
-        let effects = ledger.is_used().then(|| ledger.effects(&id));
+        let mut effects = ledger.is_used().then(|| ledger.effects(&id));
+        if let Some(business) = &business {
+            let net = business.net();
+            for part in structure.parts.iter().filter(|part| part.transactional) {
+                let own = net.get(&part.path).copied().unwrap_or(0);
+                *effects.get_or_insert_default().entry(part.path.clone()).or_default() += own;
+            }
+        }
         let calls = world.calls();
         let evidence = Evidence {
             structure: &structure,
@@ -280,6 +396,10 @@ where
         if problem.is_none() {
             problem = self.expect.as_ref().and_then(|expect| expect(&seen).err());
         }
+        let audited = business.map_or(Ok(()), |business| business.audit(&seen));
+        if problem.is_none() {
+            problem = audited.err();
+        }
         // A crash may come before what a participant was to do; by themselves these were seen to come.
         let alone = case.0.len() == 1;
         let mut unfired = world.unfired();
@@ -296,7 +416,11 @@ where
         let saga = saga.with_definition(world.around(&saga.definition));
         let opening = Orchestrator::open(gate).register(&saga).lease(LEASE).poll(POLL);
         let opened = opening.stuck_retry(Some(STUCK_RETRY)).max_recoveries(10).start().await;
-        (opened.unwrap_or_else(|error| panic!("an orchestrator in memory starts: {error}")), saga)
+        let opened = opened.unwrap_or_else(|error| match error {
+            OpenError::Transaction { .. } => panic!("{error}; `Check::database` gives it one"),
+            error => panic!("an orchestrator in memory starts: {error}"),
+        });
+        (opened, saga)
     }
 
     /// One orchestrator's life with the saga, until it is over or held up; what was wrong with it.

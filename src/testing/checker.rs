@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::evidence::{Call, Evidence, Said, Structure, Violation, What};
+use super::evidence::{Call, Evidence, Part, Said, Structure, Violation, What};
 use crate::saga::{
     Order, Phase, Record,
     journal::{Ask, Stored},
@@ -13,7 +13,7 @@ use crate::saga::{
 /// | | what is checked |
 /// |---|---|
 /// | I1 | an acknowledged saga is in the store; given time, it is over, or stuck, parked or waiting |
-/// | I2 | completed: each step was done and none was undone, net one effect each; compensated: everything that may have happened and can be undone was undone, no net effect |
+/// | I2 | completed: each step was done and none was undone, net one effect each; compensated: everything that may have happened and can be undone was undone, no net effect; in the journal's transaction: done and undone as often as is recorded, however the saga ends |
 /// | I3 | no action is sent behind a durable abort, no compensation before one |
 /// | I4 | a step is sent when everything before it is durably complete, and undone when everything behind it that may have happened is undone |
 /// | I5 | one step and direction has one key, two have two |
@@ -49,8 +49,8 @@ pub fn check_evidence(evidence: &Evidence<'_>) -> Vec<Violation> {
 
 /// The records in their order, each with the epoch that it was written under.
 #[derive(Clone, Copy)]
-struct Story<'r> {
-    records: &'r [(u64, Record)],
+pub(super) struct Story<'r> {
+    pub(super) records: &'r [(u64, Record)],
 }
 
 impl Story<'_> {
@@ -77,7 +77,7 @@ impl Story<'_> {
     }
 
     /// Where a step is said to be complete.
-    fn completed(&self, path: &str) -> Option<usize> {
+    pub(super) fn completed(&self, path: &str) -> Option<usize> {
         self.records.iter().position(|(_, record)| match record {
             Record::Completed { step, .. } => step == path,
             Record::Ordered { order: Order::Complete { step, .. }, .. } => step == path,
@@ -85,9 +85,9 @@ impl Story<'_> {
         })
     }
 
-    /// Whether it is said to be undone.
-    fn undone(&self, path: &str) -> bool {
-        self.records.iter().any(|(_, record)| match record {
+    /// Where it is said to be undone.
+    pub(super) fn undone(&self, path: &str) -> Option<usize> {
+        self.records.iter().position(|(_, record)| match record {
             Record::Undone { step, .. } => step == path,
             Record::Ordered { order: Order::Undone { step, .. }, .. } => step == path,
             _ => false,
@@ -106,7 +106,7 @@ impl Story<'_> {
     }
 
     /// Whether a person has said what is so, and answers for it.
-    fn by_hand(&self, path: &str) -> bool {
+    pub(super) fn by_hand(&self, path: &str) -> bool {
         self.records.iter().any(|(_, record)| match record {
             Record::Ordered {
                 order: Order::Complete { step, .. } | Order::Reject { step, .. } | Order::Undone { step, .. },
@@ -253,7 +253,7 @@ impl Checker<'_> {
             let due = part.behind.iter().all(|path| done_by(path));
             part.has_undo
                 && (done_by(&part.path) || due && !story.clean(&part.path))
-                && !story.undone(&part.path)
+                && story.undone(&part.path).is_none()
         });
         (!left).then_some(Phase::Compensated)
     }
@@ -339,8 +339,8 @@ impl Checker<'_> {
                 if later.has_undo
                     && self.structure.is_behind(&later.path, &call.step)
                     && !story.clean(&later.path)
-                    && happened(calls, &later.path, call.began)
-                    && !undone(calls, &later.path, call.began)
+                    && happened(calls, story, later, call.began)
+                    && !undone(calls, story, later, call.began, durable)
                     && !story.by_hand(&later.path)
                 {
                     let why =
@@ -361,12 +361,22 @@ impl Checker<'_> {
             if story.by_hand(path) {
                 continue;
             }
+            if part.transactional {
+                let undone = part.undo_transactional && story.undone(path).is_some();
+                let expected = i64::from(story.completed(path).is_some()) - i64::from(undone);
+                if let Some(net) = net(path).filter(|net| *net != expected) {
+                    let why =
+                        format!("{path} has {net} net effects, by the records it has to have {expected}");
+                    self.report("I2", why);
+                }
+            }
+            let net = |path: &str| net(path).filter(|_| !part.transactional);
             match stored.head.phase {
                 Phase::Completed => {
                     let done = calls.iter().any(|call| {
                         call.step == *path
                             && call.what != What::Undo
-                            && matches!(call.ended, Some((_, Said::Done)))
+                            && (part.transactional || matches!(call.ended, Some((_, Said::Done))))
                     });
                     if !done {
                         self.report("I2", format!("it is completed, and {path} was never done"));
@@ -380,7 +390,7 @@ impl Checker<'_> {
                     }
                 }
                 Phase::Compensated if part.has_undo => {
-                    if happened(calls, path, u64::MAX) && !undone(calls, path, u64::MAX) {
+                    if happened(calls, story, part, u64::MAX) && !undone(calls, story, part, u64::MAX, None) {
                         let why =
                             format!("it is compensated, and {path}, which may have happened, was not undone");
                         self.report("I2", why);
@@ -396,9 +406,13 @@ impl Checker<'_> {
 }
 
 /// Whether the action may have had an effect by a call from before `before`.
-fn happened(calls: &[Call], path: &str, before: u64) -> bool {
+fn happened(calls: &[Call], story: &Story<'_>, part: &Part, before: u64) -> bool {
+    if part.transactional {
+        // Behind the abort none is recorded any more.
+        return story.completed(&part.path).is_some();
+    }
     calls.iter().any(|call| {
-        call.step == path
+        call.step == part.path
             && call.what == What::Act
             && call.began < before
             && call.may_have_happened()
@@ -406,10 +420,13 @@ fn happened(calls: &[Call], path: &str, before: u64) -> bool {
     })
 }
 
-/// Whether a compensation had been answered before `before`.
-fn undone(calls: &[Call], path: &str, before: u64) -> bool {
+/// Whether a compensation had been answered before `before`, when so many records were `durable`.
+fn undone(calls: &[Call], story: &Story<'_>, part: &Part, before: u64, durable: Option<usize>) -> bool {
+    if part.undo_transactional {
+        return story.undone(&part.path).is_some_and(|at| durable.is_none_or(|len| at < len));
+    }
     calls.iter().any(|call| {
-        call.step == path
+        call.step == part.path
             && call.what == What::Undo
             && matches!(call.ended, Some((at, Said::Done)) if at < before)
     })

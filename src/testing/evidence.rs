@@ -2,7 +2,13 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use crate::saga::{Class, Direction, Inputs, Saga, definition::Definition, journal::Stored, shape::Kind};
+use crate::saga::{
+    Class, Direction, Inputs, Saga,
+    attempt::StepCode,
+    definition::Definition,
+    journal::Stored,
+    shape::{Kind, Node},
+};
 
 /// One step of a definition, as far as the invariants are about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +21,10 @@ pub struct Part {
     pub action: bool,
     /// Whether there is something to do when it is undone.
     pub has_undo: bool,
+    /// Whether the action's work is done in the journal's transaction, so that it has happened exactly if that is recorded.
+    pub transactional: bool,
+    /// The same of the compensation.
+    pub undo_transactional: bool,
     /// The paths of the steps that it is directly behind.
     pub behind: Vec<String>,
 }
@@ -34,14 +44,16 @@ impl Structure {
 
     pub(super) fn of_definition(definition: &Definition) -> Self {
         let nodes = &definition.shape.nodes;
-        let part = |node: &crate::saga::shape::Node| Part {
+        let part = |(node, code): (&Node, &StepCode)| Part {
             path: node.path.clone(),
             class: node.class,
             action: node.kind == Kind::Action,
             has_undo: node.has_undo,
+            transactional: node.transactional,
+            undo_transactional: code.jobs.len() > usize::from(node.transactional),
             behind: node.before.iter().map(|step| nodes[step].path.clone()).collect(),
         };
-        Structure { parts: nodes.iter().map(part).collect() }
+        Structure { parts: nodes.iter().zip(&definition.code).map(part).collect() }
     }
 
     pub(super) fn part(&self, path: &str) -> Option<&Part> {
@@ -95,7 +107,8 @@ impl What {
 pub enum Said {
     /// It is done; of a verification, that the action is.
     Done,
-    /// There was no effect.
+    /// There was no effect. So it is with work for the journal's transaction: the call has none, and that of the work is for the records
+    /// to say.
     Nothing,
     /// Nobody knows.
     Unknown,
@@ -143,7 +156,7 @@ pub struct Evidence<'a> {
     /// Who was called, in the order of the calls.
     pub calls: &'a [Call],
     /// The net effects by the paths of the steps: how often it was done less how often it was undone. None where the participants cannot
-    /// tell.
+    /// tell. Of what is done in the journal's transaction: how often the transaction was committed.
     pub effects: Option<&'a BTreeMap<String, i64>>,
 }
 

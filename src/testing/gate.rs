@@ -1,6 +1,6 @@
 //! The store as an orchestrator sees it that can be stopped: every operation waits for its owner to be alive.
 
-use std::{sync::Arc, time::Duration};
+use std::{any::TypeId, sync::Arc, time::Duration};
 
 use super::{
     case::{Edge, Fault, Place},
@@ -55,6 +55,24 @@ impl Gate {
         };
         batch.into_iter().map(renew).collect()
     }
+
+    /// The work is done in a transaction of its own, before the one that records it; `stale`: only where that will be refused, since nobody has
+    /// looked at the owner before.
+    fn apart(&self, batch: Vec<Append>, stale: bool) -> Vec<Append> {
+        let Some(business) = &self.world.business else { return batch };
+        let split = |mut item: Append| {
+            let owner = self.store.stored(&item.saga).and_then(|stored| stored.head.owner);
+            if stale && owner.as_ref() == Some(&item.by) {
+                return item;
+            }
+            // What has failed says so once more.
+            if let Some(Ok(entry)) = item.work.as_ref().map(|work| business.work(work)) {
+                (item.work, item.entries) = (None, vec![entry]);
+            }
+            item
+        };
+        batch.into_iter().map(split).collect()
+    }
 }
 
 fn lost() -> StoreError {
@@ -94,12 +112,21 @@ impl Journal for Gate {
                 self.world.passed.send_modify(|passed| *passed += 1);
             }
             self.world.stop(before, self.life).await;
-            let batch = if self.world.bug == Some(Bug::NoFence) { self.unfenced(batch) } else { batch };
+            let batch = match self.world.bug {
+                Some(Bug::NoFence) => self.unfenced(batch),
+                Some(Bug::WorkApart) => self.apart(batch, false),
+                Some(Bug::WorkUnfenced) => self.apart(batch, true),
+                _ => batch,
+            };
             let answer = self.store.append(batch).await;
             self.world.stop(after, self.life).await;
             self.world.alive(self.life).await;
             answer
         })
+    }
+
+    fn does(&self, job: TypeId) -> bool {
+        self.store.does(job)
     }
 
     fn blocks(&self) -> bool {

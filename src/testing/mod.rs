@@ -42,6 +42,8 @@
 //! | a person | orders of every kind come at every place, also where they cannot be followed |
 //! | a compensation | it fails once, or each time |
 //!
+//! Steps that are done in the transaction of a SQLite journal are given a database by `Check::database`, with feature `sqlite`.
+//!
 //! Each run asserts that what was planned did happen, where it was planned, and then everything in the table of [`check_evidence`]. A run
 //! has a name, such as `reject(charge)+crash(append:3:after)`, by which [`Check::replay`] makes exactly it.
 //!
@@ -55,9 +57,12 @@
 //!
 //! A saga of four steps takes some two thousand runs, of well under a millisecond each in release.
 
+mod business;
 mod case;
 mod check;
 mod checker;
+#[cfg(feature = "sqlite")]
+mod database;
 mod evidence;
 mod gate;
 mod ledger;

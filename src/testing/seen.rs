@@ -4,10 +4,11 @@ use std::fmt;
 
 use super::{
     case::{Case, Fault, Place},
+    checker::Story,
     evidence::{Call, Violation},
     ledger::Ledger,
 };
-use crate::saga::{Phase, journal::Stored};
+use crate::saga::{Phase, Record, journal::Stored};
 
 /// What was seen in one run.
 #[derive(Debug, Clone)]
@@ -27,6 +28,22 @@ pub struct Seen {
     pub claims: u32,
     /// The ledger that the definition was built with.
     pub ledger: Ledger,
+}
+
+impl Seen {
+    /// Whether, by the records, a step has happened and was not undone. Of a step of the journal's transaction that is what its rows have to
+    /// show, however the saga has ended; of others, what they have to show when it is over. None where a person has said what is so: the
+    /// records then have it from there.
+    pub fn stands(&self, step: &str) -> Option<bool> {
+        let records: Vec<(u64, Record)> = self
+            .stored
+            .iter()
+            .flat_map(|stored| &stored.entries)
+            .filter_map(|entry| Some((entry.epoch, entry.record().ok()?)))
+            .collect();
+        let story = Story { records: &records };
+        (!story.by_hand(step)).then(|| story.completed(step).is_some() && story.undone(step).is_none())
+    }
 }
 
 /// A run that was not as it has to be.

@@ -11,6 +11,7 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
+    business::{Business, OnDevice, counting, doubling},
     case::{Case, Edge, Fault, Loss, Ordered, Place},
     check::Bug,
     evidence::{Call, Said, What},
@@ -29,6 +30,21 @@ use crate::{
 /// A request that has not arrived yet: what becomes of it when it does.
 type Deliver = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Said> + Send>> + Send>;
 
+/// How the answer of a step's code is taken.
+struct Taken<T> {
+    judge: fn(&Result<T, Failure>) -> Said,
+    /// The answer is lost.
+    lose: fn(&World, T, Loss) -> Result<T, Failure>,
+}
+
+impl<T> Clone for Taken<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Taken<T> {}
+
 type Code<T> = Arc<dyn Fn(&Told) -> Waiting<Result<T, Failure>> + Send + Sync>;
 
 pub(super) struct World {
@@ -42,6 +58,8 @@ pub(super) struct World {
     asked: watch::Sender<Option<Order>>,
     pub(super) bug: Option<Bug>,
     skew: Skew,
+    /// Where the work of steps is done.
+    pub(super) business: Option<Arc<dyn Business>>,
 }
 
 /// How long requests to different steps are on their way.
@@ -105,9 +123,14 @@ impl World {
         steps: Vec<String>,
         bug: Option<Bug>,
         skew: Skew,
+        business: Option<Arc<dyn Business>>,
     ) -> Arc<Self> {
         let store = Memory::new();
         store.acknowledge_unsynced(bug == Some(Bug::AcknowledgeBeforeSync));
+        if let Some(business) = &business {
+            let forgets = bug == Some(Bug::WorkUnsynced);
+            store.put_beside(Arc::new(OnDevice::new(business.clone(), forgets)));
+        }
         let state = State {
             store,
             plan: case.0.iter().map(|fault| (fault.clone(), false)).collect(),
@@ -130,6 +153,7 @@ impl World {
             asked: watch::Sender::new(None),
             bug,
             skew,
+            business,
         })
     }
 
@@ -274,7 +298,7 @@ impl World {
         what: What,
         mut told: Told,
         code: Code<T>,
-        judge: fn(&Result<T, Failure>) -> Said,
+        Taken { judge, lose }: Taken<T>,
     ) -> Result<T, Failure> {
         if self.bug == Some(Bug::KeyOfAttempt) {
             let path = format!("{step}-{}", told.attempt);
@@ -292,7 +316,7 @@ impl World {
         self.passed.send_modify(|passed| *passed += 1);
         self.alive(life).await;
         self.stop(before, life).await;
-        let unknown = || Err(Failure::unknown("the connection was reset"));
+        let unknown = || lost(Loss::Error);
         match answer {
             Some(Answer::Rejected) => {
                 self.arrived(id);
@@ -328,10 +352,13 @@ impl World {
         self.answered(id, judge(&said));
         self.stop(after, life).await;
         match answer {
-            Some(Answer::Lost(Loss::Error)) => return unknown(),
             Some(Answer::Lost(Loss::Timeout)) => pending().await,
-            // Without the report of a panic that nobody has planned.
-            Some(Answer::Lost(Loss::Panic)) => std::panic::resume_unwind(Box::new("planned")),
+            Some(Answer::Lost(loss)) => {
+                return match said {
+                    Ok(answer) => lose(&self, answer, loss),
+                    Err(_) => lost(loss),
+                };
+            }
             _ => {}
         }
         self.travel(&step, life).await;
@@ -351,18 +378,17 @@ impl World {
     pub(super) fn around(self: &Arc<Self>, definition: &Definition) -> Definition {
         let code = definition.code.iter().zip(&definition.shape.nodes).map(|(code, node)| {
             let step: Arc<str> = node.path.as_str().into();
-            let act =
-                code.act.clone().map(|inner| self.wrap(&step, What::Act, inner, judge::<Acted<Payload>>));
-            let undo = code.undo.clone().map(|inner| self.wrap(&step, What::Undo, inner, judge::<Acted<()>>));
-            let ask = code.verify.clone().map(|inner| {
-                self.wrap(&step, What::Verify, inner, |answer: &Result<Verified<Payload>, Failure>| {
-                    match answer {
-                        Ok(Verified::Applied(_)) => Said::Done,
-                        Ok(Verified::NotApplied) => Said::Nothing,
-                        _ => Said::Unknown,
-                    }
-                })
-            });
+            let (mut act, mut undo) = (code.act.clone(), code.undo.clone());
+            if let Some(business) = self.business.as_ref().filter(|_| node.transactional) {
+                act = act.map(|inner| counting(business, inner, &step, 1));
+                undo = undo.map(|inner| counting(business, inner, &step, -1));
+                if self.bug == Some(Bug::WorkTwice) {
+                    act = act.map(|inner| doubling(business, inner));
+                }
+            }
+            let act = act.map(|inner| self.wrap(&step, What::Act, inner, acted()));
+            let undo = undo.map(|inner| self.wrap(&step, What::Undo, inner, acted()));
+            let ask = code.verify.clone().map(|inner| self.wrap(&step, What::Verify, inner, verified()));
             StepCode { act, undo, verify: ask, ..code.clone() }
         });
         let code: Vec<StepCode> = code.collect();
@@ -407,20 +433,47 @@ impl World {
         step: &Arc<str>,
         what: What,
         code: Code<T>,
-        judge: fn(&Result<T, Failure>) -> Said,
+        taken: Taken<T>,
     ) -> Code<T> {
         let (world, step, life) = (self.clone(), step.clone(), lock(&self.state).life);
         Arc::new(move |told| {
-            Box::pin(world.clone().call(life, step.clone(), what, told.clone(), code.clone(), judge))
+            Box::pin(world.clone().call(life, step.clone(), what, told.clone(), code.clone(), taken))
         })
     }
 }
 
-fn judge<T>(answer: &Result<T, Failure>) -> Said {
-    match answer {
-        Ok(_) => Said::Done,
-        Err(failure) if failure.is_clean() => Said::Nothing,
-        Err(_) => Said::Unknown,
+fn acted<T>() -> Taken<Acted<T>> {
+    Taken {
+        judge: |answer| match answer {
+            Ok(Acted::Done(_)) => Said::Done,
+            Ok(Acted::Job(_)) => Said::Nothing,
+            Err(failure) if failure.is_clean() => Said::Nothing,
+            Err(_) => Said::Unknown,
+        },
+        // Work is lost by a failure behind all that it does.
+        lose: |world, answer, loss| match (answer, &world.business) {
+            (Acted::Job(job), Some(business)) => Ok(Acted::Job(business.failing(job, loss))),
+            _ => lost(loss),
+        },
+    }
+}
+
+fn verified() -> Taken<Verified<Payload>> {
+    Taken {
+        judge: |answer| match answer {
+            Ok(Verified::Applied(_)) => Said::Done,
+            Ok(Verified::NotApplied) => Said::Nothing,
+            _ => Said::Unknown,
+        },
+        lose: |_, _, loss| lost(loss),
+    }
+}
+
+fn lost<T>(loss: Loss) -> Result<T, Failure> {
+    match loss {
+        // Without the report of a panic that nobody has planned.
+        Loss::Panic => std::panic::resume_unwind(Box::new("planned")),
+        Loss::Error | Loss::Timeout => Err(Failure::unknown("the connection was reset")),
     }
 }
 

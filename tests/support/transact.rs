@@ -354,6 +354,10 @@ pub async fn work_for_another_store_is_refused<S: Shop>(shop: S, stranger: impl 
     let store = S::Job::STORE.to_owned();
     let expected = OpenError::Transaction { definition: "order".into(), step: "first".into(), store };
     assert_eq!(refused.unwrap_err(), expected);
+    let memory = Memory::new();
+    let (mut pen, head) = begun(&memory, "a").await;
+    let answers = memory.append(vec![working(&mut pen, &head, shop.book(How::Fine))]).await.unwrap();
+    assert!(matches!(&answers[..], [Err(Refusal::Foreign { .. })]), "{answers:?}");
     let answers = shop.journal().append(vec![stranger()]).await.unwrap();
     assert!(matches!(&answers[..], [Err(Refusal::Foreign { .. })]), "{answers:?}");
     assert_eq!(shop.rows().await, 0);

@@ -48,10 +48,12 @@
 //! A saga takes about 0.5 KiB and each entry about 0.2 KiB. A clone of the device by [`Memory::snapshot`] shares the sagas and
 //! copies a pointer for each.
 
+mod beside;
 mod faults;
 mod rows;
 
 use std::{
+    any::TypeId,
     future::pending,
     sync::{
         Arc,
@@ -60,6 +62,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(crate) use beside::{Beside, Saved};
 pub use faults::{Counts, Fault, Operation};
 use tokio::sync::Notify;
 
@@ -93,6 +96,8 @@ pub struct Image {
 #[derive(Debug)]
 struct Device {
     rows: Rows,
+    /// What does the work of steps. Without it the store is one that does none.
+    beside: Option<Arc<dyn Beside>>,
     counts: Counts,
     connections: Vec<Arc<Connection>>,
     acknowledges_unsynced: bool,
@@ -132,7 +137,10 @@ impl Device {
     }
 
     fn crash(&mut self, keep: usize) {
-        self.rows.revert(keep);
+        let last = self.rows.revert(keep);
+        if let Some(beside) = &self.beside {
+            beside.crash(last);
+        }
         for connection in self.connections.drain(..) {
             connection.die();
         }
@@ -159,6 +167,7 @@ impl Memory {
     fn over(rows: Rows, begin: Timestamp) -> Self {
         let mut device = Device {
             rows,
+            beside: None,
             counts: Counts::default(),
             connections: Vec::new(),
             acknowledges_unsynced: false,
@@ -167,6 +176,11 @@ impl Memory {
         };
         let connection = device.connect();
         Memory { device: Arc::new(Mutex::new(device)), connection }
+    }
+
+    /// Puts a database on the device, for the work of steps. An [`Image`] is without it.
+    pub(crate) fn put_beside(&self, database: Arc<dyn Beside>) {
+        lock(&self.device).beside = Some(database);
     }
 
     // --- faults ---
@@ -407,24 +421,27 @@ impl Journal for Memory {
 
     fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
         Box::pin(self.write(Operation::Append, move |device, now| {
-            let Device { rows, counts, .. } = device;
+            let Device { rows, beside, counts, .. } = device;
             let accepted = counts.accepted;
-            let append = |item: Append| {
-                let kinds: Vec<String> = item.entries.iter().map(|entry| entry.kind.clone()).collect();
-                let answer = rows.append(item, now);
-                match answer {
-                    Ok(()) => {
-                        counts.accepted += 1;
-                        kinds.iter().for_each(|kind| counts.entry(kind));
-                    }
-                    Err(_) => counts.refused += 1,
+            let append = |item: Append| match rows.append(item, now, beside.as_deref()) {
+                Ok(kinds) => {
+                    counts.accepted += 1;
+                    kinds.iter().for_each(|kind| counts.entry(kind));
+                    Ok(())
                 }
-                answer
+                Err(refusal) => {
+                    counts.refused += 1;
+                    Err(refusal)
+                }
             };
             let answers = batch.into_iter().map(append).collect();
             counts.forced += u64::from(counts.accepted > accepted);
             answers
         }))
+    }
+
+    fn does(&self, job: TypeId) -> bool {
+        lock(&self.device).beside.as_ref().is_some_and(|beside| beside.does(job))
     }
 
     fn blocks(&self) -> bool {

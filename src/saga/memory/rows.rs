@@ -5,10 +5,11 @@ use std::{
     sync::Arc,
 };
 
+use super::beside::{Beside, Saved};
 use crate::saga::{
     Entry, Incarnation, SagaId, Timestamp,
     journal::{
-        Append, Claim, Forgotten, Head, Presence, Query, Refusal, Registered, Request, Requested, Stored,
+        Append, Claim, Forgotten, Head, Job, Presence, Query, Refusal, Registered, Request, Requested, Stored,
     },
 };
 
@@ -96,8 +97,17 @@ enum Undo {
     Saga(SagaId, Option<Arc<Row>>),
     Lease(Incarnation, Option<Lease>),
     Audit(Vec<Forgotten>),
+    /// What the database beside held before it did work.
+    Beside(Saved),
     /// Behind all that one operation, or one item of a batch, has changed.
     Mark,
+}
+
+/// The work of a store that does none.
+enum NoWork {}
+
+impl Job for NoWork {
+    const STORE: &'static str = "memory";
 }
 
 /// The tables. A clone shares the sagas until one of the two changes them.
@@ -131,24 +141,27 @@ impl Rows {
         self.undoable = false;
     }
 
-    /// Takes back what was not synced, except the first `keep` changes.
-    pub(super) fn revert(&mut self, keep: usize) {
+    /// Takes back what was not synced, except the first `keep` changes. What the database beside held then, if it has changed since.
+    pub(super) fn revert(&mut self, keep: usize) -> Option<Saved> {
         let marks = self.unsynced.iter().enumerate().filter(|(_, undo)| matches!(undo, Undo::Mark));
         let keep = match keep {
             0 => 0,
             _ => marks.map(|(at, _)| at + 1).nth(keep - 1).unwrap_or(self.unsynced.len()),
         };
         self.undoable = false;
+        let mut beside = None;
         for undo in self.unsynced.split_off(keep).into_iter().rev() {
             match undo {
                 Undo::Saga(id, before) => self.replace(id, before),
                 Undo::Lease(by, Some(lease)) => drop(self.leases.insert(by, lease)),
                 Undo::Lease(by, None) => drop(self.leases.remove(&by)),
                 Undo::Audit(before) => self.audit = before,
+                Undo::Beside(saved) => beside = Some(saved),
                 Undo::Mark => {}
             }
         }
         self.unsynced.clear();
+        beside
     }
 
     /// One operation, or one item of a batch, is complete.
@@ -222,9 +235,15 @@ impl Rows {
 
     // --- appends ---
 
-    /// Accepts an item and writes it, or changes nothing.
-    pub(super) fn append(&mut self, item: Append, now: Timestamp) -> Result<(), Refusal> {
+    /// Accepts an item and writes it, or changes nothing; of what kinds the entries are.
+    pub(super) fn append(
+        &mut self,
+        item: Append,
+        now: Timestamp,
+        beside: Option<&dyn Beside>,
+    ) -> Result<Vec<String>, Refusal> {
         self.check(&item)?;
+        let item = self.worked(item, beside)?;
         let Append { saga, by, epoch, begin, entries, phase, note, wake, release, answers, .. } = item;
         if let Some(begin) = begin {
             let created = entries.first().map_or(now, |entry| entry.at);
@@ -268,7 +287,18 @@ impl Rows {
             }
         });
         self.mark();
-        Ok(())
+        Ok(entries.into_iter().map(|entry| entry.kind).collect())
+    }
+
+    /// The item with the entry that its work makes: the work is done and committed then.
+    fn worked(&mut self, mut item: Append, beside: Option<&dyn Beside>) -> Result<Append, Refusal> {
+        let Some(work) = item.work.take() else { return Ok(item) };
+        let Some(beside) = beside else { return work.take::<NoWork>().map(|none| match none {}) };
+        if self.undoable {
+            self.unsynced.push(Undo::Beside(beside.save()));
+        }
+        item.entries = vec![beside.work(&work)?];
+        Ok(item)
     }
 
     fn check(&self, item: &Append) -> Result<(), Refusal> {
@@ -283,7 +313,8 @@ impl Rows {
             }
             (None, Some(_)) => 0,
         };
-        if (expected..).zip(&item.entries).any(|(seq, entry)| entry.seq != seq) {
+        let behind = item.work.iter().any(|work| work.seq() != expected);
+        if behind || (expected..).zip(&item.entries).any(|(seq, entry)| entry.seq != seq) {
             return Err(Refusal::Gap { expected });
         }
         for key in item.begin.iter().flat_map(|begin| &begin.locks) {

@@ -73,6 +73,7 @@ pub use open::Settings;
 /// The client, version 0.40, whose transactions the work of steps is given.
 pub use rusqlite;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
+pub(crate) use work::{Guard as WorkGuard, alone};
 pub use work::{InTransaction, in_transaction};
 
 use self::{

@@ -9,7 +9,7 @@ use std::{
 };
 
 use rusqlite::{
-    Connection, Transaction,
+    Connection, Transaction, TransactionBehavior,
     hooks::{AuthAction, AuthContext, Authorization},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -30,6 +30,25 @@ type Act = dyn FnOnce(&Transaction<'_>) -> Result<Payload, Failure> + Send;
 impl std::fmt::Debug for InTransaction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("InTransaction")
+    }
+}
+
+impl InTransaction {
+    /// The same with more behind it, in the same transaction.
+    pub(crate) fn and(
+        self,
+        more: impl FnOnce(&Transaction<'_>) -> Result<(), Failure> + Send + 'static,
+    ) -> Self {
+        InTransaction(Box::new(move |tx| {
+            let output = (self.0)(tx)?;
+            more(tx)?;
+            Ok(output)
+        }))
+    }
+
+    /// Both in one transaction; what comes of the first.
+    pub(crate) fn with(self, other: InTransaction) -> Self {
+        self.and(move |tx| (other.0)(tx).map(drop))
     }
 }
 
@@ -73,6 +92,8 @@ impl Job for InTransaction {
 /// `not authorized`. Where a conflict clause or a trigger rolls the whole transaction back (`OR ROLLBACK`, `RAISE(ROLLBACK, ..)`), or a
 /// deferred foreign key is violated at the commit, the step has failed. Other work of the same batch is tried again, which is not counted,
 /// and has a transaction of its own for a while; what is recorded of other sagas is not touched.
+///
+/// A saga with such steps is tested by [`Check::database`](crate::testing::Check::database).
 pub fn in_transaction<O, F>(work: F) -> Transact<O, InTransaction>
 where
     O: Serialize + DeserializeOwned + Send + 'static,
@@ -92,14 +113,14 @@ const INSTRUCTIONS: i32 = 1_000;
 
 /// Keeps work from what is not its own, and from going on for ever, while it runs.
 #[derive(Debug, Clone)]
-pub(super) struct Guard {
+pub(crate) struct Guard {
     at_work: Arc<AtomicBool>,
     /// What runs.
     work: Arc<Mutex<Option<Work>>>,
 }
 
 impl Guard {
-    pub(super) fn install(connection: &Connection) -> rusqlite::Result<Self> {
+    pub(crate) fn install(connection: &Connection) -> rusqlite::Result<Self> {
         let at_work = Arc::new(AtomicBool::new(false));
         let watched = at_work.clone();
         connection.authorizer(Some(move |context: AuthContext<'_>| {
@@ -166,6 +187,29 @@ impl Guard {
                 Ok(Err(work.failed(failure)))
             }
         }
+    }
+}
+
+/// Does work in a transaction of its own, on a connection with its guard, as the journal does: the entry that comes of it, committed or
+/// rolled back.
+pub(crate) fn alone(connection: &Connection, guard: &Guard, work: &Work) -> Result<Entry, Refusal> {
+    let done = || -> Result<_, Over> {
+        let tx = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+        let done = guard.run(&tx, work)?;
+        if done.is_ok() {
+            tx.commit()?
+        } else {
+            tx.rollback()?
+        }
+        Ok(done)
+    };
+    match done() {
+        Ok(done) => done,
+        // It was begun, or cannot be: it says what became of it.
+        Err(over) => match work.take::<InTransaction>() {
+            Err(refusal) => Err(refusal),
+            Ok(_) => Err(work.failed(Failure::unstarted(format!("no transaction was begun: {over:?}")))),
+        },
     }
 }
 
