@@ -14,8 +14,8 @@
 //! transaction and leaves its result there; a compensation claims *the action's row* first. If it could, the action never ran, and now
 //! never will.
 //!
-//! [`sqlite`] works on a transaction of `rusqlite`, [`postgres`] on one of `tokio-postgres`. Both have the same functions and
-//! the same rows; where the saga's journal is kept plays no part.
+//! [`sqlite`] works on a transaction of `rusqlite`, [`postgres`] on one of `tokio-postgres`, [`mod@sqlx`] on one of `sqlx` with PostgreSQL. All have
+//! the same functions and the same rows; where the saga's journal is kept plays no part.
 //!
 //! # Example
 //!
@@ -93,7 +93,8 @@
 //! # Cancel safety
 //!
 //! A future of [`postgres`] that is dropped, and a closure that panics, leave a transaction that cannot be committed as if
-//! nothing had happened: it stores nothing, as after an `Err`.
+//! nothing had happened: it stores nothing, as after an `Err`. [`mod@sqlx`] gives the transaction back with an
+//! answer only.
 //!
 //! # Errors
 //!
@@ -113,8 +114,12 @@
 
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(any(feature = "postgres", feature = "sqlx"))]
+mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+#[cfg(feature = "sqlx")]
+pub mod sqlx;
 
 use std::{fmt, time::Duration};
 
@@ -154,7 +159,7 @@ impl<T> Action<T> {
         self.result().ok_or_else(|| Failure::rejected("its compensation came first"))
     }
 
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    #[cfg(any(feature = "sqlite", feature = "postgres", feature = "sqlx"))]
     fn map<U>(self, change: impl FnOnce(T) -> U) -> Action<U> {
         match self {
             Action::Done(result) => Action::Done(change(result)),
@@ -271,7 +276,7 @@ where
 }
 
 /// What the rows say, the same for every client.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "sqlx"))]
 mod row {
     use serde::{
         Deserialize, Serialize,

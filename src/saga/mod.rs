@@ -18,7 +18,7 @@ pub mod memory;
 mod model;
 mod orchestrator;
 pub mod outbox;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "sqlx"))]
 mod participant;
 #[cfg(feature = "postgres")]
 pub mod postgres;

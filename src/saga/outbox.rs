@@ -4,7 +4,7 @@
 //! row too, [appended](sqlite::append) in the business transaction; a *relay* publishes what was committed, in order, and again until the
 //! publisher said `Ok`.
 //!
-//! [`sqlite`] works on `rusqlite`, [`postgres`] on `tokio-postgres`. Consumers recognise what they are told twice with the
+//! [`sqlite`] works on `rusqlite`, [`postgres`] on `tokio-postgres`, [`mod@sqlx`] on `sqlx` with PostgreSQL. Consumers recognise what they are told twice with the
 //! [`inbox`](super::inbox).
 //!
 //! # Example
@@ -74,10 +74,14 @@
 
 #[cfg(feature = "postgres")]
 pub mod postgres;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "sqlx"))]
 mod round;
+#[cfg(any(feature = "postgres", feature = "sqlx"))]
+mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+#[cfg(feature = "sqlx")]
+pub mod sqlx;
 
 use std::{fmt, time::Duration};
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// A duration for Postgres' `make_interval`, at most some thousand years.
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "postgres", feature = "sqlx"))]
 pub(super) fn seconds(duration: Duration) -> f64 {
     duration.as_secs_f64().min(1e11)
 }

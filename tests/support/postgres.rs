@@ -49,6 +49,20 @@ impl Schema {
         })
     }
 
+    /// How a connection of `sqlx` is made whose `search_path` is the schema.
+    #[cfg(feature = "sqlx")]
+    pub fn options(&self) -> sqlx::postgres::PgConnectOptions {
+        let options: sqlx::postgres::PgConnectOptions = self.url.parse().unwrap();
+        options.options([("search_path", &*self.name), ("client_min_messages", "warning")])
+    }
+
+    /// The same as [`connect`](Schema::connect), for `sqlx`.
+    #[cfg(feature = "sqlx")]
+    pub fn connect_sqlx(&self) -> sqlx::PgConnection {
+        use sqlx::ConnectOptions;
+        self.runtime.block_on(self.options().connect()).expect("the server answers")
+    }
+
     fn execute(&self, statement: &str) {
         self.runtime.block_on(async {
             let (client, connection) =

@@ -41,7 +41,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_postgres::{Client, GenericClient, SimpleQueryMessage, Transaction, error::SqlState, types::Type};
 
-use super::{Action, Compensation, Error, Lookup, Retention, row};
+use super::{Action, Compensation, Error, Lookup, Retention, row, sql};
 use crate::saga::{
     Direction, Key,
     participant::{rows, seconds},
@@ -53,23 +53,7 @@ use crate::saga::{
 ///
 /// The database's.
 pub async fn install(client: &impl GenericClient) -> Result<(), tokio_postgres::Error> {
-    // One message is one transaction. The lock, since `if not exists` is no protection against two at the same time.
-    // No `check` on the phase: Postgres would read and compile it anew at each insert, which makes that half as dear again.
-    client
-        .batch_execute(
-            "select pg_advisory_xact_lock(hashtext('mainstay'), hashtext('install'));
-             create table if not exists mainstay_barrier (
-                 saga text collate \"C\" not null,
-                 step text collate \"C\" not null,
-                 phase text collate \"C\" not null,
-                 state text not null,
-                 result json,
-                 at timestamptz not null default now(),
-                 primary key (saga, step, phase)
-             );
-             create index if not exists mainstay_barrier_at on mainstay_barrier using brin (at)",
-        )
-        .await
+    client.batch_execute(sql::INSTALL).await
 }
 
 /// Runs an action's business in the caller's transaction, unless it was done before or is refused, and stores its result there.
@@ -120,8 +104,7 @@ where
     let answer = business(tx).await.map_err(Error::Inner)?;
     let (state, result) = row::finished(&answer).map_err(Error::Result)?;
     tx.execute_typed(
-        "update mainstay_barrier set state = $3, result = $4::text::json
-         where saga = $1 and step = $2 and phase = 'do'",
+        sql::FINISH,
         &[
             (&key.saga().as_str(), Type::TEXT),
             (&key.step(), Type::TEXT),
@@ -347,10 +330,7 @@ pub async fn lookup<T: DeserializeOwned>(
     key: &Key,
 ) -> Result<Lookup<T>, Error<std::convert::Infallible, tokio_postgres::Error>> {
     let rows = client
-        .query_typed(
-            "select phase, state, result::text from mainstay_barrier where saga = $1 and step = $2",
-            &[(&key.saga().as_str(), Type::TEXT), (&key.step(), Type::TEXT)],
-        )
+        .query_typed(sql::LOOKUP, &[(&key.saga().as_str(), Type::TEXT), (&key.step(), Type::TEXT)])
         .await?;
     let (mut action, mut compensated) = (None, false);
     for row in rows {
@@ -376,17 +356,7 @@ pub async fn prune(
     limit: usize,
 ) -> Result<u64, tokio_postgres::Error> {
     client
-        .execute_typed(
-            "delete from mainstay_barrier where (saga, step, phase) in (
-                 select saga, step, phase from mainstay_barrier as old
-                 where at < now() - make_interval(secs => $1) and not exists (
-                     select 1 from mainstay_barrier as late
-                     where late.saga = old.saga and late.at >= now() - make_interval(secs => $1)
-                 )
-                 order by at limit $2
-             )",
-            &[(&seconds(retention.total()), Type::FLOAT8), (&rows(limit), Type::INT8)],
-        )
+        .execute_typed(sql::PRUNE, &[(&seconds(retention.total()), Type::FLOAT8), (&rows(limit), Type::INT8)])
         .await
 }
 
@@ -409,7 +379,7 @@ async fn claim(
 ) -> Result<bool, tokio_postgres::Error> {
     let inserted = tx
         .execute_typed(
-            "insert into mainstay_barrier (saga, step, phase, state) values ($1, $2, $3, $4) on conflict do nothing",
+            sql::CLAIM,
             &[
                 (&key.saga().as_str(), Type::TEXT),
                 (&key.step(), Type::TEXT),
@@ -424,10 +394,7 @@ async fn claim(
 /// State and result of the action's row, which is there.
 async fn read(tx: &Transaction<'_>, key: &Key) -> Result<(String, Option<String>), tokio_postgres::Error> {
     let row = tx
-        .query_typed_one(
-            "select state, result::text from mainstay_barrier where saga = $1 and step = $2 and phase = 'do'",
-            &[(&key.saga().as_str(), Type::TEXT), (&key.step(), Type::TEXT)],
-        )
+        .query_typed_one(sql::READ, &[(&key.saga().as_str(), Type::TEXT), (&key.step(), Type::TEXT)])
         .await?;
     Ok((row.try_get(0)?, row.try_get(1)?))
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Error, GenericClient, Transaction, types::Type};
 
-use super::Accepted;
+use super::{Accepted, sql};
 use crate::saga::participant::{rows, seconds};
 
 /// Creates the table `mainstay_inbox`, if it is not there.
@@ -26,19 +26,7 @@ use crate::saga::participant::{rows, seconds};
 ///
 /// The database's.
 pub async fn install(client: &impl GenericClient) -> Result<(), Error> {
-    // One message is one transaction. The lock, since `if not exists` is no protection against two at the same time.
-    client
-        .batch_execute(
-            "select pg_advisory_xact_lock(hashtext('mainstay'), hashtext('install'));
-             create table if not exists mainstay_inbox (
-                 consumer text not null,
-                 message text not null,
-                 at timestamptz not null default now(),
-                 primary key (consumer, message)
-             );
-             create index if not exists mainstay_inbox_at on mainstay_inbox using brin (at)",
-        )
-        .await
+    client.batch_execute(sql::INSTALL).await
 }
 
 /// Accepts a message in the caller's transaction.
@@ -47,12 +35,7 @@ pub async fn install(client: &impl GenericClient) -> Result<(), Error> {
 ///
 /// The database's; SQLSTATE 40001 for the second of two deliveries under repeatable read and serializable.
 pub async fn accept(tx: &Transaction<'_>, consumer: &str, message: &str) -> Result<Accepted, Error> {
-    let inserted = tx
-        .execute_typed(
-            "insert into mainstay_inbox (consumer, message) values ($1, $2) on conflict do nothing",
-            &[(&consumer, Type::TEXT), (&message, Type::TEXT)],
-        )
-        .await?;
+    let inserted = tx.execute_typed(sql::ACCEPT, &[(&consumer, Type::TEXT), (&message, Type::TEXT)]).await?;
     Ok(if inserted == 1 { Accepted::First } else { Accepted::Duplicate })
 }
 
@@ -62,13 +45,5 @@ pub async fn accept(tx: &Transaction<'_>, consumer: &str, message: &str) -> Resu
 ///
 /// The database's.
 pub async fn prune(client: &impl GenericClient, keep: Duration, limit: usize) -> Result<u64, Error> {
-    client
-        .execute_typed(
-            "delete from mainstay_inbox where (consumer, message) in (
-                 select consumer, message from mainstay_inbox
-                 where at < now() - make_interval(secs => $1) order by at limit $2
-             )",
-            &[(&seconds(keep), Type::FLOAT8), (&rows(limit), Type::INT8)],
-        )
-        .await
+    client.execute_typed(sql::PRUNE, &[(&seconds(keep), Type::FLOAT8), (&rows(limit), Type::INT8)]).await
 }

@@ -36,7 +36,7 @@
 use serde::Serialize;
 use tokio_postgres::{Client, Error, GenericClient, IsolationLevel, Row, Transaction, types::Type};
 
-use super::{AppendError, Message, Parked, Relay, Relayed, Unsent, round};
+use super::{AppendError, Message, Parked, Relay, Relayed, Unsent, round, sql};
 use crate::saga::{
     Payload,
     participant::{rows, seconds},
@@ -48,28 +48,7 @@ use crate::saga::{
 ///
 /// The database's.
 pub async fn install(client: &impl GenericClient) -> Result<(), Error> {
-    // One message is one transaction. The lock, since `if not exists` is no protection against two at the same time.
-    client
-        .batch_execute(
-            "select pg_advisory_xact_lock(hashtext('mainstay'), hashtext('install'));
-             create table if not exists mainstay_outbox (
-                 id bigint primary key generated always as identity,
-                 message text not null unique default gen_random_uuid()::text,
-                 topic text not null,
-                 key text not null,
-                 payload json not null,
-                 at timestamptz not null default now(),
-                 attempts int not null default 0,
-                 due timestamptz not null default '-infinity',
-                 reason text,
-                 parked timestamptz,
-                 sent timestamptz
-             );
-             create index if not exists mainstay_outbox_order on mainstay_outbox (topic, key, id) where sent is null;
-             create index if not exists mainstay_outbox_unsent on mainstay_outbox (id) where sent is null;
-             create index if not exists mainstay_outbox_sent on mainstay_outbox (sent) where sent is not null",
-        )
-        .await
+    client.batch_execute(sql::INSTALL).await
 }
 
 /// Appends an event in the caller's transaction, behind those of the same topic and key. Its [`Message::id`].
@@ -84,16 +63,8 @@ pub async fn append<T: Serialize + ?Sized>(
     payload: &T,
 ) -> Result<String, AppendError<Error>> {
     let payload = serde_json::to_string(payload).map_err(AppendError::Payload)?;
-    // The lock is taken before the row gets its number.
     let row = tx
-        .query_typed_one(
-            "insert into mainstay_outbox (topic, key, payload)
-             select $1, $2, $3::json from (
-                 select pg_advisory_xact_lock(hashtext('mainstay_outbox'), hashtext($1 || '/' || $2))
-             ) as in_order
-             returning message",
-            &[(&topic, Type::TEXT), (&key, Type::TEXT), (&payload, Type::TEXT)],
-        )
+        .query_typed_one(sql::APPEND, &[(&topic, Type::TEXT), (&key, Type::TEXT), (&payload, Type::TEXT)])
         .await?;
     Ok(row.try_get(0)?)
 }
@@ -149,29 +120,11 @@ async fn begin<'c>(
 
 /// Writes what has become of the messages of a round, and commits.
 async fn mark(tx: Transaction<'_>, fates: Vec<(i64, round::Fate)>) -> Result<(), Error> {
-    let sent: Vec<i64> =
-        fates.iter().filter(|(_, fate)| *fate == round::Fate::Sent).map(|(row, _)| *row).collect();
-    tx.execute_typed(
-        "update mainstay_outbox set sent = clock_timestamp() where id = any($1)",
-        &[(&sent, Type::INT8_ARRAY)],
-    )
-    .await?;
-    for (row, fate) in &fates {
-        let (reason, wait) = match fate {
-            round::Fate::Sent => continue,
-            round::Fate::Wait { time, reason } => (reason, Some(seconds(*time))),
-            round::Fate::Parked { reason } => (reason, None),
-        };
-        // A text of Postgres has no zero byte.
-        let reason = reason.replace('\0', " ");
-        tx.execute_typed(
-            "update mainstay_outbox set attempts = attempts + 1, reason = $2,
-                 due = clock_timestamp() + make_interval(secs => coalesce($3, 0)),
-                 parked = case when $3 is null then clock_timestamp() end
-             where id = $1",
-            &[(row, Type::INT8), (&reason, Type::TEXT), (&wait, Type::FLOAT8)],
-        )
-        .await?;
+    let (sent, refused) = round::marks(fates);
+    tx.execute_typed(sql::SENT, &[(&sent, Type::INT8_ARRAY)]).await?;
+    for (row, reason, wait) in refused {
+        tx.execute_typed(sql::REFUSED, &[(&row, Type::INT8), (&reason, Type::TEXT), (&wait, Type::FLOAT8)])
+            .await?;
     }
     tx.commit().await
 }
@@ -179,34 +132,14 @@ async fn mark(tx: Transaction<'_>, fates: Vec<(i64, round::Fate)>) -> Result<(),
 /// The first unsent messages of some keys, locked, and those that follow them.
 async fn claim(tx: &Transaction<'_>, relay: &Relay) -> Result<Vec<(i64, Message)>, Error> {
     let batch = rows(relay.batch);
-    let first = tx
-        .query_typed(
-            "select id from mainstay_outbox as this
-             where sent is null and parked is null and due <= now() and not exists (
-                 select 1 from mainstay_outbox as earlier
-                 where earlier.topic = this.topic and earlier.key = this.key and earlier.sent is null
-                     and earlier.id < this.id and (earlier.parked is null or not $1)
-             )
-             order by id limit $2 for update skip locked",
-            &[(&relay.skip_parked, Type::BOOL), (&batch, Type::INT8)],
-        )
-        .await?;
+    let first = tx.query_typed(sql::FIRST, &[(&relay.skip_parked, Type::BOOL), (&batch, Type::INT8)]).await?;
     if first.is_empty() {
         return Ok(Vec::new());
     }
     let first: Vec<i64> = first.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
     let found = tx
         .query_typed(
-            "select this.id, this.message, this.topic, this.key, this.payload::text, this.attempts
-             from mainstay_outbox as first
-             join mainstay_outbox as this on this.topic = first.topic and this.key = first.key
-             where first.id = any($1) and this.id >= first.id
-                 and this.sent is null and this.parked is null and this.due <= now() and not exists (
-                 select 1 from mainstay_outbox as earlier
-                 where earlier.topic = this.topic and earlier.key = this.key and earlier.sent is null
-                     and earlier.id < this.id and (earlier.due > now() or (earlier.parked is not null and not $2))
-             )
-             order by this.id limit $3",
+            sql::BATCH,
             &[(&first, Type::INT8_ARRAY), (&relay.skip_parked, Type::BOOL), (&batch, Type::INT8)],
         )
         .await?;
@@ -219,13 +152,7 @@ async fn claim(tx: &Transaction<'_>, relay: &Relay) -> Result<Vec<(i64, Message)
 ///
 /// The database's.
 pub async fn parked(client: &impl GenericClient, limit: usize) -> Result<Vec<Parked>, Error> {
-    let found = client
-        .query_typed(
-            "select message, topic, key, payload::text, attempts, coalesce(reason, '') from mainstay_outbox
-             where sent is null and parked is not null order by id limit $1",
-            &[(&rows(limit), Type::INT8)],
-        )
-        .await?;
+    let found = client.query_typed(sql::PARKED, &[(&rows(limit), Type::INT8)]).await?;
     found.iter().map(|row| Ok(Parked { message: message(row, 0)?, reason: row.try_get(5)? })).collect()
 }
 
@@ -235,9 +162,7 @@ pub async fn parked(client: &impl GenericClient, limit: usize) -> Result<Vec<Par
 ///
 /// The database's.
 pub async fn release(client: &impl GenericClient, id: &str) -> Result<bool, Error> {
-    let release = "update mainstay_outbox set parked = null, attempts = 0, due = '-infinity'
-                   where message = $1 and parked is not null and sent is null";
-    Ok(client.execute_typed(release, &[(&id, Type::TEXT)]).await? == 1)
+    Ok(client.execute_typed(sql::RELEASE, &[(&id, Type::TEXT)]).await? == 1)
 }
 
 /// Deletes a parked message: it is never published, and those behind it go on. Whether there was one.
@@ -246,8 +171,7 @@ pub async fn release(client: &impl GenericClient, id: &str) -> Result<bool, Erro
 ///
 /// The database's.
 pub async fn discard(client: &impl GenericClient, id: &str) -> Result<bool, Error> {
-    let discard = "delete from mainstay_outbox where message = $1 and parked is not null and sent is null";
-    Ok(client.execute_typed(discard, &[(&id, Type::TEXT)]).await? == 1)
+    Ok(client.execute_typed(sql::DISCARD, &[(&id, Type::TEXT)]).await? == 1)
 }
 
 /// Deletes at most `limit` messages that were sent longer than `keep` ago; how many it were. They serve people alone.
@@ -260,15 +184,7 @@ pub async fn prune(
     keep: std::time::Duration,
     limit: usize,
 ) -> Result<u64, Error> {
-    client
-        .execute_typed(
-            "delete from mainstay_outbox where id in (
-                 select id from mainstay_outbox where sent is not null and sent < now() - make_interval(secs => $1)
-                 order by sent limit $2
-             )",
-            &[(&seconds(keep), Type::FLOAT8), (&rows(limit), Type::INT8)],
-        )
-        .await
+    client.execute_typed(sql::PRUNE, &[(&seconds(keep), Type::FLOAT8), (&rows(limit), Type::INT8)]).await
 }
 
 fn message(row: &Row, from: usize) -> Result<Message, Error> {

@@ -11,6 +11,8 @@ use std::{
 };
 
 use super::{Message, Relay, Relayed, Unsent};
+#[cfg(any(feature = "postgres", feature = "sqlx"))]
+use crate::saga::participant::seconds;
 
 /// What is to be written about a message.
 #[derive(Debug, PartialEq, Eq)]
@@ -105,6 +107,29 @@ impl Fate {
             Fate::Parked { .. } => !relay.skip_parked,
         }
     }
+}
+
+/// A row whose message was refused, the reason, and the seconds to wait; without them it is parked.
+#[cfg(any(feature = "postgres", feature = "sqlx"))]
+type Refused = (i64, String, Option<f64>);
+
+/// What the statements for Postgres are given: the rows that were sent, and those that were not.
+#[cfg(any(feature = "postgres", feature = "sqlx"))]
+pub(super) fn marks(fates: Vec<(i64, Fate)>) -> (Vec<i64>, Vec<Refused>) {
+    let (mut sent, mut refused) = (Vec::new(), Vec::new());
+    for (row, fate) in fates {
+        let (reason, wait) = match fate {
+            Fate::Sent => {
+                sent.push(row);
+                continue;
+            }
+            Fate::Wait { time, reason } => (reason, Some(seconds(time))),
+            Fate::Parked { reason } => (reason, None),
+        };
+        // A text of Postgres has no zero byte.
+        refused.push((row, reason.replace('\0', " "), wait));
+    }
+    (sent, refused)
 }
 
 /// What becomes of a message by the publisher's answer; nothing if it could not be tried.
