@@ -268,15 +268,15 @@ pub(crate) async fn forward(
         unreachable!("only steps with code are tried");
     };
     let once = definition.shape.nodes[step].unknown.at_most_once();
+    // What came of the only attempt that may be made; nothing when a policy has ended it.
+    let first = Mutex::new("the only attempt that may be made has failed".to_owned());
     let call = stack.call(|| {
-        let flags = &flags;
-        let told = &told;
+        let (flags, told, first) = (&flags, &told, &first);
         async move {
             if once && flags.tainted.load(Relaxed) {
-                let failure = Failure::unknown("the only attempt that may be made has failed");
-                return Ok(Attempted(Tried::Final(failure)));
+                return Ok(Attempted(Tried::Final(Failure::unknown(lock(first)))));
             }
-            attempt(
+            let tried = attempt(
                 flags,
                 told,
                 |told| act(told),
@@ -289,7 +289,11 @@ pub(crate) async fn forward(
                     Tried::Output(output)
                 },
             )
-            .await
+            .await;
+            if let (true, Err(failure)) = (once, &tried) {
+                failure.message().clone_into(&mut lock(first));
+            }
+            tried
         }
     });
     conclude(call).await
@@ -375,7 +379,9 @@ async fn conclude(call: impl Future<Output = Result<Attempted, Error<Failure>>>)
         Ok(Attempted(Tried::Verified(verified))) => {
             return Ended::Outcome(match verified {
                 Verified::Applied(output) => Outcome::Completed(output),
+                Verified::Rejected(why) => Outcome::Settled(why),
                 Verified::NotApplied => Outcome::NotApplied,
+                Verified::Resend => Outcome::Resend,
                 Verified::Unknown => Outcome::Unknown("the participant does not know".to_owned()),
             });
         }

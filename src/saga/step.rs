@@ -194,12 +194,37 @@ fn chain(error: &dyn StdError) -> String {
 }
 
 /// What a participant says when it is asked whether a step has happened.
+///
+/// Two of the answers speak for what is still on its way, too: [`Rejected`](Self::Rejected) and [`NotApplied`](Self::NotApplied). Behind
+/// them the step is known to have had no effect, and nothing of it is undone. A participant that cannot vouch for that says
+/// [`Resend`](Self::Resend) if it recognises keys, and [`Unknown`](Self::Unknown) if it does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verified<O> {
     /// It has, and this came of it.
     Applied(O),
+    /// It has not and never will: it was rejected, and a request that is still on its way gets the same answer.
+    Rejected(String),
     /// It has not, and the request can no longer arrive: it may be sent again.
     NotApplied,
+    /// It has not yet. The request may still arrive, and it may be sent again all the same: under one key the two have one effect.
+    ///
+    /// It is sent again, some eight times at most and ever later; then the saga goes on as with
+    /// [`Unknown::Retry`](super::Unknown::Retry): turned round, or stuck where the step has to succeed. Until something else is known the
+    /// step may have happened: it is compensated, and behind a pivot of which this was said nothing is turned round.
+    Resend,
     /// It does not know either.
     Unknown,
+}
+
+impl<O> Verified<O> {
+    /// The same with another output.
+    pub(crate) fn try_map<P, E>(self, change: impl FnOnce(O) -> Result<P, E>) -> Result<Verified<P>, E> {
+        Ok(match self {
+            Verified::Applied(output) => Verified::Applied(change(output)?),
+            Verified::Rejected(why) => Verified::Rejected(why),
+            Verified::NotApplied => Verified::NotApplied,
+            Verified::Resend => Verified::Resend,
+            Verified::Unknown => Verified::Unknown,
+        })
+    }
 }

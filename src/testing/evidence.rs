@@ -95,7 +95,7 @@ impl What {
 pub enum Said {
     /// It is done; of a verification, that the action is.
     Done,
-    /// There was no effect.
+    /// There was no effect; of a verification, that there was none and will be none of what was sent before.
     Nothing,
     /// Nobody knows.
     Unknown,
