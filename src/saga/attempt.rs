@@ -174,7 +174,7 @@ impl Told {
 /// waits as long as it was told and takes it for no attempt. It is that of the default policies. What a policy inside the retry has
 /// refused or ended is for the retry, as without a predicate.
 pub fn was_begun(tried: &crate::retry::Failure<'_, Attempted, Failure>) -> bool {
-    tried.refused().is_some() || tried.error().is_some_and(|failure| !failure.is_clean())
+    tried.refused().is_some() || tried.error().is_some_and(|failure| !failure.waits())
 }
 
 /// What came of an attempt that its policies take for an answer; see [`Adding::through`](super::Adding::through).
@@ -347,7 +347,8 @@ where
         Ok(Ok(Some(value))) => judge(value),
         Ok(Ok(None)) => Tried::Recorded,
         Ok(Err(failure)) => match failure.kind() {
-            FailureKind::Unknown => return Err(failure),
+            // What it did before nobody knows.
+            FailureKind::Unknown | FailureKind::Refused(_) => return Err(failure),
             kind => {
                 flags.tainted.store(was_tainted, Relaxed);
                 match kind {
@@ -393,7 +394,9 @@ async fn conclude(call: impl Future<Output = Result<Attempted, Error<Failure>>>)
     };
     match failure.kind() {
         FailureKind::Undecodable => Ended::Undecodable(failure.message().to_owned()),
-        FailureKind::Unstarted(after) => Ended::Refused { why: failure.message().to_owned(), after },
+        FailureKind::Unstarted(after) | FailureKind::Refused(after) => {
+            Ended::Refused { why: failure.message().to_owned(), after }
+        }
         FailureKind::Unknown | FailureKind::Rejected => {
             Ended::Outcome(Outcome::Unknown(failure.message().to_owned()))
         }

@@ -32,6 +32,7 @@ impl Driver {
         if direction == Direction::Do && sent && asking.is_none() && !certain {
             self.tainted.insert(step);
         }
+        let once = self.machine().shape().at_most_once.contains(step);
         // It was let be sent, and was not: that it was let be still holds.
         let unsent = direction == Direction::Do && asking.is_none() && !sent;
         if !matches!(ended, Ended::Refused { .. }) {
@@ -65,6 +66,10 @@ impl Driver {
             // It is not recorded, so that it has not happened; and its policies do not want to go on.
             (Direction::Do, Ended::Outcome(Outcome::Unknown(why))) if certain => {
                 self.decide(step, Outcome::Rejected(why), asking, spent).await
+            }
+            // It may have happened before, and must not be sent blindly a second time: to wait would help nobody.
+            (Direction::Do, Ended::Refused { why, .. }) if sent && asking.is_none() && once => {
+                self.decide(step, Outcome::Unknown(why), asking, spent).await
             }
             (_, Ended::Refused { why, after }) => {
                 if unsent {
