@@ -107,10 +107,10 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
 }
 
 impl<E: error::Error + 'static> error::Error for Error<E> {
-    /// Transparent: the source of the operation's error, since `Display` already is that error's.
+    /// Transparent: the source of the refusal or of the operation's error, since `Display` already is theirs.
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match self {
-            Error::Refused(_) => None,
+            Error::Refused(refused) => refused.source(),
             Error::Inner(error) => error.source(),
         }
     }
@@ -125,9 +125,22 @@ pub struct Refused {
     rest: Rest,
 }
 
-/// Two in one word: when to try again, and in the lowest bit whether the operation may have begun.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// Two in one word: when to try again, and in the lowest bit whether the operation may have begun. It is an error to be the source of
+/// the refusal, which is how that is found behind errors of other types, also behind those that are transparent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Rest(u64);
+
+impl fmt::Display for Rest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.started() {
+            "the operation may have begun"
+        } else {
+            "the operation was not begun"
+        })
+    }
+}
+
+impl error::Error for Rest {}
 
 impl Rest {
     #[inline]
@@ -251,7 +264,20 @@ impl fmt::Display for Refused {
     }
 }
 
-impl error::Error for Refused {}
+impl error::Error for Refused {
+    /// A text that says whether the operation may have begun, which `Display` does not.
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        Some(&self.rest)
+    }
+}
+
+/// What a refusal in the chain of an error says, if there is one: whether the operation may have begun, and when to try again.
+#[cfg(feature = "saga")]
+pub(crate) fn refusal_in(error: &(dyn error::Error + 'static)) -> Option<(bool, Option<Duration>)> {
+    let mut chain = std::iter::successors(Some(error), |&error| error.source());
+    let rest = chain.find_map(|error| error.downcast_ref::<Rest>())?;
+    Some((rest.started(), rest.retry_after().wait()))
+}
 
 /// The rule by which a policy ended a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -4,7 +4,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use mainstay::saga::{
-    Direction, Key, SagaId, Verified,
+    Direction, Key, Payload, SagaId, Verified,
     barrier::{self, Action, Compensation, Error, Lookup, Retention},
 };
 use proptest::test_runner::{Config, TestRunner};
@@ -285,10 +285,13 @@ fn lookup_says_what_a_verifying_step_asks() {
     let rejected = told("rejected", &[Delivery { fate: Fate::Reject, ..DO }, UNDO]);
     assert!(matches!(rejected, Lookup::Rejected(ref answer) if answer.as_str() == "0"), "{rejected:?}");
     // What a step makes of it that verifies.
-    assert_eq!(told("nothing", &[]).into_verified(), Verified::Unknown);
+    assert_eq!(told("nothing", &[]).into_verified(), Verified::Resend);
     assert_eq!(told("done again", &[DO]).into_verified(), Verified::Applied(0));
-    assert_eq!(told("empty again", &[UNDO]).into_verified(), Verified::NotApplied);
-    assert_eq!(rejected.into_verified(), Verified::NotApplied);
+    assert!(matches!(told("undone again", &[DO, UNDO]).into_verified(), Verified::Rejected(_)));
+    assert!(matches!(told("empty again", &[UNDO]).into_verified(), Verified::Rejected(_)));
+    assert_eq!(rejected.into_verified(), Verified::Rejected("0".to_owned()));
+    let text = Lookup::<u32>::Rejected(Payload::encode("over the limit").unwrap());
+    assert_eq!(text.into_verified(), Verified::Rejected("over the limit".to_owned()));
 }
 
 #[test]

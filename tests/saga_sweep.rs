@@ -10,7 +10,7 @@ use std::{
 };
 
 use mainstay::{
-    saga::{Adding, Builder, Output, Saga, Step, Unknown},
+    saga::{Adding, Builder, Entry, Output, Phase, Saga, Step, Unknown},
     testing::{
         Bug, Case, Check, Failed, Fault, Flaw, Ledger, Loss, Seen, Skew, crashes_behind, crashes_in,
         orders_in,
@@ -34,6 +34,8 @@ enum Special {
     Compensated,
     Parked,
     Verified,
+    /// The same, and its participant rejects it, for good.
+    Declined,
     Timer,
     /// A message that has come before, or comes while it is waited for.
     Signal,
@@ -42,10 +44,11 @@ enum Special {
 }
 
 impl Special {
-    const ALL: [Special; 6] = [
+    const ALL: [Special; 7] = [
         Special::Compensated,
         Special::Parked,
         Special::Verified,
+        Special::Declined,
         Special::Timer,
         Special::Signal,
         Special::Silence,
@@ -53,7 +56,7 @@ impl Special {
 
     /// Whether code runs in it.
     fn acts(self) -> bool {
-        matches!(self, Special::Compensated | Special::Parked | Special::Verified)
+        !matches!(self, Special::Timer | Special::Signal | Special::Silence)
     }
 }
 
@@ -140,7 +143,7 @@ impl Dag {
                 Classes::PivotAndRetriable => at + 2 >= self.len(),
             };
             // What decides is not undone, and code runs in it.
-            let fits = |kind: &&Special| !decides || matches!(kind, Special::Parked | Special::Verified);
+            let fits = |kind: &&Special| !decides || kind.acts() && !matches!(kind, Special::Compensated);
             dags.extend(Special::ALL.iter().filter(fits).map(special));
         }
         dags
@@ -151,9 +154,13 @@ impl Dag {
         let mut outputs: Vec<Done> = Vec::new();
         for (at, mask) in self.behind.iter().enumerate() {
             let name = name(at);
+            let special = self.special.filter(|(special, _)| *special == at).map(|(_, kind)| kind);
             let (act, ask, undo) = (ledger.clone(), ledger.clone(), ledger.clone());
             let action = move |step: Step<u32>, ()| {
-                let done = act.action(step.key(), || 1_u64);
+                let done = match special {
+                    Some(Special::Declined) => Err(act.reject(step.key(), "no")),
+                    _ => act.action(step.key(), || 1_u64),
+                };
                 async move { done }
             };
             let ask = move |step: Step<u32>, ()| {
@@ -165,7 +172,6 @@ impl Dag {
                 async { Ok(()) }
             };
             let before: Vec<Done> = (0..at).filter(|a| mask >> a & 1 != 0).map(|a| outputs[a]).collect();
-            let special = self.special.filter(|(special, _)| *special == at).map(|(_, kind)| kind);
             let from_end = self.len() - 1 - at;
             let output = match (self.classes, from_end) {
                 (Classes::Pivot, 0) | (Classes::PivotAndRetriable, 1) => {
@@ -209,6 +215,10 @@ impl Dag {
         if let Some((at, Special::Signal)) = self.special {
             check = check.signal(&name(at), &7_u64);
         }
+        if let Some((at, kind @ (Special::Verified | Special::Declined))) = self.special {
+            let retriable = self.classes == Classes::PivotAndRetriable && at + 1 == self.len();
+            check = check.expect(move |seen| found_out(kind, &name(at), retriable, seen));
+        }
         if let Some(deadline) = self.deadline {
             check = check.deadline(Duration::from_millis(deadline));
         }
@@ -223,9 +233,37 @@ impl Dag {
         self.special.is_none_or(|(at, kind)| at != step || kind.acts())
     }
 
+    /// Whether it is called in any case: behind a deadline nobody need be, nor behind or beside what is rejected.
+    fn is_called(&self, step: usize) -> bool {
+        self.deadline.is_none()
+            && match self.special {
+                Some((at, Special::Declined)) => at == step || self.behind[at] >> step & 1 != 0,
+                _ => true,
+            }
+    }
+
     /// Rejected; happened and unknown; not happened and unknown.
     fn outcomes(step: usize) -> [Fault; 3] {
         [Fault::Reject(name(step)), Fault::Lose(name(step), Loss::Error, true), Fault::Drop(name(step), true)]
+    }
+}
+
+/// Whoever can be asked whether a step has happened, and recognises a key, needs no person; and a crash alone changes nothing.
+fn found_out(kind: Special, step: &str, retriable: bool, seen: &Seen) -> Result<(), String> {
+    let crash = |fault: &Fault| matches!(fault, Fault::Crash(..) | Fault::Unsynced(_));
+    let expected = match (kind, retriable) {
+        (Special::Verified, _) => Phase::Completed,
+        (_, true) => Phase::Stuck,
+        (_, false) => Phase::Compensated,
+    };
+    let entries = seen.stored.iter().flat_map(|stored| &stored.entries);
+    let parked = |entry: &Entry| entry.kind == "parked" && entry.step.as_deref() == Some(step);
+    match seen.phase {
+        _ if entries.into_iter().any(parked) => Err(format!("a person is asked about {step}")),
+        phase if seen.case.0.iter().all(crash) && phase != Some(expected) => {
+            Err(format!("it is {phase:?}, not {expected:?}"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -324,8 +362,7 @@ impl Count {
         self.shapes += 1;
         let check = dag.check(skew, None);
         let mut bases = vec![Case::default()];
-        // Behind a deadline nobody may be called.
-        for step in (0..dag.len()).filter(|step| dag.acts(*step) && dag.deadline.is_none()) {
+        for step in (0..dag.len()).filter(|step| dag.acts(*step) && dag.is_called(*step)) {
             bases.extend(Dag::outcomes(step).map(|fault| Case(vec![fault])));
         }
         if double {

@@ -77,6 +77,24 @@ fn once(ledger: &Ledger, unknown: Unknown) -> Saga<u32, Output<u64>> {
     saga.build(last).unwrap()
 }
 
+/// A pivot that is asked, behind a step that can be undone.
+fn asked(ledger: &Ledger) -> Saga<u32, Output<u64>> {
+    let mut saga = Saga::define::<u32>("asked", 1);
+    let created = undoable(&mut saga, ledger, "create", ());
+    let (act, ask) = (ledger.clone(), ledger.clone());
+    let confirmed = saga
+        .pivot("once", created, move |step: Step<u32>, _| {
+            let done = act.action(step.key(), || 3);
+            async move { done }
+        })
+        .verify(move |step, _| {
+            let known = ask.verify(step.key());
+            async move { Ok(known) }
+        })
+        .add();
+    saga.build(confirmed).unwrap()
+}
+
 async fn holds<I, R>(check: Check<I, R>) -> usize
 where
     I: serde::Serialize + serde::de::DeserializeOwned + Send + Sync + 'static,
@@ -106,6 +124,25 @@ async fn branches_hold_in_every_case_whichever_answers_first() {
 async fn steps_that_are_sent_once_hold_in_every_case() {
     for unknown in [Unknown::Verify, Unknown::Compensate, Unknown::Park] {
         println!("{} cases", holds(Check::new(1, move |ledger: &Ledger| once(ledger, unknown))).await);
+    }
+    println!("{} cases", holds(Check::new(1, asked)).await);
+}
+
+/// The first request is on its way when its participant is asked; orders come at every place.
+#[tokio::test(start_paused = true)]
+async fn what_may_be_sent_again_may_still_arrive() {
+    let late = Case(vec![Fault::Late("once".to_owned())]);
+    for build in [asked, |ledger: &Ledger| once(ledger, Unknown::Verify)] {
+        let (check, planted) = (Check::new(1, build), Check::new(1, build).plant(Bug::ResendIsClean));
+        let seen = check.run(&late).await.unwrap_or_else(|failed| panic!("{failed}"));
+        let mut found = 0;
+        for case in testing::orders_in(&seen) {
+            check.run(&case).await.unwrap_or_else(|failed| panic!("{failed}"));
+            if let Err(failed) = planted.run(&case).await {
+                found += usize::from(failed.violations.iter().any(|violation| violation.invariant == "I2"));
+            }
+        }
+        assert!(found > 0, "nobody notices that what was sent is forgotten");
     }
 }
 

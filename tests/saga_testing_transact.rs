@@ -115,7 +115,7 @@ const BRANCHES: &[&str] = &["flight", "hotel", "both"];
 
 async fn holds<I, R>(check: Check<I, R>) -> usize
 where
-    I: serde::Serialize + Send + Sync + 'static,
+    I: serde::Serialize + serde::de::DeserializeOwned + Send + Sync + 'static,
     R: Inputs,
 {
     match check.all().await {

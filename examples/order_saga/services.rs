@@ -16,7 +16,7 @@ use mainstay::{
     saga::{
         Failure, Key, Step, Verified,
         barrier::{
-            Action, Lookup,
+            Action,
             sqlite::{action_or_rejection, compensation, install, lookup},
         },
     },
@@ -269,16 +269,12 @@ impl Database {
         let key = order.key().clone();
         let said = |answer: &Result<Verified<T>, Failure>| match answer {
             Ok(Verified::Applied(_)) => Said::Done,
-            Ok(Verified::NotApplied) => Said::Nothing,
+            Ok(Verified::Rejected(_)) => Said::Nothing,
             _ => Said::Unknown,
         };
+        // If the request arrives yet, the barrier makes one of it and the one that is sent again.
         self.on_a_thread(request(What::Verify, order), said, move |connection| {
-            Ok(match lookup(connection, &key)? {
-                Lookup::Applied(answer) => Verified::Applied(answer),
-                // If the request arrives yet, the barrier makes one of it and the one that is sent again.
-                Lookup::NotApplied | Lookup::Rejected(_) => Verified::NotApplied,
-                Lookup::Compensated => Verified::Unknown,
-            })
+            Ok(lookup(connection, &key)?.into_verified())
         })
         .await
     }

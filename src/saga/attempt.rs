@@ -187,7 +187,7 @@ impl Told {
 /// waits as long as it was told and takes it for no attempt. It is that of the default policies. What a policy inside the retry has
 /// refused or ended is for the retry, as without a predicate.
 pub fn was_begun(tried: &crate::retry::Failure<'_, Attempted, Failure>) -> bool {
-    tried.refused().is_some() || tried.error().is_some_and(|failure| !failure.is_clean())
+    tried.refused().is_some() || tried.error().is_some_and(|failure| !failure.waits())
 }
 
 /// What came of an attempt that its policies take for an answer; see [`Adding::through`](super::Adding::through).
@@ -281,15 +281,15 @@ pub(crate) async fn forward(
         unreachable!("only steps with code are tried");
     };
     let once = definition.shape.nodes[step].unknown.at_most_once();
+    // What came of the only attempt that may be made; nothing when a policy has ended it.
+    let first = Mutex::new("the only attempt that may be made has failed".to_owned());
     let call = stack.call(|| {
-        let flags = &flags;
-        let told = &told;
+        let (flags, told, first) = (&flags, &told, &first);
         async move {
             if once && flags.tainted.load(Relaxed) {
-                let failure = Failure::unknown("the only attempt that may be made has failed");
-                return Ok(Attempted(Tried::Final(failure)));
+                return Ok(Attempted(Tried::Final(Failure::unknown(lock(first)))));
             }
-            attempt(
+            let tried = attempt(
                 flags,
                 told,
                 |told| act(told),
@@ -298,7 +298,11 @@ pub(crate) async fn forward(
                     Err(why) => Tried::Final(Failure::unknown(why)),
                 },
             )
-            .await
+            .await;
+            if let (true, Err(failure)) = (once, &tried) {
+                failure.message().clone_into(&mut lock(first));
+            }
+            tried
         }
     });
     conclude(call).await
@@ -325,7 +329,7 @@ pub(crate) async fn verify(
             Ok(()) => Tried::Verified(verified),
             Err(why) => Tried::Final(Failure::unknown(why)),
         },
-        Verified::NotApplied | Verified::Unknown => Tried::Verified(verified),
+        _ => Tried::Verified(verified),
     };
     conclude(stack.call(|| attempt(&flags, &told, ask, judge))).await
 }
@@ -365,7 +369,8 @@ where
         Ok(Ok(Some(value))) => judge(value),
         Ok(Ok(None)) => Tried::Recorded,
         Ok(Err(failure)) => match failure.kind() {
-            FailureKind::Unknown => return Err(failure),
+            // What it did before nobody knows.
+            FailureKind::Unknown | FailureKind::Refused(_) => return Err(failure),
             kind => {
                 flags.tainted.store(was_tainted, Relaxed);
                 match kind {
@@ -397,7 +402,9 @@ async fn conclude(call: impl Future<Output = Result<Attempted, Error<Failure>>>)
         Ok(Attempted(Tried::Verified(verified))) => {
             return Ended::Outcome(match verified {
                 Verified::Applied(output) => Outcome::Completed(output),
+                Verified::Rejected(why) => Outcome::Settled(why),
                 Verified::NotApplied => Outcome::NotApplied,
+                Verified::Resend => Outcome::Resend,
                 Verified::Unknown => Outcome::Unknown("the participant does not know".to_owned()),
             });
         }
@@ -409,7 +416,9 @@ async fn conclude(call: impl Future<Output = Result<Attempted, Error<Failure>>>)
     };
     match failure.kind() {
         FailureKind::Undecodable => Ended::Undecodable(failure.message().to_owned()),
-        FailureKind::Unstarted(after) => Ended::Refused { why: failure.message().to_owned(), after },
+        FailureKind::Unstarted(after) | FailureKind::Refused(after) => {
+            Ended::Refused { why: failure.message().to_owned(), after }
+        }
         FailureKind::Unknown | FailureKind::Rejected => {
             Ended::Outcome(Outcome::Unknown(failure.message().to_owned()))
         }

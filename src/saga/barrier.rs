@@ -80,7 +80,8 @@
 //!   the write lock in SQLite, for the row in Postgres. After a commit it finds what was stored, after a rollback it is the first.
 //! * **Keys.** The scope of a key is the table. Two orchestrators whose sagas may have the same ids need two schemas, or ids that differ.
 //! * **To verify** an action whose answer was lost there is `lookup`: the row is there if and only if the effect is. That it is *not*
-//!   there does not mean that the request cannot come yet; what makes sure of that is the compensation.
+//!   there does not mean that the request cannot come yet; what makes sure of that is the compensation. Under its key it may be sent again
+//!   all the same ([`Verified::Resend`]).
 //! * **Isolation.** A saga is not isolated: others see what its steps did before it ends. Locks against that are claimed with the
 //!   saga's begin and held in its journal, not here.
 //!
@@ -196,14 +197,21 @@ pub enum Lookup<T> {
 impl<T> Lookup<T> {
     /// The same as what a step says that verifies.
     ///
-    /// What was rejected or compensated is [`Verified::NotApplied`]: sent again, it gets the answer that is stored. Where there is no
-    /// row nobody knows, because the request may be on its way: [`Verified::Unknown`]. If none can be, since the step is not
-    /// behind a network and no attempt is left running, match on [`Lookup::NotApplied`] and say [`Verified::NotApplied`].
+    /// What was rejected, with the text that is stored or its JSON, and what was compensated is [`Verified::Rejected`]: the row is there,
+    /// and whatever arrives behind it has no effect. Where there is no row the request may be on its way; the barrier makes one of it and
+    /// of another one under the same key, so it is [`Verified::Resend`].
+    ///
+    /// [`Verified::NotApplied`] is said by none: it would mean that no request can arrive any more, which a barrier cannot know.
     pub fn into_verified(self) -> Verified<T> {
         match self {
             Lookup::Applied(result) => Verified::Applied(result),
-            Lookup::Rejected(_) | Lookup::Compensated => Verified::NotApplied,
-            Lookup::NotApplied => Verified::Unknown,
+            Lookup::Rejected(answer) => {
+                Verified::Rejected(answer.decode().unwrap_or_else(|_| answer.as_str().to_owned()))
+            }
+            Lookup::Compensated => {
+                Verified::Rejected("it was compensated, or its compensation came first".to_owned())
+            }
+            Lookup::NotApplied => Verified::Resend,
         }
     }
 }

@@ -53,8 +53,8 @@ pub(crate) enum Mail {
 struct Flight {
     step: usize,
     direction: Direction,
-    /// Whether the participant is being asked, rather than told.
-    asking: bool,
+    /// Why the participant is being asked, if it is not told.
+    asking: Option<String>,
     flags: Arc<Flags>,
     began: Instant,
     future: Pending<Ended>,
@@ -71,11 +71,9 @@ pub(crate) struct Driver {
     flights: Vec<Flight>,
     /// Steps of which an attempt may have had an effect.
     tainted: Steps,
-    /// Steps that may be sent although they were: the participant has said that it has nothing of them.
+    /// Steps that may be sent although they were: the participant has said that it has nothing of them, or that they may be.
     resend: Steps,
-    /// How often a participant has said that it has nothing of what it was sent.
-    refusals: u32,
-    /// How long what was not begun waits.
+    /// How long what was not begun waits, and what did not arrive.
     waits: Waits,
     /// When a step that was refused or is stuck is tried again; by the clock of this process, which is not set.
     retry_at: Vec<(usize, Instant)>,
@@ -115,7 +113,6 @@ impl Driver {
             flights: Vec::new(),
             tainted,
             resend: Steps::NONE,
-            refusals: 0,
             waits,
             retry_at: Vec::new(),
             overdue: false,
@@ -215,7 +212,9 @@ impl Driver {
     /// Whether nothing would be forgotten: whoever takes the saga up next has to believe that what is due may have been tried.
     fn can_be_let_go(&self) -> bool {
         let shape = self.machine().shape();
-        ((self.machine().due() & shape.actions) - shape.transactional).within(self.touched())
+        // Nor how often what is sent only once was sent again.
+        let kept = self.touched() - (self.resend & shape.at_most_once);
+        ((self.machine().due() & shape.actions) - shape.transactional).within(kept)
     }
 
     // === records, while what is in flight goes on
@@ -272,7 +271,7 @@ impl Driver {
         // Nothing is undone while something may still happen.
         if self.flights.iter().all(|flight| flight.direction == Direction::Undo) {
             for step in (self.machine().undo_due() - troubled - flying).iter() {
-                self.fly(step, Direction::Undo, false);
+                self.fly(step, Direction::Undo, None);
             }
         }
         Ok(())
@@ -338,18 +337,18 @@ impl Driver {
             // It was sent, by this owner or another, and nobody has heard of it since.
             self.tainted.insert(step);
             let why = "the orchestrator stopped while it was in flight".to_owned();
-            return self.decide(step, Outcome::Unknown(why), false, (0, Duration::ZERO)).await;
+            return self.decide(step, Outcome::Unknown(why), None, (0, Duration::ZERO)).await;
         }
         if once && !self.machine().was_sent(step) {
             let sent = Record::Sent { step: self.path(step) };
             self.commit(sent).await?;
         }
         self.resend.remove(step);
-        self.fly(step, Direction::Do, false);
+        self.fly(step, Direction::Do, None);
         Ok(())
     }
 
-    fn fly(&mut self, step: usize, direction: Direction, asking: bool) {
+    fn fly(&mut self, step: usize, direction: Direction, asking: Option<String>) {
         let Some(input) = self.machine().input().cloned() else {
             unreachable!("nothing is due in a saga that has not begun")
         };
@@ -360,11 +359,11 @@ impl Driver {
         let flags = Arc::new(Flags::new(self.inner.clone(), self.lapses));
         let span = span::step(&ledger.machine.shape().id.name, &told.key);
         let max_output = self.inner.settings.max_output;
-        let future = match (direction, asking) {
-            (Direction::Do, false) => {
+        let future = match (direction, &asking) {
+            (Direction::Do, None) => {
                 span.around(attempt::forward(definition, step, told, flags.clone(), max_output))
             }
-            (Direction::Do, true) => {
+            (Direction::Do, Some(_)) => {
                 span.around(attempt::verify(definition, step, told, flags.clone(), max_output))
             }
             (Direction::Undo, _) => span.around(attempt::backward(definition, step, told, flags.clone())),

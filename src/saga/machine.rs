@@ -462,8 +462,14 @@ pub(crate) enum Outcome {
     Rejected(String),
     /// Nobody knows.
     Unknown(String),
-    /// Asked whether it has happened, the participant said that it has not.
+    /// Asked whether it has happened, the participant said that it was rejected, for good: whatever of it still arrives is, too.
+    Settled(String),
+    /// Asked whether it has happened, the participant said that it has not, and cannot any more unless it is sent again.
     NotApplied,
+    /// Asked whether it has happened, the participant said that it has not yet, and that it may be sent again all the same.
+    Resend,
+    /// It said so as often as it may, and this is what came of the last time that it was sent.
+    Unseen(String),
 }
 
 /// What follows from an outcome.
@@ -475,8 +481,8 @@ pub(crate) enum Next {
     Abort { cause: Cause, clean: bool },
     /// The participant is asked.
     Verify,
-    /// It is sent again.
-    Again,
+    /// It is sent again; what was sent before has had no effect and will have none, or may have one yet.
+    Again { clean: bool },
 }
 
 /// What follows from the last outcome of `step`. `tainted` is whether an attempt, of this owner or an earlier one, may have
@@ -487,12 +493,21 @@ pub(crate) fn next(shape: &Shape, step: usize, outcome: &Outcome, tainted: bool,
     let has_to_succeed = shape.committed.contains(step);
     let stuck = |error: &String| Next::Record(Record::Stuck { step: path(), error: error.clone() });
     let park = |reason: String| Next::Record(Record::Parked { step: Some(path()), reason });
+    let unknown = |error: &String| Next::Abort {
+        cause: Cause::Unknown { step: path(), error: error.clone() },
+        clean: false,
+    };
     use super::shape::Unknown;
     match outcome {
         Outcome::Completed(output) => {
             Next::Record(Record::Completed { step: path(), output: output.clone(), attempts: 1, ms: 0 })
         }
-        Outcome::NotApplied => Next::Again,
+        Outcome::NotApplied => Next::Again { clean: true },
+        Outcome::Resend => Next::Again { clean: false },
+        Outcome::Settled(error) if has_to_succeed && node.class != Class::Pivot => stuck(error),
+        Outcome::Settled(error) => {
+            Next::Abort { cause: Cause::Rejected { step: path(), error: error.clone() }, clean: true }
+        }
         Outcome::Rejected(error) => {
             let cause = Cause::Rejected { step: path(), error: error.clone() };
             match node.class {
@@ -511,7 +526,9 @@ pub(crate) fn next(shape: &Shape, step: usize, outcome: &Outcome, tainted: bool,
                 park(format!("could not find out whether it has happened: {error}"))
             }
             _ if has_to_succeed => stuck(error),
-            _ => Next::Abort { cause: Cause::Unknown { step: path(), error: error.clone() }, clean: false },
+            _ => unknown(error),
         },
+        Outcome::Unseen(error) if has_to_succeed => stuck(error),
+        Outcome::Unseen(error) => unknown(error),
     }
 }

@@ -3,7 +3,7 @@
 use std::{error::Error as StdError, fmt, time::Duration};
 
 use super::{key::Key, record::SagaId};
-use crate::error::{Error, Refused};
+use crate::error::{Error, Refused, refusal_in};
 
 /// What a step's code is told about the call that is made of it.
 #[derive(Debug, Clone)]
@@ -56,7 +56,12 @@ impl<I> Step<I> {
 /// Why a step did not succeed.
 ///
 /// Every ordinary error becomes one by `?`, and then means that *nobody knows* whether the step has had its effect. That nothing has
-/// happened has to be said: with [`rejected`](Failure::rejected) or [`unstarted`](Failure::unstarted).
+/// happened has to be said: with [`rejected`](Failure::rejected), [`unstarted`](Failure::unstarted), [`of_call`](Failure::of_call) or
+/// [`of_refusal`](Failure::of_refusal).
+///
+/// An error by `?` that has a [`Refused`] in it is one of a call that was not begun, an open breaker's for instance. What the step did
+/// before that call it does not say. So the step waits, as after `of_call`, and none of its attempts is used up; but it may have had its
+/// effect, and is compensated, or not gone past, when the saga is turned round meanwhile.
 pub struct Failure {
     kind: FailureKind,
     message: String,
@@ -66,6 +71,8 @@ pub struct Failure {
 pub(crate) enum FailureKind {
     Rejected,
     Unstarted(Option<Duration>),
+    /// A call of the step was not begun; what the step did before nobody knows.
+    Refused(Option<Duration>),
     Unknown,
     /// A stored value is not what the code expects.
     Undecodable,
@@ -86,7 +93,7 @@ impl Failure {
 
     /// When another try has a chance, of what was [not begun](Failure::unstarted): what a service says in `Retry-After`, or whoever else has
     /// refused. Then, or up to a tenth later because others were told the same, it is tried again, however long that is. Any other failure
-    /// stays as it is. A [`Refused`] says it by itself.
+    /// stays as it is. A [`Refused`] says it by itself, by `?` too.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -107,7 +114,9 @@ impl Failure {
         Failure { kind: FailureKind::Unknown, message: why.to_string() }
     }
 
-    /// What a call through this crate's policies says: a refusal before the operation was started has had no effect.
+    /// What a call through this crate's policies says, where it is the only one of the step, or the first: a refusal before the operation
+    /// was started has had no effect, and neither has the step. Behind an earlier call that may have had one it would be a lie; leave it to
+    /// `?` there.
     ///
     /// ```
     /// # use mainstay::{Stack, Timeout, saga::Failure};
@@ -123,7 +132,8 @@ impl Failure {
         }
     }
 
-    fn of_refusal(refused: &Refused) -> Self {
+    /// The same of a refusal alone.
+    pub fn of_refusal(refused: &Refused) -> Self {
         let kind = if refused.was_started() {
             FailureKind::Unknown
         } else {
@@ -146,7 +156,12 @@ impl Failure {
 
     /// Whether it says that nothing has happened.
     pub fn is_clean(&self) -> bool {
-        self.kind != FailureKind::Unknown
+        !matches!(self.kind, FailureKind::Unknown | FailureKind::Refused(_))
+    }
+
+    /// Whether it is that something was not begun, for which no attempt is used up.
+    pub(crate) fn waits(&self) -> bool {
+        matches!(self.kind, FailureKind::Unstarted(_) | FailureKind::Refused(_))
     }
 
     /// What it says.
@@ -167,14 +182,15 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Any error: nobody knows what it means for the step. A [`Refused`] is taken as what it says.
+/// Any error: nobody knows what it means for the step. One that is or has a [`Refused`] which says that its call was not begun, as itself
+/// or as a source, uses up no attempt; see [`Failure`].
 impl<E: StdError + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
-        let any: &(dyn StdError + 'static) = &error;
-        match any.downcast_ref::<Refused>() {
-            Some(refused) => Failure::of_refusal(refused),
-            None => Failure::unknown(chain(any)),
-        }
+        let kind = match refusal_in(&error) {
+            Some((false, after)) => FailureKind::Refused(after),
+            Some((true, _)) | None => FailureKind::Unknown,
+        };
+        Failure { kind, message: chain(&error) }
     }
 }
 
@@ -194,12 +210,37 @@ fn chain(error: &dyn StdError) -> String {
 }
 
 /// What a participant says when it is asked whether a step has happened.
+///
+/// Two of the answers speak for what is still on its way, too: [`Rejected`](Self::Rejected) and [`NotApplied`](Self::NotApplied). Behind
+/// them the step is known to have had no effect, and nothing of it is undone. A participant that cannot vouch for that says
+/// [`Resend`](Self::Resend) if it recognises keys, and [`Unknown`](Self::Unknown) if it does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verified<O> {
     /// It has, and this came of it.
     Applied(O),
+    /// It has not and never will: it was rejected, and a request that is still on its way gets the same answer.
+    Rejected(String),
     /// It has not, and the request can no longer arrive: it may be sent again.
     NotApplied,
+    /// It has not yet. The request may still arrive, and it may be sent again all the same: under one key the two have one effect.
+    ///
+    /// It is sent again, some eight times at most and ever later; then the saga goes on as with
+    /// [`Unknown::Retry`](super::Unknown::Retry): turned round, or stuck where the step has to succeed. Until something else is known the
+    /// step may have happened: it is compensated, and behind a pivot of which this was said nothing is turned round.
+    Resend,
     /// It does not know either.
     Unknown,
+}
+
+impl<O> Verified<O> {
+    /// The same with another output.
+    pub(crate) fn try_map<P, E>(self, change: impl FnOnce(O) -> Result<P, E>) -> Result<Verified<P>, E> {
+        Ok(match self {
+            Verified::Applied(output) => Verified::Applied(change(output)?),
+            Verified::Rejected(why) => Verified::Rejected(why),
+            Verified::NotApplied => Verified::NotApplied,
+            Verified::Resend => Verified::Resend,
+            Verified::Unknown => Verified::Unknown,
+        })
+    }
 }

@@ -55,6 +55,8 @@ pub enum Bug {
     WorkTwice,
     /// The participants' barrier has a hole.
     Barrier(Flaw),
+    /// That a step may be sent again is taken for the word that nothing of it is on its way.
+    ResendIsClean,
 }
 
 const ID: &str = "case";

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::evidence::{Call, Evidence, Part, Said, Structure, Violation, What};
 use crate::saga::{
-    Order, Phase, Record,
+    Class, Order, Phase, Record,
     journal::{Ask, Stored},
 };
 
@@ -13,7 +13,7 @@ use crate::saga::{
 /// | | what is checked |
 /// |---|---|
 /// | I1 | an acknowledged saga is in the store; given time, it is over, or stuck, parked or waiting |
-/// | I2 | completed: each step was done and none was undone, net one effect each; compensated: everything that may have happened and can be undone was undone, no net effect; in the journal's transaction: done and undone as often as is recorded, however the saga ends |
+/// | I2 | completed: each step was done and none was undone, net one effect each; compensated: everything that may have happened and can be undone was undone, no net effect; no pivot may have happened, unless a person has turned it round nevertheless; in the journal's transaction: done and undone as often as is recorded, however the saga ends |
 /// | I3 | no action is sent behind a durable abort, no compensation before one |
 /// | I4 | a step is sent when everything before it is durably complete, and undone when everything behind it that may have happened is undone |
 /// | I5 | one step and direction has one key, two have two |
@@ -114,6 +114,13 @@ impl Story<'_> {
             } => step == path,
             _ => false,
         })
+    }
+
+    /// Whether a person has turned it round whatever has happened.
+    fn forced(&self) -> bool {
+        let forced =
+            |record: &Record| matches!(record, Record::Ordered { order: Order::Compensate { .. }, .. });
+        self.records.iter().any(|(_, record)| forced(record))
     }
 
     fn orders(&self) -> usize {
@@ -384,7 +391,7 @@ impl Checker<'_> {
                     if calls.iter().any(|call| call.step == *path && call.what == What::Undo) {
                         self.report("I2", format!("it is completed, and {path} was compensated"));
                     }
-                    let expected = i64::from(part.class != crate::saga::Class::ReadOnly);
+                    let expected = i64::from(part.class != Class::ReadOnly);
                     if let Some(net) = net(path).filter(|net| *net != expected) {
                         self.report("I2", format!("it is completed, and {path} has {net} net effects"));
                     }
@@ -399,24 +406,38 @@ impl Checker<'_> {
                         self.report("I2", format!("it is compensated, and {path} has {net} net effects"));
                     }
                 }
+                Phase::Compensated
+                    if part.class == Class::Pivot
+                        && !story.forced()
+                        && (happened(calls, story, part, u64::MAX)
+                            || net(path).is_some_and(|net| net != 0)) =>
+                {
+                    self.report("I2", format!("it is compensated, and {path}, its pivot, may have happened"));
+                }
                 _ => {}
             }
         }
     }
 }
 
-/// Whether the action may have had an effect by a call from before `before`.
+/// Whether the action may have had an effect by a call from before `before`. What was sent before its participant vouched for that there was
+/// none, and will be none, has not.
 fn happened(calls: &[Call], story: &Story<'_>, part: &Part, before: u64) -> bool {
     if part.transactional {
         // Behind the abort none is recorded any more.
         return story.completed(&part.path).is_some();
     }
-    calls.iter().any(|call| {
-        call.step == part.path
-            && call.what == What::Act
-            && call.began < before
-            && call.may_have_happened()
-            && !call.redelivered
+    let of_step = |call: &&Call| call.step == part.path && !call.redelivered;
+    let vouched = |call: &Call| {
+        let word = |other: &Call| {
+            other.what == What::Verify
+                && other.began > call.began
+                && matches!(other.ended, Some((at, Said::Nothing)) if at < before)
+        };
+        calls.iter().filter(of_step).any(word)
+    };
+    calls.iter().filter(of_step).any(|call| {
+        call.what == What::Act && call.began < before && call.may_have_happened() && !vouched(call)
     })
 }
 

@@ -107,8 +107,8 @@ impl What {
 pub enum Said {
     /// It is done; of a verification, that the action is.
     Done,
-    /// There was no effect. So it is with work for the journal's transaction: the call has none, and that of the work is for the records
-    /// to say.
+    /// There was no effect; of a verification, that there was none and will be none of what was sent before. Work for the journal's transaction
+    /// is said to have none: its effect is for the records to say.
     Nothing,
     /// Nobody knows.
     Unknown,

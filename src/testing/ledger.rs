@@ -44,6 +44,8 @@ struct Rows {
 struct Row {
     /// The action's result, once it has happened.
     result: Option<Payload>,
+    /// Why it was rejected for good.
+    rejected: Option<String>,
     compensated: bool,
     net: i64,
 }
@@ -83,7 +85,7 @@ impl Ledger {
             row.net += i64::from(flaw == Some(Flaw::Duplicates));
             return Action::Repeated(repeated);
         }
-        if row.compensated && flaw != Some(Flaw::LateAction) {
+        if row.rejected.is_some() || row.compensated && flaw != Some(Flaw::LateAction) {
             return Action::Refused;
         }
         let result = make();
@@ -107,8 +109,23 @@ impl Ledger {
         key: &Key,
         make: impl FnOnce() -> T,
     ) -> Result<T, Failure> {
-        let refused = || Failure::rejected("its compensation came first");
+        let refused = || match self.verify::<T>(key) {
+            Verified::Rejected(why) => Failure::rejected(why),
+            _ => Failure::rejected("its compensation came first"),
+        };
         self.act(key, make).result().ok_or_else(refused)
+    }
+
+    /// An action arrives that is rejected for good: what arrives of it later is, too. The answer of its step.
+    ///
+    /// One that has happened already stays so.
+    pub fn reject(&self, key: &Key, why: &str) -> Failure {
+        let mut rows = lock(&self.0);
+        let row = rows.rows.entry((key.saga().clone(), key.step().to_owned())).or_default();
+        if row.result.is_none() {
+            row.rejected.get_or_insert_with(|| why.to_owned());
+        }
+        Failure::rejected(why)
     }
 
     /// A compensation arrives.
@@ -127,20 +144,25 @@ impl Ledger {
         Compensation::Undone
     }
 
-    /// Whether the action has happened and was not undone: an answer for a step that verifies.
+    /// Whether the action has happened and was not undone: an answer for a step that verifies, as that of a barrier
+    /// ([`Lookup::into_verified`](crate::saga::barrier::Lookup::into_verified)).
     ///
     /// # Panics
     ///
     /// When the result was stored as another type.
     pub fn verify<T: DeserializeOwned>(&self, key: &Key) -> Verified<T> {
         let rows = lock(&self.0);
-        let row = rows.rows.get(&(key.saga().clone(), key.step().to_owned()));
-        match row.filter(|row| !row.compensated).and_then(|row| row.result.as_ref()) {
-            Some(result) => Verified::Applied(
+        let Some(row) = rows.rows.get(&(key.saga().clone(), key.step().to_owned())) else {
+            return Verified::Resend;
+        };
+        match (&row.rejected, &row.result) {
+            (Some(why), _) => Verified::Rejected(why.clone()),
+            _ if row.compensated => Verified::Rejected("its compensation came first".to_owned()),
+            (None, Some(result)) => Verified::Applied(
                 result.decode().unwrap_or_else(|error| panic!("{key} was another type: {error}")),
             ),
             // The request may be on its way yet.
-            None => Verified::Unknown,
+            (None, None) => Verified::Resend,
         }
     }
 

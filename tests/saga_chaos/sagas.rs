@@ -87,8 +87,9 @@ impl Town {
         };
         if what == What::Act && refused {
             self.travel(&life).await;
+            let rejected = self.ledger.reject(&key, "as ever");
             ended(Said::Nothing);
-            return Err(Failure::rejected("as ever"));
+            return Err(rejected);
         }
         if self.chance.percent(8) {
             ended(if what == What::Act { Said::Nothing } else { Said::Unknown });
@@ -118,7 +119,11 @@ fn undo(ledger: &Ledger, key: &Key) -> (Result<(), Failure>, Said) {
 
 fn verify(ledger: &Ledger, key: &Key) -> (Result<Verified<u64>, Failure>, Said) {
     let known = ledger.verify(key);
-    let said = if matches!(known, Verified::Applied(_)) { Said::Done } else { Said::Unknown };
+    let said = match known {
+        Verified::Applied(_) => Said::Done,
+        Verified::Rejected(_) => Said::Nothing,
+        _ => Said::Unknown,
+    };
     (Ok(known), said)
 }
 

@@ -107,7 +107,7 @@ where
     }
 
     /// How the participant is asked whether the step has happened, when nobody knows; sets [`Unknown::Verify`]. The code is
-    /// given what the action was given, with the action's key.
+    /// given what the action was given, with the action's key. [`Verified`] says what follows from its answer.
     pub fn verify<F, Fut>(mut self, ask: F) -> Self
     where
         F: Fn(Step<I>, D::Values) -> Fut + Send + Sync + 'static,
@@ -115,22 +115,15 @@ where
     {
         self.node.unknown = Unknown::Verify;
         let behind = self.behind;
-        self.verify =
-            Some(Arc::new(move |told: &Told| {
-                let called = told.arguments(&behind).map(|(step, values)| ask(step, values));
-                Box::pin(async move {
-                    Ok(match called?.await? {
-                        Verified::Applied(output) => {
-                            let encoded = Payload::encode(&output);
-                            Verified::Applied(encoded.map_err(|error| {
-                                Failure::unknown(format!("its output has no JSON: {error}"))
-                            })?)
-                        }
-                        Verified::NotApplied => Verified::NotApplied,
-                        Verified::Unknown => Verified::Unknown,
-                    })
+        self.verify = Some(Arc::new(move |told: &Told| {
+            let called = told.arguments(&behind).map(|(step, values)| ask(step, values));
+            Box::pin(async move {
+                called?.await?.try_map(|output| {
+                    Payload::encode(&output)
+                        .map_err(|error| Failure::unknown(format!("its output has no JSON: {error}")))
                 })
-            }));
+            })
+        }));
         self
     }
 

@@ -16,9 +16,6 @@ use crate::{
     time,
 };
 
-/// How long it waits before a participant that said "not applied" is sent the same again; doubled each time, up to 256 times this.
-const AGAIN: Duration = Duration::from_millis(100);
-
 /// How long what was in flight when the saga was turned round may take yet; then it is dropped, and undone as something that may have
 /// happened.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -31,9 +28,13 @@ impl Driver {
         let spent = (flags.attempts.load(Relaxed), time::now().saturating_duration_since(began));
         let aborted = self.machine().cause().is_some();
         let certain = self.machine().shape().transactional.contains(step);
-        if direction == Direction::Do && flags.tainted.load(Relaxed) && !asking && !certain {
+        let sent = flags.tainted.load(Relaxed);
+        if direction == Direction::Do && sent && asking.is_none() && !certain {
             self.tainted.insert(step);
         }
+        let once = self.machine().shape().at_most_once.contains(step);
+        // It was let be sent, and was not: that it was let be still holds.
+        let unsent = direction == Direction::Do && asking.is_none() && !sent;
         if !matches!(ended, Ended::Refused { .. }) {
             self.waits.begun(step);
         }
@@ -42,9 +43,10 @@ impl Driver {
             ended,
             Ended::Stopped
                 | Ended::Refused { .. }
-                | Ended::Outcome(Outcome::Rejected(_) | Outcome::NotApplied)
+                | Ended::Outcome(Outcome::Rejected(_) | Outcome::Settled(_) | Outcome::NotApplied)
         );
-        let untainted = !self.tainted.contains(step) || matches!(ended, Ended::Outcome(Outcome::NotApplied));
+        let of_all = matches!(ended, Ended::Outcome(Outcome::Settled(_) | Outcome::NotApplied));
+        let untainted = !self.tainted.contains(step) || of_all;
         if direction == Direction::Do && aborted && clean {
             // What had ended by then, and was not heard of yet, is in the record that turned the saga round.
             let open = self.machine().open_after_abort().contains(step);
@@ -55,7 +57,7 @@ impl Driver {
             (_, Ended::Undecodable(why)) => Err(Stop::Blocked(format!("{}: {why}", self.path(step)))),
             // No attempt was begun any more, and nothing follows from that; least of all that one was.
             (_, Ended::Stopped) => {
-                if direction == Direction::Do && !asking && !self.tainted.contains(step) {
+                if unsent {
                     self.resend.insert(step);
                 }
                 Ok(())
@@ -65,8 +67,12 @@ impl Driver {
             (Direction::Do, Ended::Outcome(Outcome::Unknown(why))) if certain => {
                 self.decide(step, Outcome::Rejected(why), asking, spent).await
             }
+            // It may have happened before, and must not be sent blindly a second time: to wait would help nobody.
+            (Direction::Do, Ended::Refused { why, .. }) if sent && asking.is_none() && once => {
+                self.decide(step, Outcome::Unknown(why), asking, spent).await
+            }
             (_, Ended::Refused { why, after }) => {
-                if !self.tainted.contains(step) {
+                if unsent {
                     self.resend.insert(step);
                 }
                 // Not tried at all: nothing is counted against it.
@@ -89,9 +95,7 @@ impl Driver {
             (Direction::Undo, Ended::Outcome(outcome)) => {
                 let error = match outcome {
                     Outcome::Rejected(why) | Outcome::Unknown(why) => why,
-                    Outcome::Completed(_) | Outcome::NotApplied => {
-                        "it did not say that it is undone".to_owned()
-                    }
+                    _ => "it did not say that it is undone".to_owned(),
                 };
                 self.stick(step, error).await
             }
@@ -157,22 +161,30 @@ impl Driver {
         }
     }
 
-    /// Records what follows from the outcome of a step, going forward.
+    /// Records what follows from the outcome of a step, going forward; `asked` is why the participant was asked, where this is its answer.
     pub(super) async fn decide(
         &mut self,
         step: usize,
-        outcome: Outcome,
-        asked: bool,
+        mut outcome: Outcome,
+        asked: Option<String>,
         (attempts, time): (u32, Duration),
     ) -> Result<(), Stop> {
+        // It speaks for everything that was ever sent.
+        if matches!(outcome, Outcome::Settled(_) | Outcome::NotApplied) {
+            self.tainted.remove(step);
+        }
+        if outcome == Outcome::Resend && self.waits.was_sent_enough(step) {
+            let why = asked.as_deref().unwrap_or_default();
+            outcome = Outcome::Unseen(format!("{why}; sent again and again, it is not there"));
+        }
         let tainted = self.tainted.contains(step);
-        match machine::next(self.machine().shape(), step, &outcome, tainted, asked) {
+        match machine::next(self.machine().shape(), step, &outcome, tainted, asked.is_some()) {
             Next::Record(Record::Completed { step: path, output, .. }) => {
                 let completed = Record::Completed { step: path, output, attempts, ms: millis(time) };
                 self.commit(completed).await
             }
             Next::Record(Record::Stuck { error, .. }) => {
-                if matches!(outcome, Outcome::Rejected(_)) && !tainted {
+                if matches!(outcome, Outcome::Rejected(_) | Outcome::Settled(_)) && !tainted {
                     self.resend.insert(step);
                 }
                 self.stick(step, error).await
@@ -190,14 +202,19 @@ impl Driver {
             // Nothing new is begun; who has the saga next asks.
             Next::Verify if self.draining => Ok(()),
             Next::Verify => {
-                self.fly(step, Direction::Do, true);
+                let (Outcome::Rejected(why) | Outcome::Unknown(why)) = outcome else {
+                    unreachable!("nobody asks behind an answer")
+                };
+                self.fly(step, Direction::Do, Some(why));
                 Ok(())
             }
-            Next::Again => {
-                self.tainted.remove(step);
+            Next::Again { clean } => {
+                // What was sent before and may arrive yet is not forgotten for being sent again.
+                if !clean {
+                    self.tainted.insert(step);
+                }
                 self.resend.insert(step);
-                self.refusals += 1;
-                let wait = AGAIN * 2_u32.saturating_pow(self.refusals.min(8));
+                let wait = self.waits.again(step);
                 self.try_again_after(step, wait);
                 Ok(())
             }
@@ -265,7 +282,7 @@ impl Driver {
         self.flights = stay;
         for gone in gone {
             // What an earlier attempt may have done is not forgotten with it.
-            if gone.direction == Direction::Do && !gone.asking && gone.flags.tainted.load(Relaxed) {
+            if gone.direction == Direction::Do && gone.asking.is_none() && gone.flags.tainted.load(Relaxed) {
                 self.tainted.insert(gone.step);
             }
         }

@@ -1,4 +1,5 @@
-//! How long a step waits that was not begun: thousands of sagas that one breaker has refused must not come back together.
+//! How long a step waits that was not begun: thousands of sagas that one breaker has refused must not come back together. And how long one
+//! waits that did not arrive.
 
 use std::time::Duration;
 
@@ -14,26 +15,39 @@ const SHORTEST: Duration = Duration::from_millis(100);
 /// The same when it was refused again and again. It stays in memory so long: the store is not written to for it.
 const LONGEST: Duration = super::LINGER;
 
+/// How long it waits before a participant that has nothing of a step is sent the same again; doubled each time, up to 256 times this.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// How often the same is sent again that may have been on its way before; as often as what has to succeed is tried by default.
+const RESENDS: u32 = 8;
+
 /// The waits of one saga's steps.
 pub(super) struct Waits {
     /// How often in a row a step was refused.
     refused: Vec<(usize, u32)>,
+    /// How often a step's participant had nothing of what it was sent.
+    again: Vec<(usize, u32)>,
     chance: Chance,
+}
+
+/// How often it was, for one step.
+fn times(of: &mut Vec<(usize, u32)>, step: usize) -> &mut u32 {
+    let at = of.iter().position(|(other, _)| *other == step).unwrap_or_else(|| {
+        of.push((step, 0));
+        of.len() - 1
+    });
+    &mut of[at].1
 }
 
 impl Waits {
     /// Drawn from the saga's name and ownership: a history that is replayed waits as long again.
     pub(super) fn new(saga: &SagaId, epoch: u64) -> Self {
-        Waits { refused: Vec::new(), chance: Chance::of((saga.as_str(), epoch)) }
+        Waits { refused: Vec::new(), again: Vec::new(), chance: Chance::of((saga.as_str(), epoch)) }
     }
 
     /// How long a step waits that was refused once more: the backoff, or as long as was said if that is longer, and then up to a tenth more.
     pub(super) fn refused(&mut self, step: usize, said: Option<Duration>) -> Duration {
-        let at = self.refused.iter().position(|(other, _)| *other == step).unwrap_or_else(|| {
-            self.refused.push((step, 0));
-            self.refused.len() - 1
-        });
-        let times = &mut self.refused[at].1;
+        let times = times(&mut self.refused, step);
         // Equal jitter: what comes back at once is only refused again.
         let backoff = Schedule::exponential(SHORTEST).cap(LONGEST).jitter(Jitter::Equal);
         let drawn = backoff.delay(*times, Duration::ZERO, &mut 0, self.chance.next());
@@ -48,6 +62,21 @@ impl Waits {
     /// The step was let begin.
     pub(super) fn begun(&mut self, step: usize) {
         self.refused.retain(|(other, _)| *other != step);
+    }
+
+    /// How long a step waits whose participant has nothing of it.
+    pub(super) fn again(&mut self, step: usize) -> Duration {
+        let times = times(&mut self.again, step);
+        *times = times.saturating_add(1);
+        AGAIN * 2_u32.pow((*times).min(8))
+    }
+
+    /// Whether it is no use to send a step again that may have been on its way all the time. It is counted anew then.
+    pub(super) fn was_sent_enough(&mut self, step: usize) -> bool {
+        let times = times(&mut self.again, step);
+        let enough = *times >= RESENDS;
+        *times = if enough { 0 } else { *times };
+        enough
     }
 }
 
