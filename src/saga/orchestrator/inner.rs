@@ -49,6 +49,7 @@ pub(crate) struct Inner {
     pub(crate) settings: Settings,
     pub(crate) identity: Listeners,
     pub(super) admission: Bulkhead,
+    pub(super) places: Mutex<Places>,
     pub(super) live: Mutex<HashMap<SagaId, Live>>,
     /// Owned, and not driven: to be read anew.
     pub(super) lost: Mutex<HashMap<SagaId, Lost>>,
@@ -88,6 +89,17 @@ pub(crate) struct Inner {
     pub(super) let_go: tokio::sync::Mutex<Gone>,
     pub(super) closed: watch::Sender<bool>,
     pub(super) swept: watch::Sender<bool>,
+}
+
+/// What is known of the places for sagas, beside how many are taken.
+#[derive(Default)]
+pub(super) struct Places {
+    /// How many are about to become free: one that makes room makes it for all that have seen the crowd.
+    leaving: usize,
+    /// Since when it takes up none, as there is no place.
+    pub(super) full_since: Option<Instant>,
+    /// When that was last told, and whether it was so.
+    pub(super) told: Option<(Instant, bool)>,
 }
 
 pub(super) struct Live {
@@ -168,12 +180,32 @@ pub(crate) struct Seat {
     id: SagaId,
     pub(super) left: Left,
     pub(super) trouble: Trouble,
+    /// Whether it is about to become free for the sake of others.
+    leaving: bool,
     _permit: OwnedPermit,
     _here: Option<Here>,
 }
 
+impl Seat {
+    /// Whether so many sixteenths of the places are taken by those that stay, and this one is therefore to become free.
+    pub(crate) fn leaves(&mut self, sixteenths: usize) -> bool {
+        let inner = &self.inner;
+        let mut places = lock(&inner.places);
+        let stay = inner.admission.in_use().saturating_sub(places.leaving);
+        let crowd = stay.saturating_mul(16) >= inner.settings.max_live.saturating_mul(sixteenths);
+        if crowd && !self.leaving {
+            self.leaving = true;
+            places.leaving += 1;
+        }
+        crowd
+    }
+}
+
 impl Drop for Seat {
     fn drop(&mut self) {
+        if self.leaving {
+            lock(&self.inner.places).leaving -= 1;
+        }
         lock(&self.inner.live).remove(&self.id);
         if self.left != Left::Done {
             self.inner.lose(self.id.clone(), self.trouble, self.left);
@@ -299,7 +331,11 @@ impl Inner {
         self.waiters.tell(id);
         let here = lock(&self.here).clone();
         let (inner, id) = (self.clone(), id.clone());
-        Some((Seat { inner, id, left, trouble, _permit: permit, _here: here }, status, letters))
+        Some((
+            Seat { inner, id, left, trouble, leaving: false, _permit: permit, _here: here },
+            status,
+            letters,
+        ))
     }
 
     /// A saga is to be read anew: at once when the store only has to say whose it is, otherwise after a pause that grows.

@@ -129,6 +129,9 @@ impl Opening {
     }
 
     /// The most sagas that it works on at once; starting more is refused. Those that wait for time or a message do not count.
+    ///
+    /// Those that only wait to try again count, until seven eighths of the places are taken; from then on they make room. While all are taken
+    /// nothing else is taken up either, which [`Event::SagaLive`](crate::Event::SagaLive) tells.
     pub fn max_live(mut self, sagas: usize) -> Self {
         self.settings.max_live = sagas;
         self
@@ -237,6 +240,7 @@ impl Opening {
             settings,
             identity: Listeners(identity),
             admission,
+            places: Mutex::default(),
             live: Mutex::default(),
             lost: Mutex::default(),
             blocked: Mutex::default(),
