@@ -222,11 +222,11 @@ impl Opening {
         }
 
         let by = incarnation();
-        let writer = Writer::start(journal.clone(), interval)
-            .map_err(|error| StoreError::Unavailable(format!("its writer cannot be started: {error}")))?;
+        let no_thread = |error| StoreError::Unavailable(format!("it cannot be given a thread: {error}"));
+        let writer = Writer::start(journal.clone(), interval).map_err(no_thread)?;
         let (here, gone) = tokio::sync::mpsc::channel(1);
         let journal = match journal.blocks() {
-            true => Arc::new(OffThread { journal, here: here.downgrade() }),
+            true => Arc::new(OffThread::start(journal, here.downgrade()).map_err(no_thread)?),
             false => journal,
         };
         let asked = time::now();
