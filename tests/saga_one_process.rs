@@ -1,4 +1,5 @@
-//! What an orchestrator over a store that blocks its threads has to bear: work of others on the runtime's threads.
+//! What an orchestrator over a store that blocks its threads has to bear: work of others on the runtime's threads, and what a later version
+//! has left in the file.
 #![cfg(feature = "sqlite")]
 #![allow(missing_docs)]
 
@@ -9,7 +10,8 @@ use std::{
 };
 
 use mainstay::saga::{
-    Orchestrator, Outcome, Output, Saga,
+    Orchestrator, Outcome, Output, Saga, SagaId,
+    journal::{Head, Journal, Request},
     sqlite::{Sqlite, rusqlite::Connection},
 };
 
@@ -41,6 +43,10 @@ fn asking() -> Saga<u32, Output<Option<u32>>> {
     let mut saga = Saga::define::<u32>("asking", 1);
     let word = saga.signal::<u32, _>("word", (), None);
     saga.build(word).unwrap()
+}
+
+async fn head(store: &Sqlite, id: &str) -> Head {
+    store.load(&SagaId::new(id).unwrap()).await.unwrap().unwrap().head
 }
 
 /// Steps are told to do what blocks in `spawn_blocking`. When they have all threads there are, and wait, the lease is kept, and sagas begin,
@@ -94,4 +100,46 @@ fn the_lease_does_not_wait_for_a_thread_that_steps_have() {
         held.unwrap();
         orchestrator.shutdown(1_000 * MS).await;
     });
+}
+
+/// A later version knows more to ask for. What this one cannot read waits for that one, and costs next to nothing meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_cannot_be_read_is_no_reason_to_claim_again_and_again() {
+    let folder = Folder::new("unreadable");
+    let store = Sqlite::open(folder.file()).unwrap();
+    let asking = asking();
+    let opening = Orchestrator::open(store.clone()).register(&asking).poll(10 * MS);
+    let orchestrator = opening.start().await.unwrap();
+    for id in ["own", "other"] {
+        orchestrator.start(&asking, id, &1).await.unwrap();
+    }
+    while orchestrator.live() > 0 {
+        tokio::time::sleep(10 * MS).await;
+    }
+    let before = head(&store, "own").await.epoch;
+    let tool = Connection::open(folder.file()).unwrap();
+    let leave =
+        "insert into signal (saga, id, author, ask) select number, 'later', 'ada', '{\"poke\":{}}' from saga";
+    assert_eq!(tool.execute(leave, []).unwrap(), 2);
+    tokio::time::sleep(3_000 * MS).await;
+    for id in ["own", "other"] {
+        let claims = head(&store, id).await.epoch - before;
+        assert!((1..15).contains(&claims), "{id} was claimed {claims} times");
+    }
+    assert_eq!(orchestrator.live(), 0);
+
+    // What can be read is followed: at once where it is left here, and soon where it comes from elsewhere.
+    let handle = |id| orchestrator.handle(&asking, id).unwrap();
+    let began = Instant::now();
+    orchestrator.signal("own", "word", "m", &7_u32).await.unwrap();
+    assert_eq!(handle("own").finished().await.unwrap(), Outcome::Completed(Some(7)));
+    assert!(began.elapsed() < 500 * MS, "{:?}", began.elapsed());
+    let payload = mainstay::saga::Payload::encode(&8).unwrap();
+    let request = Request::signal(SagaId::new("other").unwrap(), "ada", "word", "m", payload);
+    Sqlite::open_existing(folder.file()).unwrap().request(request).await.unwrap();
+    let end = tokio::time::timeout(10_000 * MS, handle("other").finished()).await;
+    assert_eq!(end.expect("it waits for ever").unwrap(), Outcome::Completed(Some(8)));
+    let row = "select count(*) from signal where ask is not null";
+    assert_eq!(tool.query_row(row, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
+    orchestrator.shutdown(1_000 * MS).await;
 }

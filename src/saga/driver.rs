@@ -96,6 +96,8 @@ pub(crate) struct Driver {
     /// How often the lease had run out when the saga was last known to be its owner's.
     lapses: u64,
     draining: bool,
+    /// Whether nothing was done for it since it was taken up.
+    in_vain: bool,
     pub(crate) seat: Seat,
 }
 
@@ -131,6 +133,7 @@ impl Driver {
             answered: HashSet::new(),
             lapses,
             draining: false,
+            in_vain: recovered,
             seat,
         }
     }
@@ -179,6 +182,7 @@ impl Driver {
                     rest => rest.map(|rest| self.inner.now().after(rest)),
                 };
                 self.ledger.release(wake).await?;
+                self.inner.let_go(&self.ledger.id, self.in_vain && !self.draining);
                 return Err(Stop::Released);
             }
             let nap = rest.map_or(IDLE, |rest| rest.min(CLOCK));
@@ -254,10 +258,12 @@ impl Driver {
     // === records, while what is in flight goes on
 
     async fn commit(&mut self, record: Record) -> Result<(), Stop> {
+        self.in_vain = false;
         beside(&mut self.flights, self.ledger.commit(record)).await
     }
 
     async fn answer(&mut self, records: Vec<Record>, answers: Vec<String>) -> Result<(), Stop> {
+        self.in_vain &= records.is_empty() && answers.is_empty();
         beside(&mut self.flights, self.ledger.answer(records, answers)).await
     }
 
@@ -401,6 +407,7 @@ impl Driver {
             (Direction::Undo, _) => span.around(attempt::backward(definition, step, told, flags.clone())),
         };
         let began = time::now();
+        self.in_vain = false;
         self.retry_at.retain(|(other, _)| *other != step);
         self.flights.push(Flight { step, direction, asking, flags, began, future, ended: None });
     }

@@ -39,6 +39,9 @@ use crate::{
 /// The longest pause before a saga that was lost is read anew.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// The longest pause before a saga is claimed again that was claimed for nothing.
+const LONGEST_VAIN: Duration = Duration::from_secs(60);
+
 /// What an orchestrator's tasks share.
 pub(crate) struct Inner {
     /// None when it was let go.
@@ -54,6 +57,8 @@ pub(crate) struct Inner {
     /// Owned, and not driven: to be read anew.
     pub(super) lost: Mutex<HashMap<SagaId, Lost>>,
     pub(super) blocked: Mutex<HashMap<SagaId, Blocked>>,
+    /// Claimed, and let go without anything having been done.
+    pub(super) vain: Mutex<HashMap<SagaId, Vain>>,
     /// What it has last said of itself in the store, and how often the lease had run out by then.
     pub(super) announced: Mutex<Option<(u64, Presence)>>,
     /// The store's time at an instant of this process.
@@ -122,6 +127,14 @@ impl Listeners {
 pub(super) struct Lost {
     not_before: Instant,
     trouble: Trouble,
+}
+
+/// A saga that was claimed for nothing.
+pub(super) struct Vain {
+    /// How often in a row.
+    times: u32,
+    /// Until when it is not claimed again.
+    not_before: Instant,
 }
 
 /// How often a saga was lost without anything having been recorded in between.
@@ -362,6 +375,31 @@ impl Inner {
     pub(super) fn look_later(&self, id: SagaId) {
         let lost = Lost { not_before: time::now(), trouble: Trouble::default() };
         lock(&self.lost).entry(id).or_insert(lost);
+    }
+
+    /// A saga was let go, `in_vain` if nothing was done for it: a request waits at it that only a later version can read, mostly, and would
+    /// have it claimed at every look. From the second time on the pauses grow.
+    pub(crate) fn let_go(&self, id: &SagaId, in_vain: bool) {
+        let mut vain = lock(&self.vain);
+        if !in_vain {
+            vain.remove(id);
+            return;
+        }
+        let now = time::now();
+        let claimed = vain.entry(id.clone()).or_insert(Vain { times: 0, not_before: now });
+        if claimed.times > 0 {
+            let pause = self.settings.poll.saturating_mul(2_u32.saturating_pow(claimed.times));
+            claimed.not_before = time::later(now, pause.min(LONGEST_VAIN));
+        }
+        claimed.times = claimed.times.saturating_add(1);
+    }
+
+    /// The sagas that are not to be claimed yet since nothing would come of it.
+    pub(super) fn vain(&self) -> Vec<SagaId> {
+        let now = time::now();
+        let mut vain = lock(&self.vain);
+        vain.retain(|_, vain| now < time::later(vain.not_before, 2 * LONGEST_VAIN));
+        vain.iter().filter(|(_, vain)| now < vain.not_before).map(|(id, _)| id.clone()).collect()
     }
 
     /// Those whose time to be read anew has come.

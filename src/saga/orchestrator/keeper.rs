@@ -36,13 +36,12 @@ const SHARE: u32 = 20;
 
 impl Inner {
     fn claim(&self, only: Option<Vec<SagaId>>, limit: usize) -> Claim {
-        Claim {
-            by: self.by.clone(),
-            definitions: self.definitions.keys().cloned().collect(),
-            except: lock(&self.blocked).keys().cloned().collect(),
-            only,
-            limit,
+        let mut except: Vec<SagaId> = lock(&self.blocked).keys().cloned().collect();
+        if only.is_none() {
+            except.extend(self.vain());
         }
+        let definitions = self.definitions.keys().cloned().collect();
+        Claim { by: self.by.clone(), definitions, except, only, limit }
     }
 
     /// Drives sagas that were claimed, each with what is asked of it: that comes before anything that is due.

@@ -244,6 +244,7 @@ impl Opening {
             live: Mutex::default(),
             lost: Mutex::default(),
             blocked: Mutex::default(),
+            vain: Mutex::default(),
             announced: Mutex::default(),
             clock: Mutex::new((now, time::now())),
             leased_until: Mutex::new(asked),
