@@ -249,6 +249,18 @@ impl Inner {
         lock(&self.blocked).get(id).map(|blocked| blocked.status.clone())
     }
 
+    /// Why another orchestrator, which lives, cannot work on a saga of its own, as far as it says so.
+    pub(crate) async fn blocked_at(
+        &self,
+        owner: &Incarnation,
+        id: &SagaId,
+    ) -> Result<Option<String>, StoreError> {
+        let registered = self.journal()?.orchestrators().await?;
+        let owner = registered.into_iter().find(|one| one.by == *owner && one.until > self.now());
+        let blocked = owner.and_then(|owner| owner.presence).map(|presence| presence.blocked);
+        Ok(blocked.into_iter().flatten().find(|(blocked, _)| blocked == id).map(|(_, why)| why))
+    }
+
     /// Its status while it is driven here, and the definition that it follows.
     pub(crate) fn watch(&self, id: &SagaId) -> Option<(watch::Receiver<Status>, Arc<Definition>)> {
         lock(&self.live).get(id).map(|live| (live.status.clone(), live.definition.clone()))
