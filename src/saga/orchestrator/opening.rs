@@ -201,7 +201,7 @@ impl Opening {
         not_zero(every, "saga.recovery_ramp.every")?;
         let interval = settings.commit_interval;
         ConfigError::unless(interval <= MOST_BETWEEN, "saga.commit_interval", interval, "at most 1 s")?;
-        let admission = Bulkhead::new(settings.max_live)?;
+        let admission = Bulkhead::config(settings.max_live).name(identity.name().clone()).build()?;
         let mut known: HashMap<DefinitionId, Arc<Definition>> = HashMap::new();
         for definition in definitions {
             let id = definition.shape.id.clone();

@@ -12,6 +12,7 @@ use super::{
     inner::{Left, Trouble, drive},
 };
 use crate::{
+    event::Event,
     saga::{
         definition::Definition,
         driver::Driver,
@@ -98,7 +99,10 @@ impl Inner {
                 Err(busy) => {
                     return match self.journal()?.load(&id).await? {
                         Some(stored) => self.same_as(&stored, &definition, &id, &input),
-                        None => Err(StartError::Busy(busy)),
+                        None => {
+                            self.identity.emit(&Event::Refused { refused: &busy, observed: false });
+                            Err(StartError::Busy(busy))
+                        }
                     };
                 }
             };
