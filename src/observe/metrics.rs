@@ -28,12 +28,12 @@ use crate::{Event, Observer};
 /// | `mainstay_saga_orders_refused_total` | counter | `definition`: orders and messages that could not be followed |
 /// | `mainstay_saga_store_failures_total` | counter | |
 ///
-/// The `saga` rows with the feature of that name; the first four of them are those of
-/// `saga::Orchestrator::census`: every process counts the whole store, so they are not to be added up, but for the blocked ones, of which
-/// each counts its own. The next three are set every lease, and as soon as claims are held up. Starts that were refused for want of a place
-/// are in `mainstay_refused_total` with the policy `saga`. The label `policy` is the name without the key of a [`Keyed`](crate::Keyed) policy, so its values are as
-/// many as there are policies in the program. The state gauge is set only for policies without a key: one number
-/// cannot say the state of many. It has a value from the breaker's first transition on.
+/// The `saga` rows with the feature of that name; the first four of them are those of `saga::Orchestrator::census`: every process
+/// counts the whole store, so they are not to be added up, but for the blocked ones, of which each counts its own. The next three
+/// are set every lease, and as soon as claims are held up. Starts that were refused for want of a place are in
+/// `mainstay_refused_total` with the policy `saga`. The label `policy` is the name without the key of a [`Keyed`](crate::Keyed)
+/// policy, so its values are as many as there are policies in the program. The state gauge is set only for policies without a
+/// key: one number cannot say the state of many. It has a value from the breaker's first transition on.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Metrics;
 
