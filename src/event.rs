@@ -141,6 +141,18 @@ pub enum Event<'a> {
         /// Why.
         why: &'a str,
     },
+    /// How many sagas an orchestrator works on: told every lease, and as soon as it takes up no more for want of a place.
+    #[cfg(feature = "saga")]
+    #[non_exhaustive]
+    SagaLive {
+        /// How many places are taken.
+        live: usize,
+        /// How many there are; see [`Opening::max_live`](crate::saga::Opening::max_live).
+        max_live: usize,
+        /// For how long it has taken up nothing because all are taken: neither what is due nor what was asked for nor what others have left.
+        /// `None` while it takes up what comes.
+        held: Option<Duration>,
+    },
     /// The sagas in the store that are not over were counted; see [`Orchestrator::census`](crate::saga::Orchestrator::census).
     #[cfg(feature = "saga")]
     #[non_exhaustive]

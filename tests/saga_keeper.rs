@@ -8,7 +8,7 @@ mod forward;
 use std::{
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicU32, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -314,6 +314,8 @@ struct Blocking {
     gate: Arc<(Mutex<Gate>, Condvar)>,
     /// Somebody stands before the gate.
     waits: Arc<tokio::sync::Notify>,
+    /// Whether a listing panics.
+    panics: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -325,7 +327,13 @@ struct Gate {
 
 impl Blocking {
     fn new(gated: Operation) -> Self {
-        Blocking { store: Memory::new(), gated, gate: Arc::default(), waits: Arc::default() }
+        Blocking {
+            store: Memory::new(),
+            gated,
+            gate: Arc::default(),
+            waits: Arc::default(),
+            panics: Arc::default(),
+        }
     }
 
     fn shut(&self) {
@@ -356,7 +364,14 @@ impl Blocking {
 }
 
 impl Journal for Blocking {
-    forward_to_store!(the rest);
+    forward_to_store!(all but list);
+
+    fn list(&self, query: Query) -> Pending<'_, Vec<Head>> {
+        if self.panics.load(SeqCst) {
+            std::panic::resume_unwind(Box::new("planned"));
+        }
+        self.store.list(query)
+    }
 
     fn blocks(&self) -> bool {
         true
@@ -382,26 +397,18 @@ impl Journal for Blocking {
     }
 }
 
-/// Lets everything happen that can, on whatever thread.
-async fn settle() {
-    for _ in 0..2_000 {
-        std::thread::yield_now();
-        tokio::task::yield_now().await;
-    }
-}
-
 /// It would have a lease again behind its end, or sagas that nobody drives.
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn nothing_that_blocks_is_done_behind_an_end() {
     for gated in [Operation::Heartbeat, Operation::Claim] {
         let (journal, saga) = (Blocking::new(gated), two(|| 1_u32));
-        let opening = Orchestrator::open(journal.clone()).register(&saga).lease(seconds(10));
+        let opening = Orchestrator::open(journal.clone()).register(&saga).lease(seconds(2));
         let orchestrator = opening.start().await.unwrap();
         orchestrator.run(&saga, "s", &1).await.unwrap();
         journal.shut();
         journal.waits.notified().await;
         let ending = tokio::spawn(orchestrator.shutdown(seconds(5)));
-        settle().await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         let left = journal.passed().contains(&Operation::Leave);
         // Before anything is asserted: the thread would wait for ever.
         journal.open();
@@ -411,33 +418,39 @@ async fn nothing_that_blocks_is_done_behind_an_end() {
     }
 }
 
-/// What had no thread yet is not done at all.
-#[test]
-fn what_waits_for_a_thread_is_not_done_when_nobody_waits_for_it() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .max_blocking_threads(1)
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let (journal, saga) = (Blocking::new(Operation::Forget), two(|| 1_u32));
-        let opening = Orchestrator::open(journal.clone()).register(&saga).lease(seconds(10));
-        let orchestrator = opening.start().await.unwrap();
-        orchestrator.run(&saga, "s", &1).await.unwrap();
-        orchestrator.recovered().await;
-        let (free, busy) = std::sync::mpsc::channel::<()>();
-        let thread = tokio::task::spawn_blocking(move || busy.recv());
-        settle().await;
-        journal.shut();
-        // A heartbeat and a claim are due.
-        tokio::time::advance(seconds(4)).await;
-        settle().await;
-        let ending = tokio::spawn(orchestrator.shutdown(seconds(5)));
-        settle().await;
-        free.send(()).unwrap();
-        thread.await.unwrap().unwrap();
-        ending.await.unwrap();
-        assert_eq!(journal.passed(), [Operation::Leave]);
+/// What is behind something else on its thread, and was not begun, is not done at all.
+#[tokio::test]
+async fn what_waits_for_a_thread_is_not_done_when_nobody_waits_for_it() {
+    let (journal, saga) = (Blocking::new(Operation::Claim), two(|| 1_u32));
+    let orchestrator = Orchestrator::open(journal.clone()).register(&saga).start().await.unwrap();
+    orchestrator.run(&saga, "s", &1).await.unwrap();
+    orchestrator.recovered().await;
+    journal.shut();
+    journal.waits.notified().await;
+    // A claim has the thread.
+    let given_up = orchestrator.forget(Duration::ZERO, 1);
+    let given_up = tokio::time::timeout(Duration::from_millis(50), given_up).await;
+    let forgotten = tokio::spawn({
+        let orchestrator = orchestrator.clone();
+        async move { orchestrator.forget(seconds(3_600), 1).await }
     });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    // Before anything is asserted: the thread would wait for ever.
+    journal.open();
+    assert!(given_up.is_err(), "it was done beside the claim: {given_up:?}");
+    assert_eq!(forgotten.await.unwrap().unwrap(), 0);
+    assert_eq!(journal.store.counts().operation(Operation::Forget), 1, "only the one that is waited for");
+    assert!(journal.store.stored(&SagaId::new("s").unwrap()).is_some());
+}
+
+/// A store that panics has failed in that one thing.
+#[tokio::test]
+async fn what_panics_on_its_thread_fails_and_nothing_else() {
+    let (journal, saga) = (Blocking::new(Operation::Forget), two(|| 1_u32));
+    let orchestrator = Orchestrator::open(journal.clone()).register(&saga).start().await.unwrap();
+    journal.panics.store(true, SeqCst);
+    let failed = orchestrator.list(Query::default()).await;
+    assert!(matches!(&failed, Err(StoreError::Unavailable(why)) if why == "planned"), "{failed:?}");
+    journal.panics.store(false, SeqCst);
+    assert_eq!(orchestrator.list(Query::default()).await.unwrap(), []);
 }

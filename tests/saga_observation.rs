@@ -10,7 +10,7 @@ use std::{
 
 use mainstay::{
     Event, Retry,
-    saga::{Census, Failure, OpenSagas, Orchestrator, Saga, Unknown, memory::Memory},
+    saga::{Census, Failure, OpenSagas, Orchestrator, Order, Saga, Unknown, memory::Memory},
 };
 
 fn seconds(seconds: u64) -> Duration {
@@ -97,7 +97,7 @@ async fn the_census_counts_the_whole_store_and_goes_back_to_zero() {
     assert_eq!(counts(&second.census().unwrap().definitions[0]), [1, 2, 1, 1, 1]);
 
     for saga in ["run 0", "wait 1", "wait 2", "unwind 3", "park 4", "stick"] {
-        let abandon = mainstay::saga::Order::Abandon { reason: "the test is over".to_owned() };
+        let abandon = Order::Abandon { reason: "the test is over".to_owned() };
         first.order(saga, "test", abandon).await.unwrap();
     }
     tokio::time::sleep(seconds(70)).await;
@@ -113,11 +113,14 @@ async fn the_census_counts_the_whole_store_and_goes_back_to_zero() {
 mod gauges {
     use std::collections::BTreeMap;
 
-    use metrics::{Counter, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+    use mainstay::saga::StartOptions;
+    use metrics::{
+        Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+    };
 
     use super::*;
 
-    /// The last value of every gauge under its name and labels.
+    /// The last value of every gauge and counter under its name and labels.
     #[derive(Clone, Default)]
     struct Gauges(Arc<Mutex<BTreeMap<String, f64>>>);
 
@@ -137,6 +140,24 @@ mod gauges {
         }
     }
 
+    impl CounterFn for One {
+        fn increment(&self, by: u64) {
+            *self.0.0.lock().unwrap().entry(self.1.clone()).or_default() += by as f64;
+        }
+
+        fn absolute(&self, _: u64) {
+            panic!("a counter of sagas grows");
+        }
+    }
+
+    impl Gauges {
+        fn one(&self, key: &Key) -> Arc<One> {
+            let labels: Vec<_> =
+                key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
+            Arc::new(One(self.clone(), format!("{}{{{}}}", key.name(), labels.join(","))))
+        }
+    }
+
     impl Recorder for Gauges {
         fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
 
@@ -144,14 +165,12 @@ mod gauges {
 
         fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
 
-        fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
-            Counter::noop()
+        fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+            Counter::from_arc(self.one(key))
         }
 
         fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
-            let labels: Vec<_> =
-                key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
-            Gauge::from_arc(Arc::new(One(self.clone(), format!("{}{{{}}}", key.name(), labels.join(",")))))
+            Gauge::from_arc(self.one(key))
         }
 
         fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
@@ -180,6 +199,74 @@ mod gauges {
         tokio::time::sleep(seconds(70)).await;
         assert_eq!(now(parked), Some(0.0));
         assert_eq!(now("mainstay_saga_oldest_seconds{definition=order}"), Some(0.0));
+    }
+
+    /// What a saga does is said by its input: `busy` is refused again and again before a pivot, `late` goes on behind it.
+    fn deciding() -> Saga<String> {
+        let mut saga = Saga::define::<String>("deciding", 1);
+        let decided = saga.pivot("decide", (), |step: mainstay::saga::Step<String>, ()| async move {
+            if step.input() == "busy" { Err(Failure::unstarted("it answered 429")) } else { Ok(()) }
+        });
+        let decided = decided.add();
+        saga.sleep("sleep", decided, seconds(10_000));
+        saga.build(()).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_is_late_or_is_refused_is_counted_and_how_many_there_is_place_for_is_shown() {
+        let gauges = Gauges::default();
+        let _local = metrics::set_default_local_recorder(&gauges);
+        let (store, saga) = (Memory::new(), deciding());
+        let opening = Orchestrator::open(store.clone()).register(&saga).max_live(16);
+        let orchestrator = opening.observe(mainstay::observe::Metrics).start().await.unwrap();
+        orchestrator.recovered().await;
+        let now = |name: &str| gauges.0.lock().unwrap().get(name).copied();
+        let live = || {
+            let of = |name| now(name).unwrap();
+            (of("mainstay_saga_live{}"), of("mainstay_saga_max_live{}"))
+        };
+        assert_eq!((live(), now("mainstay_saga_claims_held_seconds{}")), ((0.0, 16.0), Some(0.0)));
+
+        let deadline = StartOptions::default().deadline(seconds(60));
+        orchestrator.start_with(&saga, "late", &"late".to_owned(), deadline).await.unwrap();
+        tokio::time::sleep(seconds(70)).await;
+        assert_eq!(now("mainstay_saga_overdue_total{definition=deciding}"), Some(1.0));
+
+        orchestrator.cancel("late", "too late").await.unwrap();
+        orchestrator.order("late", "ada", Order::Retry { step: Some("decide".to_owned()) }).await.unwrap();
+        tokio::time::sleep(seconds(1)).await;
+        assert_eq!(now("mainstay_saga_orders_refused_total{definition=deciding}"), Some(1.0));
+
+        for number in 0..3 {
+            orchestrator.start(&saga, &format!("busy {number}"), &"busy".to_owned()).await.unwrap();
+        }
+        tokio::time::sleep(seconds(20)).await;
+        let waits = now("mainstay_saga_waits_total{definition=deciding}").unwrap();
+        assert!((3.0 * 20.0..3.0 * 50.0).contains(&waits), "{waits}");
+        assert_eq!(live(), (3.0, 16.0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_there_is_no_place_for_is_shown() {
+        let gauges = Gauges::default();
+        let _local = metrics::set_default_local_recorder(&gauges);
+        let orders = saga("order");
+        let opening = Orchestrator::open(Memory::new()).register(&orders).max_live(1);
+        let orchestrator = opening.observe(mainstay::observe::Metrics).start().await.unwrap();
+        let now = |name: &str| gauges.0.lock().unwrap().get(name).copied();
+        orchestrator.start(&orders, "runs", &"run".to_owned()).await.unwrap();
+        let refused = "mainstay_refused_total{policy=saga,kind=bulkhead_full}";
+        // Not refused: it is there.
+        orchestrator.start(&orders, "runs", &"run".to_owned()).await.unwrap();
+        assert_eq!(now(refused), None);
+        orchestrator.start(&orders, "another", &"run".to_owned()).await.unwrap_err();
+        assert_eq!(now(refused), Some(1.0));
+        tokio::time::sleep(seconds(30)).await;
+        let held = now("mainstay_saga_claims_held_seconds{}").unwrap();
+        assert!((15.0..31.0).contains(&held), "{held}");
+        orchestrator.order("runs", "ada", Order::Abandon { reason: "enough".to_owned() }).await.unwrap();
+        tokio::time::sleep(seconds(15)).await;
+        assert_eq!(now("mainstay_saga_claims_held_seconds{}"), Some(0.0));
     }
 }
 

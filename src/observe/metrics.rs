@@ -16,17 +16,24 @@ use crate::{Event, Observer};
 /// | `mainstay_saga_oldest_seconds` | gauge | `definition`: the age of the oldest of these; 0 without any |
 /// | `mainstay_saga_open_blocked` | gauge | `definition`: how many of them this process has and cannot work on |
 /// | `mainstay_saga_unregistered` | gauge | sagas in the store whose definition is not registered in this process |
+/// | `mainstay_saga_live` | gauge | how many sagas this process works on |
+/// | `mainstay_saga_max_live` | gauge | how many it may |
+/// | `mainstay_saga_claims_held_seconds` | gauge | for how long it has taken up nothing since it works on as many as it may; 0 otherwise |
 /// | `mainstay_saga_records_total` | counter | `definition`, `kind` |
 /// | `mainstay_saga_entered_total` | counter | `definition`, `phase`: how often this process has brought a saga into it |
 /// | `mainstay_saga_age_seconds` | histogram | `definition`, `phase`: the age at which a saga came into it; for the last ones its duration |
 /// | `mainstay_saga_blocked_total` | counter | `definition` |
+/// | `mainstay_saga_waits_total` | counter | `definition`: how often a step was not let begin |
+/// | `mainstay_saga_overdue_total` | counter | `definition`: sagas whose deadline came too late to turn them round; again for each process that has one of them then |
+/// | `mainstay_saga_orders_refused_total` | counter | `definition`: orders and messages that could not be followed |
 /// | `mainstay_saga_store_failures_total` | counter | |
 ///
-/// The `saga` rows with the feature of that name; the gauges among them are those of
-/// `saga::Orchestrator::census`: every process counts the whole store, so they are not to be added up, but for the blocked ones, of which
-/// each counts its own. The label `policy` is the name without the key of a [`Keyed`](crate::Keyed) policy, so its values are as
-/// many as there are policies in the program. The state gauge is set only for policies without a key: one number
-/// cannot say the state of many. It has a value from the breaker's first transition on.
+/// The `saga` rows with the feature of that name; the first four of them are those of `saga::Orchestrator::census`: every process
+/// counts the whole store, so they are not to be added up, but for the blocked ones, of which each counts its own. The next three
+/// are set every lease, and as soon as claims are held up. Starts that were refused for want of a place are in
+/// `mainstay_refused_total` with the policy `saga`. The label `policy` is the name without the key of a [`Keyed`](crate::Keyed)
+/// policy, so its values are as many as there are policies in the program. The state gauge is set only for policies without a
+/// key: one number cannot say the state of many. It has a value from the breaker's first transition on.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Metrics;
 
@@ -74,9 +81,29 @@ impl Observer for Metrics {
             #[cfg(feature = "saga")]
             Event::SagaCensus { census } => saga_census(census),
             #[cfg(feature = "saga")]
+            Event::SagaLive { live, max_live, held } => {
+                gauge!("mainstay_saga_live").set(live as f64);
+                gauge!("mainstay_saga_max_live").set(max_live as f64);
+                gauge!("mainstay_saga_claims_held_seconds").set(held.map_or(0.0, |held| {
+                    // Above zero from the first moment on.
+                    held.as_secs_f64().max(0.001)
+                }));
+            }
+            #[cfg(feature = "saga")]
             Event::SagaStoreFailed { .. } => counter!("mainstay_saga_store_failures_total").increment(1),
             #[cfg(feature = "saga")]
-            Event::SagaWaits { .. } | Event::SagaOverdue { .. } | Event::SagaOrderRefused { .. } => {}
+            Event::SagaWaits { definition, .. } => {
+                counter!("mainstay_saga_waits_total", "definition" => definition.to_owned()).increment(1);
+            }
+            #[cfg(feature = "saga")]
+            Event::SagaOverdue { definition, .. } => {
+                counter!("mainstay_saga_overdue_total", "definition" => definition.to_owned()).increment(1);
+            }
+            #[cfg(feature = "saga")]
+            Event::SagaOrderRefused { definition, .. } => {
+                let definition = definition.to_owned();
+                counter!("mainstay_saga_orders_refused_total", "definition" => definition).increment(1);
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{Event, Observer, circuit_breaker::State};
 /// | other transition | INFO | the same |
 /// | gave up | WARN | `policy`, `attempts`, `why` |
 /// | fell back | INFO | `policy`, `instead_of` |
-/// | saga stuck, parked, abandoned, blocked or overdue; its store failed | WARN | `definition`, `saga`, `note` and more |
+/// | saga stuck, parked, abandoned, blocked or overdue; its store failed; no place for those that are due | WARN | `definition`, `saga`, `note` and more |
 /// | other phase of a saga | INFO | `definition`, `saga`, `from`, `to`, `age_ms` |
 /// | record of a saga, step that waits, order that was refused | DEBUG | `definition`, `saga`, `kind`, `step` / `why` |
 /// | refused, retried | DEBUG | `policy`, `kind`, `observed` / `policy`, `attempt`, `delay_ms` |
@@ -120,6 +120,10 @@ fn saga(event: &Event<'_>) {
         }
         Event::SagaBlocked { definition, saga, why } => {
             event!(target: "mainstay", Level::WARN, definition, saga, why, "saga blocked")
+        }
+        Event::SagaLive { live, max_live, held: Some(held) } => {
+            let held_ms = u64::try_from(held.as_millis()).unwrap_or(u64::MAX);
+            event!(target: "mainstay", Level::WARN, live, max_live, held_ms, "no place for sagas that are due")
         }
         Event::SagaStoreFailed { error } => {
             event!(target: "mainstay", Level::WARN, %error, "saga store failed")

@@ -35,6 +35,14 @@ use waits::Waits;
 /// How long a driver with nothing to do but wait stays in memory.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// How long it is away at least when it has made room for others: each return costs two writes and a place.
+const AWAY: Duration = Duration::from_secs(30);
+
+/// So full of sagas, in sixteenths, an orchestrator is when those make room that only wait to try again; and when those do too of which
+/// something else may become for it.
+const CROWDED: usize = 14;
+const CRAMPED: usize = 15;
+
 /// How long it waits for a flight or a letter when nothing else is to come.
 const IDLE: Duration = Duration::from_secs(3_600);
 
@@ -86,6 +94,8 @@ pub(crate) struct Driver {
     /// How often the lease had run out when the saga was last known to be its owner's.
     lapses: u64,
     draining: bool,
+    /// Whether nothing was done for it since it was taken up.
+    in_vain: bool,
     pub(crate) seat: Seat,
 }
 
@@ -120,6 +130,7 @@ impl Driver {
             answered: HashSet::new(),
             lapses,
             draining: false,
+            in_vain: recovered,
             seat,
         }
     }
@@ -151,9 +162,16 @@ impl Driver {
                     continue;
                 }
             }
-            let rest = if self.draining { None } else { self.rest(dispatched) };
-            let far = rest.is_none_or(|rest| rest > LINGER);
-            let idle = far && self.mail.is_empty() && self.can_be_let_go();
+            let mut rest = if self.draining { None } else { self.rest(dispatched, Duration::ZERO) };
+            let far = |rest: Option<Duration>| rest.is_none_or(|rest| rest > LINGER);
+            let only_waits = self.flights.is_empty() && self.mail.is_empty() && !self.draining;
+            let mut idle = only_waits && far(rest) && self.can_be_let_go();
+            if only_waits && !idle {
+                let away = self.rest(dispatched, AWAY);
+                if far(away) && self.makes_room() {
+                    (rest, idle) = (away, true);
+                }
+            }
             if self.flights.is_empty() && (idle || self.draining) {
                 let wake = match rest {
                     // At once, whatever the clock of the next owner says.
@@ -161,6 +179,7 @@ impl Driver {
                     rest => rest.map(|rest| self.inner.now().after(rest)),
                 };
                 self.ledger.release(wake).await?;
+                self.inner.let_go(&self.ledger.id, self.in_vain && !self.draining);
                 return Err(Stop::Released);
             }
             let nap = rest.map_or(IDLE, |rest| rest.min(CLOCK));
@@ -209,21 +228,41 @@ impl Driver {
         self.machine().shape().nodes[step].path.clone()
     }
 
-    /// Whether nothing would be forgotten: whoever takes the saga up next has to believe that what is due may have been tried.
-    fn can_be_let_go(&self) -> bool {
+    /// What is due and known not to have been tried, which is nowhere recorded: whoever takes the saga up next has to believe that it may
+    /// have been.
+    fn untouched(&self) -> Steps {
         let shape = self.machine().shape();
-        // Nor how often what is sent only once was sent again.
+        // How often what is sent only once was sent again is nowhere recorded either.
         let kept = self.touched() - (self.resend & shape.at_most_once);
-        ((self.machine().due() & shape.actions) - shape.transactional).within(kept)
+        ((self.machine().due() & shape.actions) - shape.transactional) - kept
+    }
+
+    /// Whether nothing would be forgotten.
+    fn can_be_let_go(&self) -> bool {
+        self.untouched().is_empty()
+    }
+
+    /// Whether it is to be let go for the sake of others, although it is forgotten then that something was not begun.
+    ///
+    /// What is sent again under the same key, and undone where it never happened, its participants bear. That is not so of a step that
+    /// decides: it could no longer be turned round, and would be parked when it is rejected. Nor of one that must not be sent twice: it is
+    /// not sent at all. These stay until others have no room otherwise; then they are as after any change of hands.
+    fn makes_room(&mut self) -> bool {
+        let (machine, untouched) = (self.machine(), self.untouched());
+        let decided_alike = untouched.apart_from(machine.shape().at_most_once)
+            && machine.can_abort(untouched) == machine.can_abort(Steps::NONE);
+        self.seat.leaves(if decided_alike { CROWDED } else { CRAMPED })
     }
 
     // === records, while what is in flight goes on
 
     async fn commit(&mut self, record: Record) -> Result<(), Stop> {
+        self.in_vain = false;
         beside(&mut self.flights, self.ledger.commit(record)).await
     }
 
     async fn answer(&mut self, records: Vec<Record>, answers: Vec<String>) -> Result<(), Stop> {
+        self.in_vain &= records.is_empty() && answers.is_empty();
         beside(&mut self.flights, self.ledger.answer(records, answers)).await
     }
 
@@ -369,6 +408,7 @@ impl Driver {
             (Direction::Undo, _) => span.around(attempt::backward(definition, step, told, flags.clone())),
         };
         let began = time::now();
+        self.in_vain = false;
         self.retry_at.retain(|(other, _)| *other != step);
         self.flights.push(Flight { step, direction, asking, flags, began, future, ended: None });
     }
@@ -388,9 +428,10 @@ impl Driver {
         if self.inner.settings.stuck_retry.is_some() { waiting } else { waiting | self.machine().stuck() }
     }
 
-    /// How long until there is something to do even if nothing happens. What was to be tried before `dispatched` and was not waits for
-    /// something else. What is recorded goes by the store's clock, and what is not by this process's.
-    fn rest(&self, dispatched: Instant) -> Option<Duration> {
+    /// How long until there is something to do even if nothing happens, where nothing is tried again within `least`. What was to be tried
+    /// before `dispatched` and was not waits for something else. What is recorded goes by the store's clock, and what is not by this
+    /// process's.
+    fn rest(&self, dispatched: Instant, least: Duration) -> Option<Duration> {
         let machine = self.machine();
         if machine.is_held() {
             return None;
@@ -401,10 +442,11 @@ impl Driver {
         let armed = machine.due().iter().filter_map(|step| machine.armed(step));
         let open = (machine.due() | machine.undo_due()) - machine.parked();
         let again = self.retry_at.iter().filter(|(step, at)| open.contains(*step) && *at > dispatched);
-        let again = again.map(|(_, at)| *at);
         let (wall, here) = (self.inner.now(), time::now());
+        let again = again.map(|(_, at)| at.saturating_duration_since(here).max(least));
+        let patience = patience.map(|until| until.saturating_duration_since(here));
         let recorded = armed.chain(deadline).map(|at| at.since(wall));
-        recorded.chain(again.chain(patience).map(|at| at.saturating_duration_since(here))).min()
+        recorded.chain(again).chain(patience).min()
     }
 
     async fn next_event(&mut self, nap: Duration) -> Happened {

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use super::{
     definition::{Definition, Inputs, Saga},
-    journal::{DefinitionId, Phase, Requested},
+    journal::{DefinitionId, Head, Phase, Requested, Stored},
     orchestrator::{AskError, Finished, Orchestrator, Status, Waiter, fold},
     record::{Cause, Order, SagaId},
 };
@@ -104,6 +104,9 @@ impl<R: Inputs> Handle<R> {
 
     /// Waits until it is over, or until it is stuck, parked or blocked.
     ///
+    /// While another process has it, that it is so is seen in the store, as its end is (see [`finished`](Self::finished)), and believed
+    /// when it is so for two looks: after a second at best, and up to 20 s when it has taken long.
+    ///
     /// # Errors
     ///
     /// [`AskError::Missing`] when there is no such saga, or none any more; [`AskError::OtherDefinition`] when it does not follow the
@@ -134,6 +137,7 @@ impl<R: Inputs> Handle<R> {
     async fn wait(&self, until_held: bool) -> Result<Outcome<R::Values>, AskError> {
         let inner = self.orchestrator.inner();
         let waiter = Waiter::new(inner, &self.id);
+        let mut before: Option<Arc<Stored>> = None;
         loop {
             let moves = waiter.moves();
             if let Some((mut watch, definition)) = inner.watch(&self.id) {
@@ -161,9 +165,20 @@ impl<R: Inputs> Handle<R> {
                 }
                 return self.outcome(status);
             }
-            // Between two drivers it says the phase of the last record.
-            if until_held && is_held(&status) && stored.head.owner.is_none() {
-                return self.outcome(status);
+            if until_held {
+                // Between two drivers it says the phase of the last record; and so while an owner does not get any further.
+                let stands = before.as_ref().is_some_and(|before| stands(&before.head, &stored.head));
+                let owner = stored.head.owner.as_ref();
+                if is_held(&status) && (owner.is_none() || stands) {
+                    return self.outcome(status);
+                }
+                if let Some(owner) = owner.filter(|owner| stands && **owner != inner.by) {
+                    status.blocked = inner.blocked_at(owner, &self.id).await?;
+                    if status.blocked.is_some() {
+                        return self.outcome(status);
+                    }
+                }
+                before = Some(stored);
             }
             waiter.wait(moves).await;
         }
@@ -197,6 +212,12 @@ impl<R: Inputs> Handle<R> {
             (phase, _) => Outcome::Held { phase, why: status.note },
         })
     }
+}
+
+/// Whether nothing has happened to a saga from one look to the next. Of one look there is one value, however often it is asked for.
+fn stands(before: &Head, now: &Head) -> bool {
+    !std::ptr::eq(before, now)
+        && (&before.owner, before.epoch, before.len) == (&now.owner, now.epoch, now.len)
 }
 
 fn is_held(status: &Status) -> bool {

@@ -41,8 +41,9 @@ pub trait Journal: Send + Sync + 'static {
         false
     }
 
-    /// Whether its futures do their work while they are polled, and so keep the polling thread busy. They are then
-    /// polled by threads of their own.
+    /// Whether its futures do their work while they are polled, and so keep the polling thread busy. An orchestrator then has threads of its
+    /// own that poll them, each one after the other: one for appends, one for what its lease depends on, one for other changes, one for
+    /// looks.
     ///
     /// Where they do not, an append with [`work`](Append::work) is asked for by itself, and others meanwhile.
     fn blocks(&self) -> bool;

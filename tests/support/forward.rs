@@ -19,6 +19,13 @@ macro_rules! forward_to_store {
         }
     };
     (the rest) => {
+        forward_to_store!(all but list);
+
+        fn list(&self, query: Query) -> Pending<'_, Vec<Head>> {
+            self.store.list(query)
+        }
+    };
+    (all but list) => {
         fn now(&self) -> Pending<'_, Timestamp> {
             self.store.now()
         }
@@ -33,10 +40,6 @@ macro_rules! forward_to_store {
 
         fn load(&self, saga: &SagaId) -> Pending<'_, Option<Stored>> {
             self.store.load(saga)
-        }
-
-        fn list(&self, query: Query) -> Pending<'_, Vec<Head>> {
-            self.store.list(query)
         }
 
         fn request(&self, request: Request) -> Pending<'_, Requested> {

@@ -94,7 +94,8 @@ pub enum StartError {
         /// Who has it.
         holder: SagaId,
     },
-    /// It works on as many sagas as it [may](super::Opening::max_live). Nothing has begun.
+    /// It works on as many sagas as it [may](super::Opening::max_live). Nothing has begun. Listeners are told, by
+    /// [`Event::Refused`](crate::Event::Refused) of a policy with the name `saga`.
     Busy(Refused),
     /// It is being shut down. Nothing has begun.
     Closed,

@@ -39,6 +39,9 @@ use crate::{
 /// The longest pause before a saga that was lost is read anew.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// The longest pause before a saga is claimed again that was claimed for nothing.
+const LONGEST_VAIN: Duration = Duration::from_secs(60);
+
 /// What an orchestrator's tasks share.
 pub(crate) struct Inner {
     /// None when it was let go.
@@ -49,10 +52,13 @@ pub(crate) struct Inner {
     pub(crate) settings: Settings,
     pub(crate) identity: Listeners,
     pub(super) admission: Bulkhead,
+    pub(super) places: Mutex<Places>,
     pub(super) live: Mutex<HashMap<SagaId, Live>>,
     /// Owned, and not driven: to be read anew.
     pub(super) lost: Mutex<HashMap<SagaId, Lost>>,
     pub(super) blocked: Mutex<HashMap<SagaId, Blocked>>,
+    /// Claimed, and let go without anything having been done.
+    pub(super) vain: Mutex<HashMap<SagaId, Vain>>,
     /// What it has last said of itself in the store, and how often the lease had run out by then.
     pub(super) announced: Mutex<Option<(u64, Presence)>>,
     /// The store's time at an instant of this process.
@@ -90,6 +96,17 @@ pub(crate) struct Inner {
     pub(super) swept: watch::Sender<bool>,
 }
 
+/// What is known of the places for sagas, beside how many are taken.
+#[derive(Default)]
+pub(super) struct Places {
+    /// How many are about to become free: one that makes room makes it for all that have seen the crowd.
+    leaving: usize,
+    /// Since when it takes up none, as there is no place.
+    pub(super) full_since: Option<Instant>,
+    /// When that was last told, and whether it was so.
+    pub(super) told: Option<(Instant, bool)>,
+}
+
 pub(super) struct Live {
     pub(super) mail: mpsc::UnboundedSender<Mail>,
     pub(super) status: watch::Receiver<Status>,
@@ -110,6 +127,14 @@ impl Listeners {
 pub(super) struct Lost {
     not_before: Instant,
     trouble: Trouble,
+}
+
+/// A saga that was claimed for nothing.
+pub(super) struct Vain {
+    /// How often in a row.
+    times: u32,
+    /// Until when it is not claimed again.
+    not_before: Instant,
 }
 
 /// How often a saga was lost without anything having been recorded in between.
@@ -168,12 +193,32 @@ pub(crate) struct Seat {
     id: SagaId,
     pub(super) left: Left,
     pub(super) trouble: Trouble,
+    /// Whether it is about to become free for the sake of others.
+    leaving: bool,
     _permit: OwnedPermit,
     _here: Option<Here>,
 }
 
+impl Seat {
+    /// Whether so many sixteenths of the places are taken by those that stay, and this one is therefore to become free.
+    pub(crate) fn leaves(&mut self, sixteenths: usize) -> bool {
+        let inner = &self.inner;
+        let mut places = lock(&inner.places);
+        let stay = inner.admission.in_use().saturating_sub(places.leaving);
+        let crowd = stay.saturating_mul(16) >= inner.settings.max_live.saturating_mul(sixteenths);
+        if crowd && !self.leaving {
+            self.leaving = true;
+            places.leaving += 1;
+        }
+        crowd
+    }
+}
+
 impl Drop for Seat {
     fn drop(&mut self) {
+        if self.leaving {
+            lock(&self.inner.places).leaving -= 1;
+        }
         lock(&self.inner.live).remove(&self.id);
         if self.left != Left::Done {
             self.inner.lose(self.id.clone(), self.trouble, self.left);
@@ -202,6 +247,18 @@ impl Inner {
             return Some(live.status.borrow().clone());
         }
         lock(&self.blocked).get(id).map(|blocked| blocked.status.clone())
+    }
+
+    /// Why another orchestrator, which lives, cannot work on a saga of its own, as far as it says so.
+    pub(crate) async fn blocked_at(
+        &self,
+        owner: &Incarnation,
+        id: &SagaId,
+    ) -> Result<Option<String>, StoreError> {
+        let registered = self.journal()?.orchestrators().await?;
+        let owner = registered.into_iter().find(|one| one.by == *owner && one.until > self.now());
+        let blocked = owner.and_then(|owner| owner.presence).map(|presence| presence.blocked);
+        Ok(blocked.into_iter().flatten().find(|(blocked, _)| blocked == id).map(|(_, why)| why))
     }
 
     /// Its status while it is driven here, and the definition that it follows.
@@ -299,7 +356,11 @@ impl Inner {
         self.waiters.tell(id);
         let here = lock(&self.here).clone();
         let (inner, id) = (self.clone(), id.clone());
-        Some((Seat { inner, id, left, trouble, _permit: permit, _here: here }, status, letters))
+        Some((
+            Seat { inner, id, left, trouble, leaving: false, _permit: permit, _here: here },
+            status,
+            letters,
+        ))
     }
 
     /// A saga is to be read anew: at once when the store only has to say whose it is, otherwise after a pause that grows.
@@ -326,6 +387,31 @@ impl Inner {
     pub(super) fn look_later(&self, id: SagaId) {
         let lost = Lost { not_before: time::now(), trouble: Trouble::default() };
         lock(&self.lost).entry(id).or_insert(lost);
+    }
+
+    /// A saga was let go, `in_vain` if nothing was done for it: a request waits at it that only a later version can read, mostly, and would
+    /// have it claimed at every look. From the second time on the pauses grow.
+    pub(crate) fn let_go(&self, id: &SagaId, in_vain: bool) {
+        let mut vain = lock(&self.vain);
+        if !in_vain {
+            vain.remove(id);
+            return;
+        }
+        let now = time::now();
+        let claimed = vain.entry(id.clone()).or_insert(Vain { times: 0, not_before: now });
+        if claimed.times > 0 {
+            let pause = self.settings.poll.saturating_mul(2_u32.saturating_pow(claimed.times));
+            claimed.not_before = time::later(now, pause.min(LONGEST_VAIN));
+        }
+        claimed.times = claimed.times.saturating_add(1);
+    }
+
+    /// The sagas that are not to be claimed yet since nothing would come of it.
+    pub(super) fn vain(&self) -> Vec<SagaId> {
+        let now = time::now();
+        let mut vain = lock(&self.vain);
+        vain.retain(|_, vain| now < time::later(vain.not_before, 2 * LONGEST_VAIN));
+        vain.iter().filter(|(_, vain)| now < vain.not_before).map(|(id, _)| id.clone()).collect()
     }
 
     /// Those whose time to be read anew has come.

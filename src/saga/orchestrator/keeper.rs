@@ -36,13 +36,12 @@ const SHARE: u32 = 20;
 
 impl Inner {
     fn claim(&self, only: Option<Vec<SagaId>>, limit: usize) -> Claim {
-        Claim {
-            by: self.by.clone(),
-            definitions: self.definitions.keys().cloned().collect(),
-            except: lock(&self.blocked).keys().cloned().collect(),
-            only,
-            limit,
+        let mut except: Vec<SagaId> = lock(&self.blocked).keys().cloned().collect();
+        if only.is_none() {
+            except.extend(self.vain());
         }
+        let definitions = self.definitions.keys().cloned().collect();
+        Claim { by: self.by.clone(), definitions, except, only, limit }
     }
 
     /// Drives sagas that were claimed, each with what is asked of it: that comes before anything that is due.
@@ -104,12 +103,13 @@ impl Inner {
             self.adopt_all(claimed, lapses).await?;
             done?;
         }
+        let free = || self.settings.max_live.saturating_sub(self.admission.in_use());
+        let full = free() == 0;
         loop {
             if self.may_not_take() {
                 return Ok(());
             }
-            let free = self.settings.max_live.saturating_sub(self.admission.in_use());
-            let limit = free.min(CLAIM);
+            let limit = free().min(CLAIM);
             if limit == 0 {
                 break;
             }
@@ -131,6 +131,7 @@ impl Inner {
             }
             tokio::task::yield_now().await;
         }
+        self.tell_live(full);
         // Behind the claims: what was left by others waits for nobody's look.
         let look = time::now() >= *lock(&self.look_at);
         if self.unsure.swap(false, Relaxed) || look {
@@ -147,6 +148,25 @@ impl Inner {
         }
         self.swept.send_replace(true);
         self.announce().await
+    }
+
+    /// Tells how many sagas it works on: every lease, and as soon as it takes up none because it is `full`.
+    fn tell_live(&self, full: bool) {
+        let now = time::now();
+        let held = {
+            let mut places = lock(&self.places);
+            let since = full.then(|| places.full_since.unwrap_or(now));
+            places.full_since = since;
+            let news =
+                |(at, was_full): (_, bool)| full && !was_full || now >= time::later(at, self.settings.lease);
+            if !places.told.is_none_or(news) {
+                return;
+            }
+            places.told = Some((now, full));
+            since.map(|since| now.saturating_duration_since(since))
+        };
+        let (live, max_live) = (self.admission.in_use(), self.settings.max_live);
+        self.identity.emit(&Event::SagaLive { live, max_live, held });
     }
 
     /// Follows the one order that needs no sense in a saga's records: a person gives up what cannot be read. The records that are there stay

@@ -244,6 +244,8 @@ impl Orchestrator {
         if requested == Requested::Missing {
             return Err(AskError::Missing(saga));
         }
+        // This one can be read.
+        lock(&inner.vain).remove(&saga);
         inner.nudge.notify_one();
         Ok(requested)
     }

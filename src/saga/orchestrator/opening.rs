@@ -129,6 +129,9 @@ impl Opening {
     }
 
     /// The most sagas that it works on at once; starting more is refused. Those that wait for time or a message do not count.
+    ///
+    /// Those that only wait to try again count, until seven eighths of the places are taken; from then on they make room. While all are taken
+    /// nothing else is taken up either, which [`Event::SagaLive`](crate::Event::SagaLive) tells.
     pub fn max_live(mut self, sagas: usize) -> Self {
         self.settings.max_live = sagas;
         self
@@ -204,7 +207,7 @@ impl Opening {
         not_zero(every, "saga.recovery_ramp.every")?;
         let interval = settings.commit_interval;
         ConfigError::unless(interval <= MOST_BETWEEN, "saga.commit_interval", interval, "at most 1 s")?;
-        let admission = Bulkhead::new(settings.max_live)?;
+        let admission = Bulkhead::config(settings.max_live).name(identity.name().clone()).build()?;
         let mut known: HashMap<DefinitionId, Arc<Definition>> = HashMap::new();
         for definition in definitions {
             let id = definition.shape.id.clone();
@@ -225,11 +228,11 @@ impl Opening {
         }
 
         let by = incarnation();
-        let writer = Writer::start(journal.clone(), interval)
-            .map_err(|error| StoreError::Unavailable(format!("its writer cannot be started: {error}")))?;
+        let no_thread = |error| StoreError::Unavailable(format!("it cannot be given a thread: {error}"));
+        let writer = Writer::start(journal.clone(), interval).map_err(no_thread)?;
         let (here, gone) = tokio::sync::mpsc::channel(1);
         let journal = match journal.blocks() {
-            true => Arc::new(OffThread { journal, here: here.downgrade() }),
+            true => Arc::new(OffThread::start(journal, here.downgrade()).map_err(no_thread)?),
             false => journal,
         };
         let asked = time::now();
@@ -243,9 +246,11 @@ impl Opening {
             settings,
             identity: Listeners(identity),
             admission,
+            places: Mutex::default(),
             live: Mutex::default(),
             lost: Mutex::default(),
             blocked: Mutex::default(),
+            vain: Mutex::default(),
             announced: Mutex::default(),
             clock: Mutex::new((now, time::now())),
             leased_until: Mutex::new(asked),

@@ -13,6 +13,7 @@ use super::{
     inner::{Left, Trouble, drive},
 };
 use crate::{
+    event::Event,
     saga::{
         attempt::checked,
         definition::{Definition, is_json_of},
@@ -147,7 +148,10 @@ impl Inner {
                 Err(busy) => {
                     return match self.journal()?.load(&id).await? {
                         Some(stored) => self.same_as(&stored, &definition, &id, &input),
-                        None => Err(StartError::Busy(busy)),
+                        None => {
+                            self.identity.emit(&Event::Refused { refused: &busy, observed: false });
+                            Err(StartError::Busy(busy))
+                        }
                     };
                 }
             };
