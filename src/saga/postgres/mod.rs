@@ -57,7 +57,7 @@
 //! | | when |
 //! |---|---|
 //! | [`Unavailable`](StoreError::Unavailable) | the server did not answer, or answered that it cannot now, for as long as the [patience](Connect::patience) lasts; with the last reason |
-//! | [`Absent`](StoreError::Absent) | there is no such database, user, or schema any more, or the password is wrong |
+//! | [`Absent`](StoreError::Absent) | there is no such database, user, or schema any more, the password is wrong, or the two sides do not agree on encryption: a certificate that does not verify, a server without TLS |
 //! | [`Format`](StoreError::Format) | the tables are of a later version |
 //! | [`Full`](StoreError::Full) | the server's disk is full |
 //! | [`Io`](StoreError::Io) | the server refuses for any other reason |
@@ -162,8 +162,8 @@ impl Postgres {
     ///
     /// # Errors
     ///
-    /// When the builder is awaited: [`Absent`](StoreError::Absent) when the address makes no sense, names no database, or the
-    /// user is refused; [`Format`](StoreError::Format) when the tables are of a later version;
+    /// When the builder is awaited: [`Absent`](StoreError::Absent) when the address makes no sense, names no database, the
+    /// user is refused, or encryption is not agreed upon; [`Format`](StoreError::Format) when the tables are of a later version;
     /// [`Unavailable`](StoreError::Unavailable) when the database could not be reached within the
     /// [patience](Connect::patience).
     pub fn connect(url: &str) -> Connect {
