@@ -76,6 +76,10 @@
 //! wrong as its note, as [stuck](super::journal::Phase::Stuck) when its phase is none, and under the nearest possible id when its id is
 //! none.
 //!
+//! Where the server cannot read a page of these rows, the sagas on it stay as they are, and a listing that comes to it fails with what the
+//! server says. Claims go around up to 64 such pages, for a minute before they try them again, and read the whole table meanwhile; PostgreSQL can do
+//! that from version 14 on. Appends to the other sagas go on as ever.
+//!
 //! # Cost
 //!
 //! Three connections, and those of transactions with work. An append of one entry costs a round trip and a flush of the server's log; the entries of a batch share both. What
@@ -114,6 +118,7 @@ use tokio_postgres::{
 pub use work::{InTransaction, TRANSACTIONS, Working, in_transaction};
 
 use self::{
+    claim::Unreadable,
     link::{Dial, Link, Place, describe},
     schema::{Schema, Sql},
     work::Lanes,
@@ -125,7 +130,7 @@ use super::{
         Requested, StoreError, Stored,
     },
 };
-use crate::chance::Chance;
+use crate::{chance::Chance, sync::Mutex};
 
 /// The schema that is used unless another one is named.
 pub const DEFAULT_SCHEMA: &str = "mainstay_saga";
@@ -144,6 +149,7 @@ struct Links {
     writer: Link,
     reader: Link,
     claimer: Link,
+    unreadable: Mutex<Option<Unreadable>>,
     lanes: Lanes,
 }
 
@@ -217,6 +223,7 @@ impl Connect {
             writer: Link::new(&place, true),
             reader: Link::new(&place, false),
             claimer: Link::new(&place, false),
+            unreadable: Mutex::new(None),
             lanes: Lanes::new(&place),
             place,
         };
@@ -325,7 +332,8 @@ impl Journal for Postgres {
     }
 
     fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
-        Box::pin(async move { claim::claim(&self.links.claimer, &claim).await })
+        let Links { claimer, place, unreadable, .. } = &*self.links;
+        Box::pin(async move { claim::claim(claimer, place, unreadable, &claim).await })
     }
 
     fn load(&self, saga: &SagaId) -> Pending<'_, Option<Stored>> {
