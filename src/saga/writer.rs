@@ -80,8 +80,8 @@ impl Written {
 
 /// Whether no append can be the cause.
 fn is_of_all(error: &StoreError) -> bool {
-    use StoreError::{Full, InUse, Poisoned, Unavailable};
-    matches!(error, Unavailable(_) | InUse(_) | Full(_) | Poisoned)
+    use StoreError::{Absent, Full, InUse, Poisoned, Unavailable};
+    matches!(error, Unavailable(_) | InUse(_) | Absent(_) | Full(_) | Poisoned)
 }
 
 /// When a batch may begin.

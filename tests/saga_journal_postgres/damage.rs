@@ -267,6 +267,106 @@ damages! {
         Blocked("there are 0 entries where 2 were written");
 }
 
+/// The device cannot write the rows of one saga. What is in a batch with them is written all the same.
+#[test]
+fn a_saga_that_cannot_be_written_fails_no_batch() {
+    with_place("a_saga_that_cannot_be_written_fails_no_batch", |place| async move {
+        let eleven = Eleven::new(&place).await;
+        let second = eleven.orchestrator().await;
+        until("all are taken up", || async { second.live() == 11 }).await;
+        // A sequence counts also what is rolled back.
+        let trouble = "CREATE SEQUENCE @.refused;
+             CREATE FUNCTION @.refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+                IF NEW.saga = (SELECT number FROM @.saga WHERE id = 'THIS') THEN
+                    PERFORM nextval('@.refused'); RAISE EXCEPTION 'invalid page in block 7' USING ERRCODE = 'XX001';
+                END IF;
+                RETURN NEW; END$$;
+             CREATE TRIGGER refuse BEFORE INSERT ON @.saga_event FOR EACH ROW EXECUTE FUNCTION @.refuse()";
+        eleven.run(&trouble.replace("THIS", DAMAGED)).await;
+        // Behind an append that has to wait, those of all eleven gather for one batch.
+        let mut other = place.client().await;
+        let held = other.transaction().await.unwrap();
+        held.batch_execute(&eleven.sql("LOCK TABLE @.saga_event IN EXCLUSIVE MODE")).await.unwrap();
+        let late = tokio::spawn({
+            let (second, saga) = (second.clone(), eleven.saga.clone());
+            async move { second.start(&saga, "late", &1).await.map(drop) }
+        });
+        let waits = eleven.sql(
+            "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = '@.saga_event'::regclass)",
+        );
+        until("an append waits", || async { eleven.client.query_one(&waits, &[]).await.unwrap().get(0) })
+            .await;
+        eleven.gate.send_replace(true);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        held.commit().await.unwrap();
+
+        late.await.unwrap().unwrap();
+        eleven.finish_but_one(&second).await;
+        let count = eleven.sql("SELECT last_value FROM @.refused");
+        let count: i64 = eleven.client.query_one(&count, &[]).await.unwrap().get(0);
+        assert!(count >= 2, "it was refused with the others, and then alone");
+        let head = second.load(DAMAGED).await.unwrap().unwrap().head;
+        assert_eq!((head.phase, head.len), (Phase::Running, 2), "nothing of it was written");
+        eleven.run("DROP TRIGGER refuse ON @.saga_event").await;
+        until("it goes on when it can be written", || async {
+            second.load(DAMAGED).await.unwrap().unwrap().head.phase == Phase::Completed
+        })
+        .await;
+    });
+}
+
+/// The server cannot read the row of one saga, wherever it comes to it.
+#[test]
+fn a_row_that_the_server_cannot_read_holds_up_no_other() {
+    with_place("a_row_that_the_server_cannot_read_holds_up_no_other", |place| async move {
+        let eleven = Eleven::new(&place).await;
+        let number = eleven.sql("SELECT number FROM @.saga WHERE id = $1");
+        let number: i64 = eleven.client.query_one(&number, &[&DAMAGED]).await.unwrap().get(0);
+        // So wide that each has a page for itself.
+        let trouble = "ALTER TABLE @.saga ADD wide text, ALTER wide SET STORAGE PLAIN;
+             UPDATE @.saga SET wide = repeat('x', 5000);
+             ALTER TABLE @.saga RENAME TO disk;
+             CREATE SEQUENCE @.failures;
+             CREATE FUNCTION @.readable(number bigint) RETURNS bool LANGUAGE plpgsql COST 100000 AS $$BEGIN
+                IF number = THIS AND current_setting('application_name') = 'mainstay' THEN
+                    PERFORM nextval('@.failures'); RAISE EXCEPTION 'invalid page in block 7' USING ERRCODE = 'XX001';
+                END IF;
+                RETURN true; END$$;
+             CREATE VIEW @.saga AS SELECT ctid, * FROM @.disk WHERE @.readable(number)";
+        eleven.run(&trouble.replace("THIS", &number.to_string())).await;
+        let mut nap = Saga::define::<u32>("nap", 1);
+        nap.sleep("nap", (), LONG);
+        let nap = nap.build(()).unwrap();
+        let opening = Orchestrator::open(eleven.journal.clone()).register(&eleven.saga).register(&nap);
+        let second = opening.poll(Duration::from_millis(50)).start().await.unwrap();
+        until("the others are taken up", || async { second.live() == 10 }).await;
+        tokio::time::timeout(Duration::from_secs(8), second.recovered()).await.expect("it recovers");
+        assert!(second.list(Query::default()).await.is_err(), "that it cannot be read is not passed over");
+
+        second.start(&nap, "late", &1).await.unwrap();
+        until("it sleeps in the store alone", || async {
+            second.load("late").await.unwrap().unwrap().head.owner.is_none()
+        })
+        .await;
+        second.cancel("late", "why not").await.unwrap();
+        eleven.gate.send_replace(true);
+        let over = eleven.sql("SELECT count(*) FROM @.disk WHERE phase = $1");
+        for (phase, many) in [(Phase::Compensated, 1_i64), (Phase::Completed, 10)] {
+            until(&format!("{many} are {phase}"), || async {
+                eleven.client.query_one(&over, &[&phase.as_str()]).await.unwrap().get::<_, i64>(0) == many
+            })
+            .await;
+        }
+        let failures = eleven.sql("SELECT last_value FROM @.failures");
+        let failures = || async { eleven.client.query_one(&failures, &[]).await.unwrap().get::<_, i64>(0) };
+        let before = failures().await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(failures().await, before, "what cannot be read is not asked for at each look");
+        eleven.run("ALTER VIEW @.saga RENAME TO broken; ALTER TABLE @.disk RENAME TO saga").await;
+        assert!(second.load(DAMAGED).await.unwrap().is_some());
+    });
+}
+
 #[test]
 fn what_is_beside_a_damaged_row_is_answered() {
     with_place("what_is_beside_a_damaged_row_is_answered", |place| async move {

@@ -1,6 +1,7 @@
 //! What breaks between a journal and its server.
 
 use std::{
+    future::IntoFuture,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -14,7 +15,10 @@ use mainstay::saga::{
     journal::{Append, Ask, Journal, Phase, Query, Refusal, Request, Requested, StoreError},
     postgres::Postgres,
 };
-use tokio_postgres::{Config, NoTls, config::Host};
+use tokio_postgres::{
+    Config, NoTls,
+    config::{Host, SslMode},
+};
 
 use crate::{
     place::{LONG, Place, append, at, by, claim, whole, with_place},
@@ -252,6 +256,23 @@ fn a_server_that_ends_connections_loses_nothing() {
                 let stored = whole(&journal, &format!("saga-{n}-{m}")).await;
                 assert_eq!(stored.head.len, acknowledged, "what was acknowledged is there, once");
             }
+        }
+    });
+}
+
+#[test]
+fn what_another_try_would_not_change_is_told_at_once() {
+    with_place("what_another_try_would_not_change_is_told_at_once", |place| async move {
+        // There is no TLS here, and no address at all.
+        let mut encrypted: Config = place.url.parse().unwrap();
+        encrypted.ssl_mode(SslMode::Require);
+        let mut nowhere = Config::new();
+        nowhere.dbname("test");
+        for (config, why) in [(encrypted, "TLS"), (nowhere, "host and hostaddr are missing")] {
+            let connecting = Postgres::connect_with(config, NoTls).patience(LONG).into_future();
+            let refused = tokio::time::timeout(Duration::from_secs(10), connecting).await.expect(why);
+            let refused = refused.unwrap_err();
+            assert!(matches!(&refused, StoreError::Absent(said) if said.contains(why)), "{refused}");
         }
     });
 }

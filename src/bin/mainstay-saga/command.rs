@@ -15,6 +15,7 @@ use crate::words::Words;
 pub struct Invocation {
     pub store: String,
     pub schema: String,
+    pub ca: Option<String>,
     pub command: Command,
     pub json: bool,
     pub by: String,
@@ -82,9 +83,10 @@ impl Invocation {
         let wait = words.option("wait").map_or(Ok(Duration::from_secs(5)), |text| duration("wait", &text))?;
         let json = words.flag("json");
         let schema = words.option("schema").unwrap_or_else(|| DEFAULT_SCHEMA.to_owned());
+        let ca = words.option("ca").or_else(|| variable("MAINSTAY_SAGA_CA"));
         let command = command(&name, &mut words)?;
         words.end()?;
-        Ok(Some(Invocation { store, schema, command, json, by, wait }))
+        Ok(Some(Invocation { store, schema, ca, command, json, by, wait }))
     }
 }
 

@@ -5,6 +5,7 @@ mod ask;
 mod attention;
 mod command;
 mod look;
+mod server;
 mod words;
 
 use std::{
@@ -12,7 +13,7 @@ use std::{
     process::ExitCode,
 };
 
-use mainstay::saga::{SagaId, journal::Journal, postgres::Postgres, sqlite::Sqlite};
+use mainstay::saga::{SagaId, journal::Journal, sqlite::Sqlite};
 
 use crate::command::{Command, Invocation};
 
@@ -48,9 +49,15 @@ Tidies up:
 Options:
   --store sqlite:FILE | postgres://USER@HOST/DATABASE   or the variable MAINSTAY_SAGA_STORE
   --schema S  where the tables are in Postgres (mainstay_saga)
+  --ca FILE   the connection to Postgres has to be encrypted, with a certificate that one of the roots in this PEM file
+              has signed; or the variable MAINSTAY_SAGA_CA
   --json     list, stuck, audit: an object for each line; show, timeline: one object
   --by WHO   in whose name an order is left, or sagas are forgotten (the variable USER)
   --wait T   how long to wait for what becomes of an order (5s)
+
+A connection to Postgres is encrypted where the server offers it. With ?sslmode=require behind the address it has to
+be, and the server's certificate has to be signed, for that host, by a root of this system or of --ca; with
+?sslmode=disable it is not encrypted.
 
 It ends with 0 when it is done, 1 when it failed or the order was refused, 2 when it was not understood, and 3 when
 the order was left and nobody has taken it up yet: it stays, and is obeyed when an orchestrator comes by.
@@ -84,7 +91,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
-    let store = open(&invocation.store, &invocation.schema).await?;
+    let store = open(invocation).await?;
     let store = &*store;
     let json = invocation.json;
     let mut out = io::stdout().lock();
@@ -120,15 +127,14 @@ async fn run(invocation: &Invocation) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn open(store: &str, schema: &str) -> Result<Box<dyn Journal>, Error> {
+async fn open(invocation: &Invocation) -> Result<Box<dyn Journal>, Error> {
+    let Invocation { store, schema, ca, .. } = invocation;
     let (kind, place) = store.split_once(':').unwrap_or((store, ""));
+    // The address may be given as it is elsewhere, or behind the word.
+    let address = if place.starts_with("//") { store } else { place };
     match kind {
         "sqlite" => Ok(Box::new(Sqlite::open_existing(place)?)),
-        // The address may be given as it is elsewhere, or behind the word.
-        "postgres" | "postgresql" if place.starts_with("//") => {
-            Ok(Box::new(Postgres::connect(store).schema(schema).await?))
-        }
-        "postgres" => Ok(Box::new(Postgres::connect(place).schema(schema).await?)),
+        "postgres" | "postgresql" => Ok(Box::new(server::open(address, schema, ca.as_deref()).await?)),
         _ => Err(format!("{store:?} is no store: say sqlite:FILE or postgres:URL").into()),
     }
 }

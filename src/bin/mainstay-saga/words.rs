@@ -47,7 +47,7 @@ impl Words {
 
     /// Refuses options that a command does not know.
     pub fn allow(&self, command: &str, known: &[&str]) -> Result<(), String> {
-        let is_known = |name: &str| ["store", "schema"].contains(&name) || known.contains(&name);
+        let is_known = |name: &str| ["store", "schema", "ca"].contains(&name) || known.contains(&name);
         match self.options.iter().find(|(name, _)| !is_known(name)) {
             Some((name, _)) => Err(format!("{command} has no option --{name}")),
             None => Ok(()),

@@ -136,9 +136,20 @@ impl Inner {
         let look = time::now() >= *lock(&self.look_at);
         if self.unsure.swap(false, Relaxed) || look {
             let began = time::now();
-            self.look_through().await.inspect_err(|_| self.unsure.store(true, Relaxed))?;
+            let leases = match self.look_through().await {
+                Ok(()) => LOOK,
+                Err(error) if Left::store(&error) == Left::Store => {
+                    self.unsure.store(true, Relaxed);
+                    return Err(error);
+                }
+                // At damage, the next look is likely to end there too. What is asked of other sagas waits for none.
+                Err(error) => {
+                    self.store_failed(&error);
+                    1
+                }
+            };
             let took = time::now().saturating_duration_since(began);
-            let pause = self.settings.lease.saturating_mul(LOOK).max(took.saturating_mul(SHARE));
+            let pause = self.settings.lease.saturating_mul(leases).max(took.saturating_mul(SHARE));
             *lock(&self.look_at) = time::later(time::now(), pause);
         }
         for request in self.requests().await? {

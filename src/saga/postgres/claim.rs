@@ -1,17 +1,18 @@
 //! Ownership: leases, claims, and forgetting what is over.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    time::{Duration, Instant},
 };
 
-use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, types::ToSql};
 
 use super::{
-    link::{Link, Session, Trouble, together},
+    link::{Link, Place, Session, Trouble, together},
     read,
     rounds::signed,
     schema::Sql,
@@ -22,6 +23,7 @@ use crate::{
         journal::{Claim, Phase, StoreError, Stored},
     },
     sync::{Mutex, lock},
+    time,
 };
 
 /// A lease from now on, by the database's clock.
@@ -97,6 +99,43 @@ UPDATE @.saga SET owner = $1, epoch = epoch + 1, recoveries = recoveries
 WHERE id = ANY (ARRAY (SELECT id FROM chosen)) RETURNING id, epoch"
 );
 
+/// Takes sagas whose rows are sound, of those on the pages from `$7` on and before `$9`: for a table of which the server cannot read
+/// all. An index would lead it to any page. So the rows are looked at where they lie, and what they say of their ends is asked in
+/// a way that no index knows. Prepared when it is needed: other servers that speak the protocol have no pages.
+const CLAIM_PAGES: &str = concat!(
+    "
+WITH definitions AS MATERIALIZED (
+    SELECT * FROM unnest($2::text[], $3::bigint[], $4::text[])
+), chosen AS MATERIALIZED (
+    SELECT ctid FROM @.saga WHERE ctid >= format('(%s,0)', $7::bigint)::tid AND ctid < format('(%s,0)', $9::bigint)::tid
+        AND num_nulls(finished) = 1 AND CASE
+            WHEN owner IS NULL THEN wake <= ~ OR number IN (SELECT saga FROM @.signal WHERE ask IS NOT NULL)
+            ELSE NOT EXISTS (SELECT FROM @.orchestrator WHERE incarnation = owner AND until > ~) END",
+    sound!(),
+    "
+    ORDER BY wake NULLS FIRST, id LIMIT $6 FOR UPDATE SKIP LOCKED
+)
+UPDATE @.saga SET owner = $1, epoch = epoch + 1, recoveries = recoveries + CASE WHEN owner IS NULL THEN 0 ELSE 1 END
+WHERE ctid = ANY (ARRAY (SELECT ctid FROM chosen)) RETURNING id, epoch"
+);
+
+/// As many pages as a table can have.
+const PAGES: i64 = u32::MAX as i64;
+
+/// At most so many pages that cannot be read are stepped over: with more of them the damage is elsewhere, or everywhere.
+const UNREADABLE: usize = 64;
+
+/// So long it is not tried again whether they can be read.
+const REMEMBERED: Duration = Duration::from_secs(60);
+
+/// The server could not read all rows of sagas.
+pub(super) struct Unreadable {
+    /// The pages that it could not read; `None` when there is no way around them.
+    pages: Option<BTreeSet<i64>>,
+    /// So long this is believed.
+    until: Instant,
+}
+
 /// Whose these sagas are. It waits for the transaction that may have claimed them: its rows are locked, whatever they say.
 pub(super) const CLAIMED: &str =
     "SELECT id, owner, epoch FROM @.saga WHERE id = ANY ($1) ORDER BY id FOR UPDATE";
@@ -136,17 +175,25 @@ impl Drop for Within<'_> {
 }
 
 /// Takes sagas; see [`Journal::claim`](crate::saga::journal::Journal::claim).
-pub(super) async fn claim(link: &Link, claim: &Claim) -> Result<Vec<Stored>, StoreError> {
+pub(super) async fn claim(
+    link: &Link,
+    place: &Place,
+    unreadable: &Mutex<Option<Unreadable>>,
+    claim: &Claim,
+) -> Result<Vec<Stored>, StoreError> {
+    lock(unreadable).take_if(|known| known.until <= time::now());
     // What was to be committed when the connection broke.
     let doubtful = Mutex::new(Vec::new());
     // The server could not read some of them: each is read by itself.
     let apart = AtomicBool::new(false);
-    link.persist(|session| attempt(session, claim, &doubtful, &apart)).await
+    link.persist(|session| attempt(session, place, claim, unreadable, &doubtful, &apart)).await
 }
 
 async fn attempt(
     session: Arc<Session>,
+    place: &Place,
     claim: &Claim,
+    unreadable: &Mutex<Option<Unreadable>>,
     doubtful: &Mutex<Vec<Stored>>,
     apart: &AtomicBool,
 ) -> Result<Vec<Stored>, Trouble> {
@@ -179,14 +226,32 @@ async fn attempt(
         [&by, &names, &versions, &digests, &except, &limit, &only, &&phases[..]];
 
     let mut within = Within(Some(&session));
-    let mut answers = together(vec![
-        Box::pin(async { client.batch_execute("BEGIN").await.map(|()| Vec::new()) }) as _,
-        Box::pin(async { client.query(session.statement(Sql::Claim), &parameters).await }),
-    ])
-    .await
-    .into_iter()
-    .collect::<Result<Vec<_>, _>>()?;
-    let rows = answers.pop().unwrap_or_default();
+    let around = lock(unreadable).as_ref().and_then(|known| known.pages.clone()).filter(|_| only.is_none());
+    let rows = if let Some(mut around) = around {
+        client.batch_execute("BEGIN").await?;
+        let taken = take_around(&session, place, &parameters, limit, &mut around).await;
+        if let Some(known) = &mut *lock(unreadable) {
+            known.pages = (!matches!(taken, Err(Trouble::Damaged(_)))).then_some(around);
+        }
+        taken?
+    } else {
+        let answers = together(vec![
+            Box::pin(async { client.batch_execute("BEGIN").await.map(|()| Vec::new()) }) as _,
+            Box::pin(async { client.query(session.statement(Sql::Claim), &parameters).await }),
+        ])
+        .await
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>();
+        match answers.map_err(Trouble::from) {
+            Ok(mut answers) => answers.pop().unwrap_or_default(),
+            Err(Trouble::Damaged(why)) if only.is_none() && lock(unreadable).is_none() => {
+                let until = time::later(time::now(), REMEMBERED);
+                *lock(unreadable) = Some(Unreadable { pages: Some(BTreeSet::new()), until });
+                return Err(Trouble::Undone(why));
+            }
+            Err(trouble) => return Err(trouble),
+        }
+    };
     let ids = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<&str>, _>>()?;
     let mut taken = if ids.is_empty() {
         Vec::new()
@@ -205,6 +270,51 @@ async fn attempt(
     lock(doubtful).clone_from(&taken);
     client.batch_execute("COMMIT").await?;
     within.0 = None;
+    Ok(taken)
+}
+
+/// Takes what is on the pages that the server can read, within a transaction, and notes those that it cannot. What it takes first is
+/// not what is due first.
+async fn take_around(
+    session: &Session,
+    place: &Place,
+    parameters: &[&(dyn ToSql + Sync); 8],
+    limit: i64,
+    unreadable: &mut BTreeSet<i64>,
+) -> Result<Vec<Row>, Trouble> {
+    let client = &session.client;
+    let statement = client.prepare(&place.schema.sql(CLAIM_PAGES)).await?;
+    let mut taken = Vec::new();
+    let ends = unreadable.iter().copied().chain([PAGES]);
+    let mut next = 0;
+    let mut ranges: Vec<(i64, i64)> = ends.map(|end| (std::mem::replace(&mut next, end + 1), end)).collect();
+    while let Some((from, to)) = ranges.pop() {
+        let room = limit.saturating_sub(i64::try_from(taken.len()).unwrap_or(i64::MAX));
+        if room <= 0 {
+            break;
+        }
+        if from == to {
+            continue;
+        }
+        let [by, names, versions, digests, except, _, _, phases] = *parameters;
+        let parameters = [by, names, versions, digests, except, &room, &from, phases, &to];
+        client.batch_execute("SAVEPOINT pages").await?;
+        match client.query(&statement, &parameters).await.map_err(Trouble::from) {
+            Ok(rows) => taken.extend(rows),
+            Err(Trouble::Damaged(why)) => {
+                client.batch_execute("ROLLBACK TO SAVEPOINT pages").await?;
+                let middle = from + (to - from) / 2;
+                if middle > from {
+                    ranges.extend([(from, middle), (middle, to)]);
+                } else if unreadable.len() < UNREADABLE {
+                    unreadable.insert(from);
+                } else {
+                    return Err(Trouble::Damaged(why));
+                }
+            }
+            Err(trouble) => return Err(trouble),
+        }
+    }
     Ok(taken)
 }
 

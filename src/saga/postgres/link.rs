@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    io,
     pin::Pin,
     sync::{
         Arc,
@@ -44,12 +45,17 @@ impl From<Error> for Trouble {
         let why = describe(&error);
         let Some(code) = error.code().map(|code| code.code()) else {
             // What the server says has a code. Without one, either the connection failed, or what was to be sent does not
-            // fit into a message, or what came cannot be read.
+            // fit into a message, or what came cannot be read, or the two sides do not agree on how to talk to each other.
             let text = error.to_string();
-            let ours = ["error serializing", "error encoding", "error deserializing"];
-            return match ours.iter().any(|ours| text.starts_with(ours)) {
-                true => Trouble::Final(StoreError::Io(why)),
-                false => Trouble::Lost(why),
+            let is = |kinds: &[&str]| kinds.iter().any(|kind| text.starts_with(kind));
+            return if is(&["error serializing", "error encoding", "error deserializing"]) {
+                Trouble::Final(StoreError::Io(why))
+            } else if is(&["invalid configuration", "authentication error"])
+                || is(&["error performing TLS handshake"]) && !is_of_transport(&error)
+            {
+                Trouble::Final(StoreError::Absent(why))
+            } else {
+                Trouble::Lost(why)
             };
         };
         match code {
@@ -66,6 +72,13 @@ impl From<Error> for Trouble {
             _ => Trouble::Final(StoreError::Io(why)),
         }
     }
+}
+
+/// Whether bytes did not come through, rather than that they were not what was wanted.
+fn is_of_transport(error: &dyn std::error::Error) -> bool {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    let mut kinds = causes.filter_map(|cause| cause.downcast_ref::<io::Error>().map(io::Error::kind));
+    kinds.any(|kind| !matches!(kind, io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput))
 }
 
 /// The error with its causes.

@@ -57,7 +57,7 @@
 //! | | when |
 //! |---|---|
 //! | [`Unavailable`](StoreError::Unavailable) | the server did not answer, or answered that it cannot now, for as long as the [patience](Connect::patience) lasts; with the last reason |
-//! | [`Absent`](StoreError::Absent) | there is no such database, user, or schema any more, or the password is wrong |
+//! | [`Absent`](StoreError::Absent) | there is no such database, user, or schema any more, the password is wrong, or the two sides do not agree on encryption: a certificate that does not verify, a server without TLS |
 //! | [`Format`](StoreError::Format) | the tables are of a later version |
 //! | [`Full`](StoreError::Full) | the server's disk is full |
 //! | [`Io`](StoreError::Io) | the server refuses for any other reason |
@@ -75,6 +75,10 @@
 //! does not [verify](Stored::verify). A saga whose own row is damaged is claimed by nobody and stays as it is; it is listed with what is
 //! wrong as its note, as [stuck](super::journal::Phase::Stuck) when its phase is none, and under the nearest possible id when its id is
 //! none.
+//!
+//! Where the server cannot read a page of these rows, the sagas on it stay as they are, and a listing that comes to it fails with what the
+//! server says. Claims go around up to 64 such pages, for a minute before they try them again, and read the whole table meanwhile; PostgreSQL can do
+//! that from version 14 on. Appends to the other sagas go on as ever.
 //!
 //! # Cost
 //!
@@ -114,6 +118,7 @@ use tokio_postgres::{
 pub use work::{InTransaction, TRANSACTIONS, Working, in_transaction};
 
 use self::{
+    claim::Unreadable,
     link::{Dial, Link, Place, describe},
     schema::{Schema, Sql},
     work::Lanes,
@@ -125,7 +130,7 @@ use super::{
         Requested, StoreError, Stored,
     },
 };
-use crate::chance::Chance;
+use crate::{chance::Chance, sync::Mutex};
 
 /// The schema that is used unless another one is named.
 pub const DEFAULT_SCHEMA: &str = "mainstay_saga";
@@ -144,6 +149,7 @@ struct Links {
     writer: Link,
     reader: Link,
     claimer: Link,
+    unreadable: Mutex<Option<Unreadable>>,
     lanes: Lanes,
 }
 
@@ -162,8 +168,8 @@ impl Postgres {
     ///
     /// # Errors
     ///
-    /// When the builder is awaited: [`Absent`](StoreError::Absent) when the address makes no sense, names no database, or the
-    /// user is refused; [`Format`](StoreError::Format) when the tables are of a later version;
+    /// When the builder is awaited: [`Absent`](StoreError::Absent) when the address makes no sense, names no database, the
+    /// user is refused, or encryption is not agreed upon; [`Format`](StoreError::Format) when the tables are of a later version;
     /// [`Unavailable`](StoreError::Unavailable) when the database could not be reached within the
     /// [patience](Connect::patience).
     pub fn connect(url: &str) -> Connect {
@@ -217,6 +223,7 @@ impl Connect {
             writer: Link::new(&place, true),
             reader: Link::new(&place, false),
             claimer: Link::new(&place, false),
+            unreadable: Mutex::new(None),
             lanes: Lanes::new(&place),
             place,
         };
@@ -325,7 +332,8 @@ impl Journal for Postgres {
     }
 
     fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
-        Box::pin(async move { claim::claim(&self.links.claimer, &claim).await })
+        let Links { claimer, place, unreadable, .. } = &*self.links;
+        Box::pin(async move { claim::claim(claimer, place, unreadable, &claim).await })
     }
 
     fn load(&self, saga: &SagaId) -> Pending<'_, Option<Stored>> {
