@@ -1,6 +1,6 @@
 //! What the barrier costs: a business transaction with and without it, in turns, on real files and a real server.
 //!
-//! `cargo test --release --features postgres --test saga_barrier_cost -- --ignored --nocapture --test-threads 1`
+//! `cargo test --release --features postgres,sqlite --test saga_barrier_cost -- --ignored --nocapture --test-threads 1`
 //!
 //! SQLite: the times of single transactions. Told are quantiles: on a machine that does other things as well the best tenth is the
 //! nearest to the truth. Postgres: the rates of connections in short slices, and the median of what each slice reaches of the bare one
@@ -8,15 +8,41 @@
 //! insert another. Its statements are prepared, and with and without the barrier it is the same client and the same connection.
 //!
 //! Beside the barrier there is a floor: one prepared insert of a key and a result, without a look-up, a direction or a time, which on
-//! Postgres travels with the commit. A barrier whose memory is a table cannot write less.
-use std::time::{Duration, Instant};
+//! Postgres travels with the commit, in one message. A barrier whose memory is a table cannot write less.
+//!
+//! `whole_sagas` looks at the same from further away: what is measured are sagas per second, with their journal, HTTP, and participants
+//! of which each does a transaction.
+#![cfg(all(feature = "postgres", feature = "sqlite"))]
 
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Path, State},
+    http::Request,
+    routing::post,
+    serve::ListenerExt,
+};
+use hyper_util::{
+    client::legacy::{self, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 use mainstay::saga::{
-    Direction, Key, SagaId,
+    Direction, Failure, Key, Orchestrator, Outcome, Saga, SagaId, Step,
     barrier::{self, postgres::Barrier},
+    postgres::Postgres,
 };
 use rusqlite::{Connection, TransactionBehavior::Immediate, params};
-use tokio_postgres::{Client, Statement};
+use tokio::sync::Semaphore;
+use tokio_postgres::{Client, Statement, Transaction};
 
 #[path = "support/postgres.rs"]
 mod server;
@@ -25,7 +51,10 @@ use server::Schema;
 const TRANSACTIONS: usize = 3_000;
 /// For Postgres: how long each takes its turn, and how often.
 const SLICE: Duration = Duration::from_millis(100);
-const SLICES: usize = 60;
+const SLICES: usize = 40;
+/// The same for whole sagas.
+const SAGA_SLICE: Duration = Duration::from_millis(250);
+const SAGA_SLICES: usize = 20;
 
 fn key(number: u64) -> Key {
     Key::new(&SagaId::new(&format!("order-{number}")).unwrap(), "charge-card", Direction::Do).unwrap()
@@ -68,8 +97,12 @@ enum How {
     Floor,
     /// With the barrier, in the caller's transaction.
     Action,
+    /// The same, with statements that are prepared.
+    Within,
     /// With the barrier, as the whole transaction.
     Whole,
+    /// The same, without a look-up.
+    Blind,
 }
 
 #[test]
@@ -133,7 +166,6 @@ struct Service {
     select: Statement,
     update: Statement,
     payment: Statement,
-    floor: Statement,
 }
 
 impl Service {
@@ -142,21 +174,30 @@ impl Service {
         let select = client.prepare("select balance from account where id = $1 for update").await.unwrap();
         let update = client.prepare("update account set balance = $2 where id = $1").await.unwrap();
         let payment = client.prepare("insert into payment values ($1, $2, 1)").await.unwrap();
-        let floor = client.prepare("insert into floor values ($1, $2) on conflict do nothing").await.unwrap();
-        Service { client, barrier, select, update, payment, floor }
+        let floor = "prepare floor (text, text) as insert into floor values ($1, $2) on conflict do nothing";
+        client.batch_execute(floor).await.unwrap();
+        Service { client, barrier, select, update, payment }
     }
 
-    /// One transaction, of one statement or of three.
-    async fn transact(&mut self, number: u64, how: How, statements: usize) {
-        let Service { client, barrier, select, update, payment, floor } = self;
-        let key = key(number);
+    /// One transaction: one insert, a payment of three statements, or an even number of them, inserts and updates in turns.
+    async fn transact(&mut self, key: &Key, how: How, statements: usize) {
+        let Service { client, barrier, select, update, payment } = self;
+        let saga = key.saga().as_str();
+        let number: u64 = saga.trim_start_matches("order-").parse().unwrap();
+        let account = (number.wrapping_mul(7919) % 9_990) as i64 + 1;
         let business = async |client: &Client| {
-            let account = (number.wrapping_mul(7919) % 10_000) as i64 + 1;
             if statements == 3 {
                 let balance: i64 = client.query_one(select, &[&account]).await?.get(0);
                 client.execute(update, &[&account, &(balance - 1)]).await?;
             }
-            client.execute(payment, &[&key.saga().as_str(), &account]).await?;
+            if statements % 2 == 1 {
+                client.execute(payment, &[&saga, &account]).await?;
+            } else {
+                for pair in 0..statements as i64 / 2 {
+                    client.execute(payment, &[&format!("{saga}/{pair}"), &account]).await?;
+                    client.execute(update, &[&(account + pair), &1_i64]).await?;
+                }
+            }
             Ok::<_, tokio_postgres::Error>(format!("receipt-{number}"))
         };
         match how {
@@ -168,71 +209,90 @@ impl Service {
             How::Floor => {
                 client.batch_execute("begin").await.unwrap();
                 let receipt = business(client).await.unwrap();
-                let key = key.to_string();
-                let store = async { client.execute(floor, &[&key, &receipt]).await };
-                futures::try_join!(store, client.batch_execute("commit")).unwrap();
+                client.batch_execute(&format!("execute floor('{key}', '{receipt}'); commit")).await.unwrap();
             }
-            How::Action => {
+            How::Action | How::Within => {
                 let tx = client.transaction().await.unwrap();
-                let action = barrier::postgres::action(&tx, &key, async |tx| business(tx.client()).await);
-                action.await.unwrap().result().unwrap();
+                let business = async |tx: &Transaction<'_>| business(tx.client()).await;
+                let action = match how {
+                    How::Action => barrier::postgres::action(&tx, key, business).await,
+                    _ => barrier.action_within(&tx, key, business).await,
+                };
+                action.unwrap().result().unwrap();
                 tx.commit().await.unwrap();
             }
-            How::Whole => {
-                barrier.action(client, &key, business).await.unwrap().result().unwrap();
+            How::Whole | How::Blind => {
+                let barrier = barrier.clone();
+                let barrier = if how == How::Whole { barrier } else { barrier.without_look_up() };
+                barrier.action(client, key, business).await.unwrap().result().unwrap();
             }
         }
     }
 }
 
-const WAYS: [(&str, How); 4] =
-    [("bare", How::Bare), ("floor", How::Floor), ("action", How::Action), ("Barrier", How::Whole)];
+const WAYS: [(&str, How); 6] = [
+    ("bare", How::Bare),
+    ("floor", How::Floor),
+    ("action", How::Action),
+    ("action_within", How::Within),
+    ("Barrier", How::Whole),
+    ("without_look_up", How::Blind),
+];
 
-#[test]
-#[ignore = "it measures"]
-fn postgres() {
-    let Some(schema) = Schema::new("postgres") else { return };
-    let clients: Vec<Client> = (0..16).map(|_| schema.connect()).collect();
-    schema.runtime.block_on(async {
-        clients[0].batch_execute(SCHEMA).await.unwrap();
-        let accounts = "insert into account select i, 1000000 from generate_series(1, 10000) as i";
-        clients[0].execute(accounts, &[]).await.unwrap();
-        let floor = "create table floor (key text collate \"C\" primary key, result text)";
-        clients[0].batch_execute(floor).await.unwrap();
-        barrier::postgres::install(&clients[0]).await.unwrap();
-        let mut services = Vec::new();
-        for client in clients {
-            services.push(Service::new(client).await);
+/// The connections, to a schema in which the tables are made.
+async fn services(connections: Vec<Client>) -> Vec<Service> {
+    let accounts = "insert into account select i, 1000000 from generate_series(1, 10000) as i";
+    let floor = "create table floor (key text collate \"C\" primary key, result text)";
+    connections[0].batch_execute(&format!("{SCHEMA} {accounts}; {floor}")).await.unwrap();
+    barrier::postgres::install(&connections[0]).await.unwrap();
+    let mut services = Vec::new();
+    for client in connections {
+        services.push(Service::new(client).await);
+    }
+    services
+}
+
+/// What a slice in each way reaches, in turns; each in each place of the turn as often.
+async fn in_turns(name: &str, ways: &[(&str, How)], turns: usize, mut slice: impl AsyncFnMut(How) -> f64) {
+    let mut rates = vec![Vec::new(); ways.len()];
+    for turn in 0..turns {
+        for place in 0..ways.len() {
+            let which = (turn + place) % ways.len();
+            rates[which].push(slice(ways[which].1).await);
         }
-        let mut next = 0;
-        for connections in [1, 16] {
-            for statements in [1, 3] {
-                let mut rates = WAYS.map(|_| Vec::new());
-                for turn in 0..SLICES {
-                    // Each in each place of the turn as often.
-                    for place in 0..WAYS.len() {
-                        let which = (turn + place) % WAYS.len();
-                        let how = WAYS[which].1;
-                        rates[which]
-                            .push(slice(&mut services, connections, how, statements, &mut next).await);
-                    }
-                }
-                print!("postgres, {statements} statement(s), {connections} connection(s): ");
-                print!("bare {:.0} /s", median(rates[0].clone()));
-                for ((name, _), those) in WAYS.iter().zip(&rates).skip(1) {
-                    let shares = those.iter().zip(&rates[0]).map(|(with, bare)| with / bare);
-                    let change = 100.0 * (median(shares.collect()) - 1.0);
-                    print!("; {name} {:.0} /s, {change:+.1} %", median(those.clone()));
-                }
-                println!();
-            }
-        }
-    });
+    }
+    print!("{name}: bare {:.0} /s", median(rates[0].clone()));
+    for ((name, _), those) in ways.iter().zip(&rates).skip(1) {
+        let shares = those.iter().zip(&rates[0]).map(|(with, bare)| with / bare);
+        let change = 100.0 * (median(shares.collect()) - 1.0);
+        print!("; {name} {:.0} /s, {change:+.1} %", median(those.clone()));
+    }
+    println!();
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+#[test]
+#[ignore = "it measures"]
+fn postgres() {
+    let Some(schema) = Schema::new("postgres") else { return };
+    let connections = (0..16).map(|_| schema.connect()).collect();
+    schema.runtime.block_on(async {
+        let mut all = services(connections).await;
+        let mut next = 0;
+        for connections in [1, 16] {
+            for statements in [1, 3] {
+                let name = format!("postgres, {statements} statement(s), {connections} connection(s)");
+                in_turns(&name, &WAYS, SLICES, async |how| {
+                    slice(&mut all, connections, how, statements, &mut next).await
+                })
+                .await;
+            }
+        }
+    });
 }
 
 /// The rate of so many connections, each of which does one transaction after the other.
@@ -252,7 +312,7 @@ async fn slice(
             let mut count = 0;
             while began.elapsed() < SLICE {
                 count += 1;
-                service.transact(first + count, how, statements).await;
+                service.transact(&key(first + count), how, statements).await;
             }
             (service, count)
         }));
@@ -264,4 +324,127 @@ async fn slice(
         total += count;
     }
     total as f64 / began.elapsed().as_secs_f64()
+}
+
+/// A participant behind HTTP: a request is a transaction on a connection that is free.
+struct Participant {
+    free: Mutex<Vec<Service>>,
+    permits: Semaphore,
+}
+
+impl Participant {
+    /// Serves until the runtime ends.
+    async fn serve(services: Vec<Service>) -> SocketAddr {
+        let permits = Semaphore::new(services.len());
+        let participant = Arc::new(Participant { free: Mutex::new(services), permits });
+        let router = Router::new().route("/{how}/{statements}", post(transact)).with_state(participant);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        address
+    }
+}
+
+/// The path says how, the body is the step's key.
+async fn transact(
+    State(participant): State<Arc<Participant>>,
+    Path((how, statements)): Path<(usize, usize)>,
+    key: String,
+) -> String {
+    let _permit = participant.permits.acquire().await.unwrap();
+    let mut service = participant.free.lock().unwrap().pop().unwrap();
+    service.transact(&key.parse().unwrap(), WAYS[how].1, statements).await;
+    participant.free.lock().unwrap().push(service);
+    key
+}
+
+type Http = legacy::Client<HttpConnector, String>;
+
+/// One request of a step to its participant.
+async fn call(http: &Http, url: String, key: &Key) -> Result<String, Failure> {
+    let request = Request::post(url).body(key.to_string()).map_err(Failure::unknown)?;
+    let answer = http.request(request).await.map_err(Failure::unknown)?;
+    if !answer.status().is_success() {
+        return Err(Failure::unknown(answer.status()));
+    }
+    let body = axum::body::to_bytes(Body::new(answer.into_body()), 1_000).await.map_err(Failure::unknown)?;
+    Ok(String::from_utf8_lossy(&body).into_owned())
+}
+
+/// Whole sagas of two steps: their journal and the participants' databases are on the same server, and everything shares the machine.
+#[test]
+#[ignore = "it measures"]
+fn whole_sagas() {
+    let (Some(journal), Some(one), Some(two)) =
+        (Schema::new("journal"), Schema::new("one"), Schema::new("two"))
+    else {
+        return;
+    };
+    let connections = [&one, &two].map(|schema| (0..16).map(|_| schema.connect()).collect());
+    let client = journal.connect();
+    journal.runtime.block_on(async {
+        let [one, two] = connections;
+        let urls =
+            [Participant::serve(services(one).await).await, Participant::serve(services(two).await).await]
+                .map(|address| format!("http://{address}"));
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let http: Http = legacy::Client::builder(TokioExecutor::new()).build(connector);
+
+        let mut saga = Saga::define::<String>("order", 1);
+        let [reserve, charge] = urls.map(|url| {
+            let http = http.clone();
+            move |step: Step<String>| {
+                let (http, url) = (http.clone(), format!("{url}{}", step.input()));
+                async move { call(&http, url, step.key()).await }
+            }
+        });
+        let reserved =
+            saga.step("reserve", (), move |step, ()| reserve(step)).without_compensation("it measures");
+        let charged = saga
+            .step("charge", reserved, move |step, _: String| charge(step))
+            .without_compensation("it measures");
+        let saga = saga.build(charged).unwrap();
+
+        let schema: String = client.query_one("select current_schema()::text", &[]).await.unwrap().get(0);
+        let url = std::env::var("MAINSTAY_TEST_POSTGRES").unwrap();
+        let store = Postgres::connect(&url).schema(&schema).await.unwrap();
+        let orchestrator = Orchestrator::open(store).max_live(256).register(&saga).start().await.unwrap();
+        orchestrator.recovered().await;
+
+        let ways = [WAYS[0], WAYS[2], WAYS[3], WAYS[4], WAYS[5]];
+        let next = Arc::new(AtomicU64::new(0));
+        for statements in [2, 10] {
+            for sagas in [16, 64] {
+                let name = format!("two participants, {statements} statements each, {sagas} sagas at once");
+                in_turns(&name, &ways, SAGA_SLICES, async |how| {
+                    let how = WAYS.iter().position(|way| way.1 == how).unwrap();
+                    let input = format!("/{how}/{statements}");
+                    let began = Instant::now();
+                    let runners = (0..sagas).map(|_| {
+                        let (orchestrator, saga, input, next) =
+                            (orchestrator.clone(), saga.clone(), input.clone(), next.clone());
+                        tokio::spawn(async move {
+                            let mut count = 0;
+                            while began.elapsed() < SAGA_SLICE {
+                                let id = format!("order-{}", next.fetch_add(1, Relaxed));
+                                let outcome = orchestrator.run(&saga, &id, &input).await.unwrap();
+                                assert!(matches!(outcome, Outcome::Completed(_)), "{outcome:?}");
+                                count += 1;
+                            }
+                            count
+                        })
+                    });
+                    let mut total = 0;
+                    for runner in runners.collect::<Vec<_>>() {
+                        total += runner.await.unwrap();
+                    }
+                    f64::from(total) / began.elapsed().as_secs_f64()
+                })
+                .await;
+            }
+        }
+        orchestrator.shutdown(Duration::from_secs(1)).await;
+    });
 }

@@ -17,7 +17,7 @@ mod support;
 use postgres::Schema;
 use support::{Answer, DO, Delivery, Effects, Fate, Participant, See, UNDO, block_on, key, saga};
 
-/// With the number of its deliveries: some commit by themselves.
+/// With the number of its deliveries: every way to ask the barrier has its turn.
 struct Postgres(Client, u32, Barrier);
 
 impl Postgres {
@@ -51,7 +51,9 @@ impl Participant for Postgres {
             && delivery.phase == Direction::Do
             && matches!(delivery.fate, Fate::Commit | Fate::Fail | Fate::Reject)
         {
-            let committed = self.2.action_or_rejection(&mut self.0, &key, async |tx| {
+            let barrier = self.2.clone();
+            let barrier = if self.1 % 4 == 0 { barrier } else { barrier.without_look_up() };
+            let committed = barrier.action_or_rejection(&mut self.0, &key, async |tx| {
                 if delivery.fate == Fate::Reject {
                     return Ok(Err(number));
                 }
@@ -65,13 +67,18 @@ impl Participant for Postgres {
         }
         let tx = self.0.transaction().await.unwrap();
         let answer = if delivery.phase == Direction::Do {
-            let action = barrier::postgres::action_or_rejection(&tx, &key, async |tx| {
+            let business = async |tx: &Transaction<'_>| {
                 if delivery.fate == Fate::Reject {
                     return Ok(Err(number));
                 }
                 note(tx.client(), 1).await.map(|()| Ok(number))
-            });
-            action.await.map(Answer::Action)
+            };
+            let action = if self.1 % 4 == 1 {
+                barrier::postgres::action_or_rejection(&tx, &key, business).await
+            } else {
+                self.2.action_or_rejection_within(&tx, &key, business).await
+            };
+            action.map(Answer::Action)
         } else {
             let compensation =
                 barrier::postgres::compensation(&tx, &key, async |tx, _: u32| note(tx.client(), -1).await);
@@ -234,6 +241,10 @@ fn the_futures_can_be_spawned() {
             barrier.action(&mut client, &before, async |tx| tx.query_one("select", &[]).await.map(drop));
         assert_eq!(done.await?, Action::Done(()));
         let tx = client.transaction().await?;
+        let within = key(&saga("within"), Direction::Do);
+        let done =
+            barrier.action_within(&tx, &within, async |tx| tx.query_one("select", &[]).await.map(drop));
+        assert_eq!(done.await?, Action::Done(()));
         let done = barrier::postgres::action(&tx, &action, async |tx| {
             let row = tx.query_one("select 17", &[]).await?;
             Ok::<i32, tokio_postgres::Error>(row.get(0))
@@ -268,6 +279,10 @@ fn a_closure_that_passes_over_an_error_of_the_database_has_not_done_its_business
         let done = barrier::postgres::action(&tx, &action, async |tx| careless(tx.client()).await).await;
         assert!(matches!(done, Err(Error::Database(_))), "{done:?}");
         drop(tx);
+        let tx = participant.0.transaction().await.unwrap();
+        let done = participant.2.action_within(&tx, &action, async |tx| careless(tx.client()).await).await;
+        assert!(matches!(done, Err(Error::Database(_))), "{done:?}");
+        drop(tx);
         let done = participant.2.action(&mut participant.0, &action, careless).await;
         assert!(matches!(done, Err(Error::Database(_))), "{done:?}");
         assert_eq!(participant.deliver(&saga, 3, DO).await, Answer::Action(Action::Done(Ok(3))));
@@ -277,6 +292,63 @@ fn a_closure_that_passes_over_an_error_of_the_database_has_not_done_its_business
         assert!(matches!(undone, Err(Error::Database(_))), "{undone:?}");
         drop(tx);
         assert_eq!(participant.deliver(&saga, 4, UNDO).await, Answer::Compensation(Compensation::Undone));
+    });
+}
+
+/// Without a look-up only the closure's own statements find it, and then whatever it makes of that.
+#[test]
+fn without_a_look_up_what_was_done_before_is_answered_whatever_becomes_of_the_business() {
+    let name = "without_a_look_up_what_was_done_before_is_answered_whatever_becomes_of_the_business";
+    let Some(schema) = Schema::new(name) else { return };
+    let Postgres(mut client, _, barrier) = Postgres::on(&schema);
+    block_on(async {
+        client.batch_execute("create unique index on ledger (saga)").await.unwrap();
+        for (name, look_up) in [("with", true), ("without", false)] {
+            let (saga, mut runs) = (saga(name), 0);
+            let barrier = if look_up { barrier.clone() } else { barrier.clone().without_look_up() };
+            let key = key(&saga, Direction::Do);
+            let mut charge = async |passes_over: bool| {
+                let business = async |tx: &Client| {
+                    runs += 1;
+                    let noted =
+                        tx.execute("insert into ledger values ($1, 1)", &[&saga.as_str()]).await.map(drop);
+                    if passes_over { Ok(runs) } else { noted.map(|()| runs) }
+                };
+                barrier.action(&mut client, &key, business).await.unwrap()
+            };
+            assert_eq!(charge(false).await, Action::Done(1), "{name}");
+            assert_eq!(charge(false).await, Action::Repeated(1), "{name}: it fails over its own row");
+            assert_eq!(charge(true).await, Action::Repeated(1), "{name}: it passes over that");
+            assert_eq!(runs, if look_up { 1 } else { 3 }, "{name}");
+            let business = async |_: &Client| Ok::<_, tokio_postgres::Error>("text".to_owned());
+            let other = barrier.action(&mut client, &key, business).await;
+            assert!(matches!(other, Err(Error::Result(_))), "{name}: {other:?}");
+        }
+    });
+}
+
+#[test]
+fn on_a_connection_that_was_not_prepared_nothing_is_kept() {
+    let Some(schema) = Schema::new("on_a_connection_that_was_not_prepared_nothing_is_kept") else { return };
+    let mut prepared = Postgres::on(&schema);
+    let mut client = schema.connect();
+    block_on(async {
+        let (saga, key) = (saga("s"), key(&saga("s"), Direction::Do));
+        let note = async |tx: &Client| tx.execute("insert into ledger values ('s', 1)", &[]).await.map(drop);
+        let (looks, does_not) = (prepared.2.clone(), prepared.2.clone().without_look_up());
+        let tx = client.transaction().await.unwrap();
+        let within = looks.action_within(&tx, &key, async |tx| note(tx.client()).await).await;
+        drop(tx);
+        let whole =
+            [looks.action(&mut client, &key, note).await, does_not.action(&mut client, &key, note).await];
+        for told in [within].into_iter().chain(whole) {
+            let Err(Error::Database(error)) = told else { panic!("{told:?}") };
+            assert_eq!(error.code().map(|code| code.code()), Some("26000"));
+        }
+        assert_eq!(prepared.effects(&saga).await, Effects::default());
+        // It is as it was.
+        let barrier = Barrier::prepare(&client).await.unwrap();
+        assert_eq!(barrier.action(&mut client, &key, note).await.unwrap(), Action::Done(()));
     });
 }
 
@@ -290,11 +362,20 @@ fn a_result_that_needs_quoting_is_stored_as_it_is() {
             let set =
                 format!("set standard_conforming_strings to {conforming}; set escape_string_warning to off");
             participant.0.batch_execute(&set).await.unwrap();
-            let key = key(&saga(format!("it's-{conforming}\\")), Direction::Do);
-            for expected in [Action::Done(awkward.clone()), Action::Repeated(awkward.clone())] {
-                let business = async |_: &Client| Ok::<_, tokio_postgres::Error>(awkward.clone());
-                let action = participant.2.action(&mut participant.0, &key, business).await.unwrap();
-                assert_eq!(action, expected);
+            for within in [false, true] {
+                let key = key(&saga(format!("it's-{conforming}-{within}\\")), Direction::Do);
+                for expected in [Action::Done(awkward.clone()), Action::Repeated(awkward.clone())] {
+                    let result = async || Ok::<_, tokio_postgres::Error>(awkward.clone());
+                    let action = if within {
+                        let tx = participant.0.transaction().await.unwrap();
+                        let action = participant.2.action_within(&tx, &key, async |_| result().await).await;
+                        tx.commit().await.unwrap();
+                        action
+                    } else {
+                        participant.2.action(&mut participant.0, &key, async |_| result().await).await
+                    };
+                    assert_eq!(action.unwrap(), expected);
+                }
             }
         }
     });

@@ -5,10 +5,18 @@ use std::{path::PathBuf, time::Duration};
 
 use mainstay::saga::{
     Direction, Key, Payload, SagaId, Verified,
-    barrier::{self, Action, Compensation, Error, Lookup, Retention},
+    barrier::{
+        self, Action, Compensation, Error, Lookup, Retention,
+        sqlite::{Pruned, Pruning},
+    },
 };
 use proptest::test_runner::{Config, TestRunner};
-use rusqlite::{Connection, TransactionBehavior::*, params};
+use rusqlite::{
+    Connection,
+    TransactionBehavior::*,
+    hooks::{AuthAction, AuthContext, Authorization},
+    params,
+};
 
 #[path = "support/barrier.rs"]
 mod support;
@@ -319,6 +327,112 @@ fn pruning_spares_every_row_of_a_saga_that_was_heard_of_lately() {
     assert_eq!(block_on(participant.deliver(&saga("half"), 9, DO)), Answer::Action(Action::Repeated(Ok(0))));
     let forever = Retention { longest_saga: Duration::MAX, longest_delivery: Duration::MAX };
     assert_eq!(barrier::sqlite::prune(&participant.0, forever, usize::MAX).unwrap(), 0);
+}
+
+/// Lets every arrival be so many days ago.
+fn age(connection: &Connection, days: i64) {
+    let ago = "update mainstay_barrier set at = at - ?1 * 24 * 60 * 60 * 1000";
+    connection.execute(ago, [days]).unwrap();
+}
+
+fn sagas(connection: &Connection) -> Vec<String> {
+    let mut all = connection.prepare("select distinct saga from mainstay_barrier order by saga").unwrap();
+    all.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+}
+
+#[test]
+fn what_arrives_between_the_look_and_the_deletion_spares_its_saga() {
+    let directory = Directory::new("between");
+    let (mut pruner, mut other) = (directory.open(), Some(directory.open()));
+    for name in ["a", "b", "c"] {
+        let _ = block_on(pruner.deliver(&saga(name), 0, DO));
+    }
+    age(&pruner.0, 91);
+    // The deletion is prepared when the look has found something.
+    let when_it_deletes = move |context: AuthContext<'_>| {
+        if matches!(context.action, AuthAction::Delete { table_name: "mainstay_barrier" }) {
+            if let Some(mut other) = other.take() {
+                let undone = block_on(other.deliver(&saga("b"), 1, UNDO));
+                assert_eq!(undone, Answer::Compensation(Compensation::Undone));
+            }
+        }
+        Authorization::Allow
+    };
+    pruner.0.authorizer(Some(when_it_deletes)).unwrap();
+    assert_eq!(barrier::sqlite::prune(&pruner.0, Retention::default(), 10).unwrap(), 2);
+    assert_eq!((sagas(&pruner.0), pruner.rows()), (vec!["b".to_owned()], 2));
+    assert_eq!(block_on(pruner.deliver(&saga("b"), 2, UNDO)), Answer::Compensation(Compensation::Repeated));
+}
+
+#[test]
+fn a_walk_in_pieces_goes_on_where_it_was_and_begins_again_at_its_end() {
+    let mut participant = Sqlite::in_memory();
+    let tx = participant.0.transaction_with_behavior(Immediate).unwrap();
+    let deliver = |number: u32, steps: &[&str]| {
+        for step in steps {
+            let key = Key::new(&saga(format!("{number:05}")), step, Direction::Do).unwrap();
+            let _ = barrier::sqlite::action(&tx, &key, |_| Ok::<_, rusqlite::Error>(())).unwrap();
+        }
+    };
+    // More than are looked at in a piece, all of them old; of one saga more than may be deleted at once.
+    for number in 0..5_000 {
+        deliver(number, if number == 1 { &["a", "b", "c", "d", "e"] } else { &["a"] });
+    }
+    age(&tx, 91);
+    tx.commit().unwrap();
+    for late in ["00003", "04999"] {
+        let _ = block_on(participant.deliver(&saga(late), 0, UNDO));
+    }
+
+    let tx = participant.0.transaction_with_behavior(Immediate).unwrap();
+    let mut pruning = Pruning::new(Retention::default());
+    let mut piece = |limit| {
+        let Pruned { rows, more } = pruning.piece(&tx, limit).unwrap();
+        (rows, more)
+    };
+    assert_eq!(piece(3), (3, true), "a saga, and two rows of the next");
+    assert_eq!(sagas(&tx)[0], "00001");
+    assert_eq!(piece(4), (4, true), "the rest of that, and another one");
+    assert_eq!(sagas(&tx)[0], "00003");
+    let (rows, more) = piece(10_000);
+    assert!((3_500..4_500).contains(&rows) && more, "it looks at some thousands: {rows}");
+    assert_eq!(piece(10_000), (4_995 - rows, false));
+    assert_eq!(sagas(&tx), ["00003", "04999"]);
+    age(&tx, 91);
+    assert_eq!(piece(10_000), (6, false), "from the beginning");
+    tx.commit().unwrap();
+    assert_eq!(participant.rows(), 0);
+}
+
+/// As it was once: another order of the columns, and an index.
+#[test]
+fn a_table_with_the_index_of_old_loses_it_and_works_on() {
+    let connection = Connection::open_in_memory().unwrap();
+    connection
+        .execute_batch(
+            "create table mainstay_barrier (
+                 saga text not null,
+                 step text not null,
+                 phase text not null check (phase in ('do', 'undo')),
+                 state text not null,
+                 result text,
+                 at integer not null,
+                 primary key (saga, step, phase)
+             ) strict, without rowid;
+             create index mainstay_barrier_at on mainstay_barrier (at);
+             insert into mainstay_barrier values ('before', 'charge', 'do', 'done', '7', 1)",
+        )
+        .unwrap();
+    let mut participant = Sqlite::on(connection);
+    let indexes = "select count(*) from sqlite_schema where type = 'index' and name = 'mainstay_barrier_at'";
+    assert_eq!(participant.0.query_row(indexes, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
+    assert_eq!(
+        block_on(participant.deliver(&saga("before"), 0, DO)),
+        Answer::Action(Action::Repeated(Ok(7)))
+    );
+    block_on(support::scenarios(&mut participant));
+    assert_eq!(barrier::sqlite::prune(&participant.0, Retention::default(), 10).unwrap(), 1);
+    assert!(!sagas(&participant.0).contains(&"before".to_owned()));
 }
 
 #[test]

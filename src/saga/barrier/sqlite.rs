@@ -22,17 +22,19 @@ use crate::saga::{
 ///
 /// The database's.
 pub fn install(connection: &Connection) -> rusqlite::Result<()> {
+    // No index on the time: it would be one more page in each commit, for what `prune` can find by walking. There was one once.
+    // The time in front of the result, so that who walks need not read the results.
     connection.execute_batch(
         "create table if not exists mainstay_barrier (
              saga text not null,
              step text not null,
              phase text not null check (phase in ('do', 'undo')),
              state text not null,
-             result text,
              at integer not null,
+             result text,
              primary key (saga, step, phase)
          ) strict, without rowid;
-         create index if not exists mainstay_barrier_at on mainstay_barrier (at);",
+         drop index if exists mainstay_barrier_at;",
     )
 }
 
@@ -150,21 +152,149 @@ pub fn lookup<T: DeserializeOwned>(
 ///
 /// Call it until it says 0. The time is that of the machine that runs SQLite.
 ///
+/// Cost: it walks through the table from the beginning until it has found so many, a read of some thousand rows after the other, each
+/// followed by a short transaction if any of them are old. A large `limit` therefore is one walk, a small one as many as it takes. Within a
+/// transaction of the caller's all of it is done under the caller's lock; that is what [`Pruning`] is for.
+///
 /// # Errors
 ///
 /// The database's.
 pub fn prune(connection: &Connection, retention: Retention, limit: usize) -> rusqlite::Result<usize> {
-    connection.execute(
-        "delete from mainstay_barrier where (saga, step, phase) in (
-             select saga, step, phase from mainstay_barrier as old
-             where at < cast(unixepoch('subsec') * 1000 as integer) - ?1 and not exists (
-                 select 1 from mainstay_barrier as late
-                 where late.saga = old.saga and late.at >= cast(unixepoch('subsec') * 1000 as integer) - ?1
-             )
-             order by at limit ?2
-         )",
-        params![milliseconds(retention.total()), rows(limit)],
-    )
+    let (mut pruning, mut rows) = (Pruning::new(retention), 0);
+    while rows < limit {
+        let piece = pruning.piece(connection, limit - rows)?;
+        rows += piece.rows;
+        if !piece.more {
+            break;
+        }
+    }
+    Ok(rows)
+}
+
+/// [`prune`] in pieces, each of which ends soon: for one that works within a transaction, or that has other things to do on the same connection.
+///
+/// It is kept from one piece to the next, since it knows how far it has come. One that is lost costs no more than a walk from the beginning.
+///
+/// # Example
+///
+/// ```
+/// use mainstay::saga::barrier::{Retention, sqlite::{self, Pruning}};
+///
+/// # fn main() -> rusqlite::Result<()> {
+/// # let connection = rusqlite::Connection::open_in_memory()?;
+/// # sqlite::install(&connection)?;
+/// let mut pruning = Pruning::new(Retention::default());
+/// while pruning.piece(&connection, 500)?.more {
+///     // What else there is to do.
+/// }
+/// // And some hours later from the beginning, with the same one.
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Pruning {
+    retention: Retention,
+    /// The last saga that was looked at. No saga has an empty id.
+    place: String,
+}
+
+/// What came of a piece of a [`Pruning`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "there may be more"]
+pub struct Pruned {
+    /// How many rows were deleted.
+    pub rows: usize,
+    /// Whether there is more of the table to look at. If not, the next piece is the first one again.
+    pub more: bool,
+}
+
+impl Pruning {
+    /// How many rows are looked at in a piece, and the rest of the last one's saga.
+    const LOOK: i64 = 4_000;
+
+    /// At the beginning of the table.
+    pub fn new(retention: Retention) -> Self {
+        Pruning { retention, place: String::new() }
+    }
+
+    /// Looks at some thousand rows more, and deletes those that are old, at most `limit`.
+    ///
+    /// The look needs no write lock; the lock is taken if there is something to delete, and what has arrived in between is seen then.
+    ///
+    /// # Errors
+    ///
+    /// The database's, after which the next call tries the same piece again. In a transaction of the caller's that is not immediate,
+    /// `SQLITE_BUSY_SNAPSHOT`.
+    pub fn piece(&mut self, connection: &Connection, limit: usize) -> rusqlite::Result<Pruned> {
+        let limit = rows(limit);
+        let old = Old::find(connection, self, limit)?;
+        let pruned = Pruned { rows: old.delete(connection, limit)?, more: !old.over };
+        self.place = if old.over { String::new() } else { old.place };
+        Ok(pruned)
+    }
+}
+
+/// What a piece of a walk has found.
+struct Old {
+    /// Sagas whose last arrival was before this time.
+    before: i64,
+    sagas: Vec<String>,
+    /// Where the walk goes on, unless it is over.
+    place: String,
+    over: bool,
+}
+
+impl Old {
+    fn find(connection: &Connection, walk: &Pruning, limit: i64) -> rusqlite::Result<Self> {
+        let before = connection
+            .prepare_cached("select cast(unixepoch('subsec') * 1000 as integer) - ?1")?
+            .query_row([milliseconds(walk.retention.total())], |row| row.get(0))?;
+        let mut old = Old { before, sagas: Vec::new(), place: walk.place.clone(), over: false };
+        let (mut seen, mut found) = (0, 0);
+        // In the order of the primary key, so that each saga is told as soon as it is read.
+        let mut statement = connection.prepare_cached(
+            "select saga, max(at), count(*) from mainstay_barrier where saga > ?1 group by saga order by saga",
+        )?;
+        let mut rows = statement.query([&walk.place])?;
+        while seen < Pruning::LOOK && found < limit {
+            let Some(row) = rows.next()? else {
+                old.over = true;
+                break;
+            };
+            let (saga, last, count): (String, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            seen += count;
+            if last < before {
+                found += count;
+                old.sagas.push(saga.clone());
+            }
+            // One of which something will be left is looked at again.
+            if found <= limit {
+                old.place = saga;
+            }
+        }
+        Ok(old)
+    }
+
+    /// Deletes at most so many rows of those sagas, and none of one that has had an arrival since.
+    fn delete(&self, connection: &Connection, limit: i64) -> rusqlite::Result<usize> {
+        if self.sagas.is_empty() {
+            return Ok(0);
+        }
+        let unfinished = Unfinished::begin(connection)?;
+        let mut left = limit;
+        for saga in &self.sagas {
+            let deleted = connection
+                .prepare_cached(
+                    "delete from mainstay_barrier where (saga, step, phase) in (
+                         select saga, step, phase from mainstay_barrier where saga = ?1 limit ?3
+                     ) and not exists (select 1 from mainstay_barrier where saga = ?1 and at >= ?2)",
+                )?
+                .execute(params![saga, self.before, left])?;
+            left -= rows(deleted);
+        }
+        unfinished.finish()?;
+        Ok(usize::try_from(limit - left).unwrap_or(usize::MAX))
+    }
 }
 
 impl<E> From<rusqlite::Error> for Error<E, rusqlite::Error> {
@@ -215,12 +345,12 @@ fn insert(
 /// A savepoint that undoes what was done since, unless it is finished: whatever ends the call, and whatever becomes of
 /// the transaction.
 struct Unfinished<'a> {
-    tx: &'a Transaction<'a>,
+    tx: &'a Connection,
     finished: bool,
 }
 
 impl<'a> Unfinished<'a> {
-    fn begin(tx: &'a Transaction<'_>) -> rusqlite::Result<Self> {
+    fn begin(tx: &'a Connection) -> rusqlite::Result<Self> {
         tx.prepare_cached("savepoint mainstay_barrier")?.execute([])?;
         Ok(Unfinished { tx, finished: false })
     }

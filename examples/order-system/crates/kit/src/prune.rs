@@ -12,12 +12,17 @@
 //! somebody sees to it, and a dead letter until it is replayed: what comes after that is done a second time, or finds nothing to undo.
 //! A service that may be given old events at any time opens its database by [`Db::open`], and nothing of it goes.
 
-use std::{fmt::Display, time::Duration};
+use std::{
+    fmt::Display,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use mainstay::saga::barrier::Retention;
+use mainstay::saga::barrier::{Retention, sqlite::Pruning};
 
 use crate::{
-    Context, Db,
+    Context, Db, Tx,
+    db::DbError,
     env::{self, Env},
 };
 
@@ -49,9 +54,20 @@ impl Keep {
 /// Prunes the barrier, the inbox and the outbox of a service's database until the service ends.
 pub fn start(context: &Context, db: &Db) {
     let (db, keep) = (db.clone(), Keep::of(context.env()));
+    let walk = Arc::new(Mutex::new(Pruning::new(keep.steps)));
     in_batches(context, "a database", move || {
-        let db = db.clone();
-        async move { db.write(async move |tx| tx.prune(&keep, BATCH).await).await }
+        let (db, walk) = (db.clone(), walk.clone());
+        async move {
+            let mut place = walk.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let batch = async move |tx: &Tx<'_>| {
+                let more = tx.prune(&keep, &mut place, BATCH).await?;
+                Ok::<_, DbError>((more, place))
+            };
+            // It has come no further than what is committed.
+            let (more, place) = db.write(batch).await?;
+            *walk.lock().unwrap_or_else(PoisonError::into_inner) = place;
+            Ok::<_, DbError>(more)
+        }
     });
 }
 

@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::HashMap, rc::Rc};
 use futures::FutureExt;
 use mainstay::saga::{
     Key,
-    barrier::{self, Action, Compensation, Lookup},
+    barrier::{self, Action, Compensation, Lookup, sqlite::Pruning},
     inbox::{self, Accepted},
     outbox::{self, AppendError},
 };
@@ -217,25 +217,29 @@ impl Tx<'_> {
 
     /// Forgets what is older than it need be: at most `limit` rows each of the barrier, the inbox and the outbox. Whether there may be more.
     ///
+    /// In SQLite the barrier is gone through in pieces, and `walk` is how far that has come.
+    ///
     /// # Errors
     ///
     /// The database's.
-    pub async fn prune(&self, keep: &Keep, limit: usize) -> Result<bool, DbError> {
+    pub async fn prune(&self, keep: &Keep, walk: &mut Pruning, limit: usize) -> Result<bool, DbError> {
         let Keep { steps, sent } = *keep;
         let delivery = steps.longest_delivery;
-        let pruned = match &self.0 {
-            On::Sqlite(tx) => [
-                barrier::sqlite::prune(tx, steps, limit)? as u64,
-                inbox::sqlite::prune(tx, delivery, limit)? as u64,
-                outbox::sqlite::prune(tx, sent, limit)? as u64,
-            ],
-            On::Postgres(tx, _) => [
-                barrier::postgres::prune(*tx, steps, limit).await?,
-                inbox::postgres::prune(*tx, delivery, limit).await?,
-                outbox::postgres::prune(*tx, sent, limit).await?,
-            ],
-        };
-        Ok(pruned.iter().any(|rows| *rows >= limit as u64))
+        let full = |rows: u64| rows >= limit as u64;
+        Ok(match &self.0 {
+            On::Sqlite(tx) => {
+                let barrier = walk.piece(tx, limit)?;
+                let inbox = inbox::sqlite::prune(tx, delivery, limit)? as u64;
+                let outbox = outbox::sqlite::prune(tx, sent, limit)? as u64;
+                barrier.more || full(inbox) || full(outbox)
+            }
+            On::Postgres(tx, _) => {
+                let barrier = barrier::postgres::prune(*tx, steps, limit).await?;
+                let inbox = inbox::postgres::prune(*tx, delivery, limit).await?;
+                let outbox = outbox::postgres::prune(*tx, sent, limit).await?;
+                full(barrier) || full(inbox) || full(outbox)
+            }
+        })
     }
 }
 

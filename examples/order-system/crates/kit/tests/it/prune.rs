@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use mainstay::saga::{
     Direction, Key,
-    barrier::{Action, Compensation},
+    barrier::{Action, Compensation, sqlite::Pruning},
 };
 use order_kit::{
     Context, Db, Tx,
@@ -66,7 +66,8 @@ async fn accept(db: &Db, message: &'static str) -> bool {
 
 async fn pruned(db: &Db, limit: usize) -> bool {
     let keep = Keep::of(&Env::empty());
-    db.write(async move |tx: &Tx<'_>| tx.prune(&keep, limit).await).await.unwrap()
+    let mut walk = Pruning::new(keep.steps);
+    db.write(async move |tx: &Tx<'_>| tx.prune(&keep, &mut walk, limit).await).await.unwrap()
 }
 
 #[tokio::test]
