@@ -117,7 +117,10 @@ pub async fn audit(
     promise(
         checked.wrong == 0,
         "records, calls and effects keep the invariants",
-        format!("{} of {} sagas do not, by {} calls", checked.wrong, checked.sagas, checked.calls),
+        format!(
+            "{} of {} sagas do not, by {} calls, {} of which were late ones of former owners",
+            checked.wrong, checked.sagas, checked.calls, checked.late
+        ),
     );
     Ok(broken)
 }

@@ -7,7 +7,7 @@ use std::{
 
 use mainstay::{
     saga::{SagaId, journal::Journal, view::Timeline},
-    testing::{Evidence, Structure, check_evidence},
+    testing::{Call, Evidence, Structure, check_evidence},
 };
 use rusqlite::Connection;
 
@@ -21,6 +21,8 @@ const SHOWN: usize = 5;
 pub struct Checked {
     pub sagas: usize,
     pub calls: usize,
+    /// Calls that were answered when the saga's next owner had already asked for something: of one that stood still.
+    pub late: usize,
     pub wrong: usize,
 }
 
@@ -56,6 +58,7 @@ pub async fn check(
         };
         checked.sagas += 1;
         checked.calls += evidence.calls.len();
+        checked.late += evidence.calls.iter().filter(|call| is_late(call, evidence.calls)).count();
         let violations = check_evidence(&evidence);
         if violations.is_empty() {
             continue;
@@ -69,6 +72,11 @@ pub async fn check(
         }
     }
     Ok(checked)
+}
+
+fn is_late(call: &Call, calls: &[Call]) -> bool {
+    let Some((ended, _)) = call.ended else { return false };
+    calls.iter().any(|other| other.epoch > call.epoch && other.began < ended)
 }
 
 /// How often a step was done less how often it was undone, by the service's own ledger and not by its barrier. The stock keeps sums only;

@@ -1,4 +1,5 @@
-//! Kills the orchestrator again and again, and looks whether anything it had accepted is lost.
+//! Kills the orchestrator again and again, and looks whether anything it had accepted is lost. Where two live at once, one of them now and
+//! then only stands still until the other has its sagas, and goes on.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -10,10 +11,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Error, Options, audit, chance::Chance, store::Place};
+use crate::{
+    Error, Options, audit,
+    chance::Chance,
+    store::{LEASE, Place},
+};
 
 /// An orchestrator that works lives for at most so long.
 const LIFE: Duration = Duration::from_millis(600);
+
+/// A run of so many kills in which nobody stood still, where that could be, has not tried what it should.
+const MANY: u32 = 50;
 
 /// How much longer than its patience the last one may take to end.
 const GRACE: Duration = Duration::from_secs(30);
@@ -40,7 +48,7 @@ pub async fn run(
     let heard = Arc::new(Mutex::new(Heard::default()));
     let began = Instant::now();
     let mut chance = Chance::new(seed, u64::MAX);
-    let (mut living, mut killed) = (VecDeque::new(), 0);
+    let (mut living, mut killed, mut stalls) = (VecDeque::<Worker>::new(), 0, 0);
     for round in 0..kills {
         let (early, life) = (chance.below(4) == 0, chance.up_to(LIFE));
         let worker = Worker::start(round, command(data, place, seed, round, options)?, &heard)?;
@@ -50,6 +58,19 @@ pub async fn run(
         }
         living.push_back(worker);
         std::thread::sleep(life);
+        if living.len() > 1 && chance.below(4) == 0 {
+            // The older one stands still in the middle of whatever it was at, until the other has its sagas, and does not know of it
+            // when it goes on.
+            living[0].signal("STOP")?;
+            std::thread::sleep(LEASE * 3 / 2 + chance.up_to(LEASE));
+            living[0].signal("CONT")?;
+            stalls += 1;
+            // Some time later it is killed, or the other one in its place.
+            std::thread::sleep(chance.up_to(LIFE));
+            if chance.below(2) == 0 {
+                living.rotate_left(1);
+            }
+        }
         let last = round + 1 == kills;
         while living.len() > if last { 0 } else { place.beside() } {
             let Some(worker) = living.pop_front() else { break };
@@ -69,7 +90,7 @@ pub async fn run(
     let over: HashSet<&String> = sagas.completed.iter().chain(&sagas.compensated).collect();
     let lost: Vec<&String> = heard.accepted.iter().filter(|id| !over.contains(id)).collect();
     println!(
-        "\n{} orders accepted, {} lost; sagas changed hands {} times; {killed} kills, {:.0} s in all",
+        "\n{} orders accepted, {} lost; sagas changed hands {} times; {killed} kills, {stalls} stalls, {:.0} s in all",
         heard.accepted.len(),
         lost.len(),
         sagas.moves,
@@ -80,6 +101,10 @@ pub async fn run(
         let rate = heard.taken as f64 / seconds.max(0.001);
         println!("{} sagas were taken up at starts, in {seconds:.1} s, {rate:.0}/s", heard.taken);
     }
+    let untried = place.beside() > 0 && kills >= MANY && stalls == 0;
+    if untried {
+        println!("  none has stood still: nothing was seen of owners that go on when they are none any more");
+    }
     for id in lost.iter().take(10) {
         println!("  lost: {id}");
     }
@@ -88,7 +113,8 @@ pub async fn run(
         Some(status) => println!("  the last orchestrator has failed: {status}"),
         None => println!("  the last orchestrator did not end, and was killed"),
     }
-    let broken = usize::from(!lost.is_empty()) + usize::from(!status.is_some_and(|status| status.success()));
+    let failed = !status.is_some_and(|status| status.success());
+    let broken = [!lost.is_empty(), failed, untried].map(usize::from).iter().sum();
     Ok((std::mem::take(&mut heard.accepted), broken))
 }
 
@@ -123,6 +149,13 @@ impl Worker {
     fn ready(&self) -> Result<(), Error> {
         let waited = self.ready.recv_timeout(Duration::from_secs(60));
         waited.map_err(|_| format!("orchestrator {} does not come up", self.round).into())
+    }
+
+    /// By the shell: the standard library sends no signal but SIGKILL.
+    fn signal(&self, name: &str) -> Result<(), Error> {
+        let sent =
+            Command::new("sh").args(["-c", &format!("kill -s {name} {}", self.child.id())]).status()?;
+        if sent.success() { Ok(()) } else { Err(format!("SIG{name} was not sent: {sent}").into()) }
     }
 
     /// Kills it, which is an error when it has ended by itself, and waits until everything that it said was heard.

@@ -1,8 +1,8 @@
 //! An order as a saga, over three services with a database each.
 //!
 //! Four short plays show what becomes of an order when everything goes well, when a card is declined, when nobody knows whether
-//! a card was charged, and when an undo does not work. With `--kill` the orchestrator is killed again and again under load,
-//! and every order it had accepted has to end all the same. Either way the services' ledgers are audited at the end, and what they were
+//! a card was charged, and when an undo does not work. With `--kill` the orchestrator is killed again and again under load, or
+//! stopped until another has its sagas, and every order it had accepted has to end all the same. Either way the services' ledgers are audited at the end, and what they were
 //! asked is laid before the checker of the invariants together with what the store has.
 
 mod audit;
@@ -35,7 +35,8 @@ cargo run --example order_saga -- [options]
   --store postgres:URL
                keep the sagas there, in a schema of this run that is dropped at its end (a file in DIR);
                the feature `postgres` has to be on
-  --kill       kill the orchestrator under load instead of playing
+  --kill       kill the orchestrator under load instead of playing; with PostgreSQL one is also stopped now and then,
+               for longer than its lease, and goes on
   --kills N    how often (200)
   --patience S for how many seconds the last orchestrator may work at what the killed have left (120)
   --wrong-keys put the number of the attempt into the keys: the common mistake, which the audit finds

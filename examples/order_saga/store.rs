@@ -1,6 +1,9 @@
 //! Where the sagas are kept: in a file beside the services' databases, or in PostgreSQL.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 #[cfg(feature = "postgres")]
 use mainstay::saga::postgres::{Postgres, tokio_postgres};
@@ -9,10 +12,9 @@ use mainstay::saga::{Opening, Orchestrator, journal::Journal, sqlite::Sqlite};
 use crate::Error;
 
 /// How long the others leave the sagas of an orchestrator alone of which they hear nothing: short, since here it is dead.
+pub const LEASE: Duration = Duration::from_millis(500);
 #[cfg(feature = "postgres")]
-const LEASE: std::time::Duration = std::time::Duration::from_millis(500);
-#[cfg(feature = "postgres")]
-const POLL: std::time::Duration = std::time::Duration::from_millis(50);
+const POLL: Duration = Duration::from_millis(50);
 
 /// Where the sagas of this run are.
 #[derive(Debug, Clone)]

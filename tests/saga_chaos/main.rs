@@ -1,12 +1,16 @@
 //! Five orchestrators over one store that die, stand still, lose their leases and come back, while sagas are started.
 //!
-//! Over a store in memory on the paused clock, and over one SQLite file in real time. More seeds: `MAINSTAY_CHAOS=100 cargo test
-//! --release --features saga --test saga_chaos -- --nocapture`. A minute of the real one: `cargo test --release --features sqlite
-//! --test saga_chaos -- --ignored --nocapture`.
+//! Over a store in memory on the paused clock, and in real time over one SQLite file and over one schema in the Postgres of
+//! `MAINSTAY_TEST_POSTGRES`; without it the latter are skipped and say so. More seeds: `MAINSTAY_CHAOS=100 cargo test --release
+//! --features saga --test saga_chaos -- --nocapture`. A minute of each of the real ones: `cargo test --release --features
+//! sqlite,postgres --test saga_chaos -- --ignored --nocapture --test-threads 1`.
 #![cfg(feature = "saga")]
 #![allow(missing_docs, clippy::disallowed_methods)] // Time is measured from outside.
 
 mod gate;
+#[cfg(feature = "postgres")]
+#[path = "../support/postgres.rs"]
+mod postgres;
 mod sagas;
 
 use std::{
@@ -18,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use mainstay::{
     saga::{
         Incarnation, Orchestrator, Order, Phase, Saga, SagaId, StartOptions,
@@ -46,7 +51,7 @@ struct Pace {
     starts: Duration,
 }
 
-type Connect = Arc<dyn Fn() -> Arc<dyn Journal> + Send + Sync>;
+type Connect = Arc<dyn Fn() -> BoxFuture<'static, Arc<dyn Journal>> + Send + Sync>;
 
 /// An orchestrator with its own code for the sagas.
 #[derive(Clone)]
@@ -104,7 +109,7 @@ impl World {
     async fn open(&self, slot: usize) -> Present {
         let life = Life::new();
         let gate = Gate {
-            store: (self.connect)(),
+            store: (self.connect)().await,
             viewer: self.viewer.clone(),
             life: life.clone(),
             stale: self.stale.clone(),
@@ -296,7 +301,7 @@ impl World {
 
 async fn chaos(seed: u64, pace: Pace, connect: Connect, unfenced: bool) -> Report {
     let chance = Arc::new(Chance::new(seed));
-    let viewer = connect();
+    let viewer = connect().await;
     let slot = || Slot { present: Mutex::new(None), well: AtomicBool::new(false) };
     let world = Arc::new(World {
         pace,
@@ -323,8 +328,9 @@ async fn chaos(seed: u64, pace: Pace, connect: Connect, unfenced: bool) -> Repor
         owner.await.unwrap();
     }
     let (takeovers, worst_takeover) = watch.await.unwrap();
-    // Nothing is wrong any more: what is not over yet comes to its end.
-    for _ in 0..600 {
+    // Nothing is wrong any more: what is not over yet comes to its end. Without a fence it may have none.
+    let looks = if unfenced { 20 } else { 600 };
+    for _ in 0..looks {
         let open = world.open_sagas().await;
         if open.is_empty() {
             break;
@@ -357,6 +363,10 @@ fn holds(report: &Report, pace: Pace) {
     assert!(report.worst_takeover <= bar, "{report:?}");
 }
 
+fn shows_that_the_fence_is_gone(report: &Report) -> bool {
+    report.stale_accepted > 0 && report.problems.iter().any(|problem| problem.contains("I6"))
+}
+
 const SIMULATED: Pace = Pace {
     lease: Duration::from_secs(10),
     poll: Duration::from_secs(1),
@@ -365,9 +375,32 @@ const SIMULATED: Pace = Pace {
     starts: Duration::from_secs(8),
 };
 
+const REAL: Pace = Pace {
+    lease: Duration::from_secs(1),
+    poll: Duration::from_millis(100),
+    travel: Duration::from_millis(50),
+    chaos: Duration::from_secs(3),
+    starts: Duration::from_millis(60),
+};
+
+/// Five times as much of everything that goes by the lease, so that a short run has something of it.
+#[cfg(feature = "postgres")]
+const HASTY: Pace = Pace {
+    lease: Duration::from_millis(200),
+    poll: Duration::from_millis(20),
+    travel: Duration::from_millis(20),
+    starts: Duration::from_millis(40),
+    ..REAL
+};
+
+const MINUTE: Pace = Pace { chaos: Duration::from_secs(60), ..REAL };
+
 fn in_memory() -> Connect {
     let store = Memory::new();
-    Arc::new(move || Arc::new(store.connect()))
+    Arc::new(move || {
+        let store = store.connect();
+        Box::pin(async move { Arc::new(store) as Arc<dyn Journal> })
+    })
 }
 
 /// On a runtime of its own, so that nothing of it is left.
@@ -375,6 +408,24 @@ fn simulated(seed: u64, unfenced: bool) -> Report {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(chaos(seed, SIMULATED, in_memory(), unfenced))
+}
+
+/// The same in real time.
+fn real(seed: u64, pace: Pace, connect: Connect, unfenced: bool) -> Report {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(chaos(seed, pace, connect, unfenced))
+}
+
+/// A short run in real time: without the bar for take-overs, which a busy machine may miss.
+fn short_one_is_safe(report: &Report) {
+    is_safe(report);
+    assert!(report.sagas > 20 && report.disturbed.iter().sum::<u64>() > 2, "{report:?}");
+}
+
+fn minute_holds(report: &Report) {
+    println!("{report:?}");
+    holds(report, MINUTE);
+    assert!(report.stale_refused > 0 && report.takeovers > 10, "nothing was put to the test: {report:?}");
 }
 
 #[test]
@@ -402,11 +453,7 @@ fn five_owners_in_chaos_keep_every_promise() {
 
 #[test]
 fn a_store_without_a_fence_is_found() {
-    let found = (0..5).any(|seed| {
-        let report = simulated(seed, true);
-        report.stale_accepted > 0 && report.problems.iter().any(|problem| problem.contains("I6"))
-    });
-    assert!(found);
+    assert!((0..5).any(|seed| shows_that_the_fence_is_gone(&simulated(seed, true))));
 }
 
 #[cfg(feature = "sqlite")]
@@ -415,39 +462,70 @@ mod on_a_disk {
 
     use super::*;
 
-    fn real(seed: u64, chaos_for: Duration) -> (Report, Pace) {
-        let pace = Pace {
-            lease: Duration::from_secs(1),
-            poll: Duration::from_millis(100),
-            travel: Duration::from_millis(50),
-            chaos: chaos_for,
-            starts: Duration::from_millis(60),
-        };
+    fn over_one_file(seed: u64, pace: Pace) -> Report {
         let folder = std::env::temp_dir().join(format!("mainstay-chaos-{seed}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join("sagas.db");
-        let connect: Connect = Arc::new(move || Arc::new(Sqlite::at(&path).shared().open().unwrap()));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let report = runtime.block_on(chaos(seed, pace, connect, false));
-        drop(runtime);
+        let connect: Connect = Arc::new(move || {
+            let store = Sqlite::at(&path).shared().open().unwrap();
+            Box::pin(async move { Arc::new(store) as Arc<dyn Journal> })
+        });
+        let report = real(seed, pace, connect, false);
         std::fs::remove_dir_all(&folder).unwrap();
-        (report, pace)
+        report
     }
 
-    /// Without the bar for take-overs, which a busy machine may miss.
     #[test]
     fn five_owners_over_one_file_in_chaos() {
-        let (report, _) = real(2, Duration::from_secs(3));
-        is_safe(&report);
-        assert!(report.sagas > 20 && report.disturbed.iter().sum::<u64>() > 2, "{report:?}");
+        short_one_is_safe(&over_one_file(2, REAL));
     }
 
     #[test]
     #[ignore = "takes a minute of real time"]
     fn five_owners_over_one_file_in_chaos_for_a_minute() {
-        let (report, pace) = real(1, Duration::from_secs(60));
-        println!("{report:?}");
-        holds(&report, pace);
-        assert!(report.stale_refused > 0 && report.takeovers > 10, "nothing was put to the test: {report:?}");
+        minute_holds(&over_one_file(1, MINUTE));
+    }
+}
+
+#[cfg(feature = "postgres")]
+mod on_a_server {
+    use mainstay::saga::postgres::Postgres;
+
+    use super::{postgres::Schema, *};
+
+    /// None without a server.
+    fn over_one_schema(test: &str, seed: u64, pace: Pace, unfenced: bool) -> Option<Report> {
+        let schema = Schema::new(test)?;
+        let (url, name) = (schema.url.clone(), schema.name.clone());
+        let connect: Connect = Arc::new(move || {
+            let connecting = Postgres::connect(&url).schema(&name);
+            Box::pin(async move { Arc::new(connecting.await.unwrap()) as Arc<dyn Journal> })
+        });
+        Some(real(seed, pace, connect, unfenced))
+    }
+
+    #[test]
+    fn five_owners_over_one_schema_in_chaos() {
+        if let Some(report) = over_one_schema("five_owners_over_one_schema_in_chaos", 2, HASTY, false) {
+            short_one_is_safe(&report);
+        }
+    }
+
+    #[test]
+    fn a_schema_without_a_fence_is_found() {
+        let found = |seed| {
+            let report = over_one_schema("a_schema_without_a_fence_is_found", seed, HASTY, true);
+            report.is_none_or(|report| shows_that_the_fence_is_gone(&report))
+        };
+        assert!((0..5).any(found));
+    }
+
+    #[test]
+    #[ignore = "takes a minute of real time"]
+    fn five_owners_over_one_schema_in_chaos_for_a_minute() {
+        let test = "five_owners_over_one_schema_in_chaos_for_a_minute";
+        if let Some(report) = over_one_schema(test, 1, MINUTE, false) {
+            minute_holds(&report);
+        }
     }
 }

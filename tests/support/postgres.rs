@@ -10,8 +10,8 @@ use tokio::runtime::Runtime;
 use tokio_postgres::{Client, NoTls};
 
 pub struct Schema {
-    url: String,
-    name: String,
+    pub url: String,
+    pub name: String,
     pub runtime: Runtime,
 }
 
