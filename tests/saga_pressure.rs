@@ -239,3 +239,46 @@ async fn what_is_under_way_makes_no_room_and_starts_are_refused() {
     tokio::time::sleep(seconds(12)).await;
     assert_eq!(held(), [(7, 8, None)]);
 }
+
+/// With one place there is nobody to make room for.
+#[tokio::test(start_paused = true)]
+async fn a_saga_that_is_alone_makes_room_for_nobody() {
+    let (store, service) = (Memory::new(), Service::default());
+    let mut saga = Saga::define::<u32>("once", 1);
+    let act = service.clone();
+    let sent = saga.step("send", (), move |_, ()| std::future::ready(act.answer(None)));
+    let sent = sent.on_unknown(Unknown::Park).compensate(|_, (), _| async { Ok(()) });
+    let saga = saga.build(sent).unwrap();
+    let orchestrator = open(&store, 1).register(&saga).start().await.unwrap();
+    let handle = orchestrator.start(&saga, "once", &1).await.unwrap();
+    tokio::time::sleep(seconds(20)).await;
+    assert_eq!(orchestrator.live(), 1, "it was not begun, which only memory knows");
+    service.there.store(true, SeqCst);
+    let end = tokio::time::timeout(seconds(10), handle.finished()).await;
+    assert_eq!(end.expect("it is sent as soon as it can be").unwrap(), Outcome::Completed(()));
+}
+
+/// What a participant has let be sent again is sent, however few places there are.
+#[tokio::test(start_paused = true)]
+async fn what_may_be_sent_again_is_sent_before_it_makes_room() {
+    let (store, sent) = (Memory::new(), Arc::new(AtomicU32::new(0)));
+    let mut saga = Saga::define::<u32>("asked", 1);
+    let sending = sent.clone();
+    let step = saga.step("send", (), move |_, ()| {
+        let answered = sending.fetch_add(1, SeqCst) >= 3;
+        async move { if answered { Ok(()) } else { Err(Failure::unknown("no answer")) } }
+    });
+    let step = step.verify(|_, ()| async { Ok(mainstay::saga::Verified::Resend) });
+    let step = step.compensate(|_, (), _| async { Ok(()) });
+    let saga = saga.build(step).unwrap();
+    let mut long = Saga::define::<u32>("long", 1);
+    let never = long.step("never", (), |_, ()| pending::<Result<(), Failure>>());
+    let never = never.without_compensation("it takes its time");
+    let long = long.build(never).unwrap();
+    let orchestrator = open(&store, 2).register(&saga).register(&long).start().await.unwrap();
+    orchestrator.start(&long, "long", &1).await.unwrap();
+    let handle = orchestrator.start(&saga, "asked", &1).await.unwrap();
+    let end = tokio::time::timeout(seconds(20), handle.finished()).await;
+    assert_eq!(end.expect("it is sent again at once").unwrap(), Outcome::Completed(()));
+    assert_eq!(sent.load(SeqCst), 4);
+}

@@ -168,7 +168,9 @@ impl Driver {
             let mut idle = only_waits && far(rest) && self.can_be_let_go();
             if only_waits && !idle {
                 let away = self.rest(dispatched, AWAY);
-                if far(away) && self.makes_room() {
+                // What may be sent again soon is sent: who comes back only asks once more.
+                let resends = !(self.resend & self.machine().shape().at_most_once).is_empty();
+                if far(away) && (far(rest) || !resends) && self.makes_room() {
                     (rest, idle) = (away, true);
                 }
             }
@@ -179,7 +181,7 @@ impl Driver {
                     rest => rest.map(|rest| self.inner.now().after(rest)),
                 };
                 self.ledger.release(wake).await?;
-                self.inner.let_go(&self.ledger.id, self.in_vain && !self.draining);
+                self.inner.let_go(&self.ledger.id, self.in_vain && !self.draining, rest);
                 return Err(Stop::Released);
             }
             let nap = rest.map_or(IDLE, |rest| rest.min(CLOCK));

@@ -105,7 +105,7 @@ impl<R: Inputs> Handle<R> {
     /// Waits until it is over, or until it is stuck, parked or blocked.
     ///
     /// While another process has it, that it is so is seen in the store, as its end is (see [`finished`](Self::finished)), and believed
-    /// when it is so for two looks: after a second at best, and up to 20 s when it has taken long.
+    /// when it is so for two looks: after one [`poll`](super::Opening::poll) at best, and up to 20 s when it has taken long.
     ///
     /// # Errors
     ///

@@ -79,7 +79,7 @@ pub trait Journal: Send + Sync + 'static {
     fn requests(&self, by: &Incarnation) -> Pending<'_, Vec<Request>>;
 
     /// Deletes at most `limit` sagas that ended before `before`, with all that belongs to them; how many it were. In the same transaction
-    /// it is noted that `by` did so, in one row for each `by` and `before`.
+    /// it is noted that `by` did so, in one row for each `by` and day.
     fn forget(&self, by: &str, before: Timestamp, limit: usize) -> Pending<'_, usize>;
 
     /// What was forgotten, at most `limit` rows, the last ones first.

@@ -13,7 +13,7 @@ use crate::saga::{
 /// | | what is checked |
 /// |---|---|
 /// | I1 | an acknowledged saga is in the store; given time, it is over, or stuck, parked or waiting |
-/// | I2 | completed: each step was done and none was undone, net one effect each; compensated: everything that may have happened and can be undone was undone, no net effect; no pivot may have happened, unless a person has turned it round nevertheless; in the journal's transaction: done and undone as often as is recorded, however the saga ends |
+/// | I2 | completed: each step was done and none was undone, net one effect each; compensated: everything that may have happened and can be undone was undone, no net effect; no pivot and no retriable step may have happened, unless a person has turned it round nevertheless; in the journal's transaction: done and undone as often as is recorded, however the saga ends |
 /// | I3 | no action is sent behind a durable abort, no compensation before one |
 /// | I4 | a step is sent when everything before it is durably complete, and undone when everything behind it that may have happened is undone |
 /// | I5 | one step and direction has one key, two have two |
@@ -407,12 +407,12 @@ impl Checker<'_> {
                     }
                 }
                 Phase::Compensated
-                    if part.class == Class::Pivot
+                    if matches!(part.class, Class::Pivot | Class::Retriable)
                         && !story.forced()
                         && (happened(calls, story, part, u64::MAX)
                             || net(path).is_some_and(|net| net != 0)) =>
                 {
-                    self.report("I2", format!("it is compensated, and {path}, its pivot, may have happened"));
+                    self.report("I2", format!("it is compensated, and {path}, behind which nothing is turned round, may have happened"));
                 }
                 _ => {}
             }

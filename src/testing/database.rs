@@ -2,7 +2,11 @@
 
 use std::{any::TypeId, collections::BTreeMap, error, fmt, sync::Arc};
 
-use rusqlite::{Connection, backup::Backup};
+use rusqlite::{
+    Connection,
+    backup::{Backup, StepResult},
+    ffi,
+};
 
 use super::{business::Business, case::Loss, seen::Seen};
 use crate::{
@@ -85,7 +89,13 @@ impl Beside for Database {
 }
 
 fn copy(from: &Connection, to: &mut Connection) -> rusqlite::Result<()> {
-    Backup::new(from, to)?.step(-1).map(drop)
+    match Backup::new(from, to)?.step(-1)? {
+        StepResult::Done => Ok(()),
+        other => {
+            let why = format!("another connection is at work on it: {other:?}");
+            Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_BUSY), Some(why)))
+        }
+    }
 }
 
 impl Business for Database {

@@ -52,7 +52,10 @@ impl Driver {
                     return self.refuse(id, by, Ask::Order(order), illegal).await;
                 }
                 match &order {
-                    Order::Retry { .. } => self.retry_at.clear(),
+                    Order::Retry { .. } => {
+                        self.retry_at.clear();
+                        self.waits.count_anew();
+                    }
                     Order::Complete { step, .. }
                     | Order::Reject { step, .. }
                     | Order::Undone { step, .. } => {

@@ -214,7 +214,7 @@ impl Driver {
                     self.tainted.insert(step);
                 }
                 self.resend.insert(step);
-                let wait = self.waits.again(step);
+                let wait = self.waits.again(step, clean);
                 self.try_again_after(step, wait);
                 Ok(())
             }

@@ -25,8 +25,9 @@ const RESENDS: u32 = 8;
 pub(super) struct Waits {
     /// How often in a row a step was refused.
     refused: Vec<(usize, u32)>,
-    /// How often a step's participant had nothing of what it was sent.
+    /// How often a step's participant had nothing of what it was sent; and how often what was sent might still arrive.
     again: Vec<(usize, u32)>,
+    unseen: Vec<(usize, u32)>,
     chance: Chance,
 }
 
@@ -42,7 +43,12 @@ fn times(of: &mut Vec<(usize, u32)>, step: usize) -> &mut u32 {
 impl Waits {
     /// Drawn from the saga's name and ownership: a history that is replayed waits as long again.
     pub(super) fn new(saga: &SagaId, epoch: u64) -> Self {
-        Waits { refused: Vec::new(), again: Vec::new(), chance: Chance::of((saga.as_str(), epoch)) }
+        Waits {
+            refused: Vec::new(),
+            again: Vec::new(),
+            unseen: Vec::new(),
+            chance: Chance::of((saga.as_str(), epoch)),
+        }
     }
 
     /// How long a step waits that was refused once more: the backoff, or as long as was said if that is longer, and then up to a tenth more.
@@ -64,8 +70,11 @@ impl Waits {
         self.refused.retain(|(other, _)| *other != step);
     }
 
-    /// How long a step waits whose participant has nothing of it.
-    pub(super) fn again(&mut self, step: usize) -> Duration {
+    /// How long a step waits whose participant has nothing of it; `clean` if it vouches for that nothing can arrive.
+    pub(super) fn again(&mut self, step: usize, clean: bool) -> Duration {
+        if !clean {
+            *times(&mut self.unseen, step) += 1;
+        }
         let times = times(&mut self.again, step);
         *times = times.saturating_add(1);
         AGAIN * 2_u32.pow((*times).min(8))
@@ -73,10 +82,17 @@ impl Waits {
 
     /// Whether it is no use to send a step again that may have been on its way all the time. It is counted anew then.
     pub(super) fn was_sent_enough(&mut self, step: usize) -> bool {
-        let times = times(&mut self.again, step);
-        let enough = *times >= RESENDS;
-        *times = if enough { 0 } else { *times };
+        let enough = *times(&mut self.unseen, step) >= RESENDS;
+        if enough {
+            self.count_anew();
+        }
         enough
+    }
+
+    /// Everything is tried as if for the first time.
+    pub(super) fn count_anew(&mut self) {
+        self.again.clear();
+        self.unseen.clear();
     }
 }
 

@@ -467,12 +467,14 @@ impl Rows {
             if self.undoable {
                 self.unsynced.push(Undo::Audit(self.audit.clone()));
             }
-            let earlier = self.audit.iter().position(|noted| noted.by == by && noted.before == before);
+            let day = |at: Timestamp| at.0 / 86_400_000;
+            let earlier = self.audit.iter().position(|noted| noted.by == by && day(noted.at) == day(now));
             let mut note = match earlier {
                 Some(at) => self.audit.remove(at),
                 None => Forgotten { by, before, sagas: 0, at: now },
             };
             note.sagas += old.len() as u64;
+            note.before = note.before.max(before);
             note.at = now;
             self.audit.push(note);
         }

@@ -205,7 +205,8 @@ impl Seat {
         let inner = &self.inner;
         let mut places = lock(&inner.places);
         let stay = inner.admission.in_use().saturating_sub(places.leaving);
-        let crowd = stay.saturating_mul(16) >= inner.settings.max_live.saturating_mul(sixteenths);
+        // One that is alone makes room for nobody.
+        let crowd = stay > 1 && stay.saturating_mul(16) >= inner.settings.max_live.saturating_mul(sixteenths);
         if crowd && !self.leaving {
             self.leaving = true;
             places.leaving += 1;
@@ -390,8 +391,8 @@ impl Inner {
     }
 
     /// A saga was let go, `in_vain` if nothing was done for it: a request waits at it that only a later version can read, mostly, and would
-    /// have it claimed at every look. From the second time on the pauses grow.
-    pub(crate) fn let_go(&self, id: &SagaId, in_vain: bool) {
+    /// have it claimed at every look. From the second time on the pauses grow, but end when it is due, after `rest`.
+    pub(crate) fn let_go(&self, id: &SagaId, in_vain: bool, rest: Option<Duration>) {
         let mut vain = lock(&self.vain);
         if !in_vain {
             vain.remove(id);
@@ -401,7 +402,8 @@ impl Inner {
         let claimed = vain.entry(id.clone()).or_insert(Vain { times: 0, not_before: now });
         if claimed.times > 0 {
             let pause = self.settings.poll.saturating_mul(2_u32.saturating_pow(claimed.times));
-            claimed.not_before = time::later(now, pause.min(LONGEST_VAIN));
+            let pause = pause.min(LONGEST_VAIN).min(rest.unwrap_or(Duration::MAX));
+            claimed.not_before = time::later(now, pause);
         }
         claimed.times = claimed.times.saturating_add(1);
     }

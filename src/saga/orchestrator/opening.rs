@@ -144,7 +144,8 @@ impl Opening {
     }
 
     /// The largest output of a step in bytes of JSON. The effect of a step with a larger one is not lost: its outcome is unknown, as of one
-    /// whose output cannot be read again; and to know that, each output is read once more before it is recorded.
+    /// whose output cannot be read again; and to know that, each output is read once more before it is recorded. Work in the journal's
+    /// transaction is rolled back instead, and rejected.
     pub fn max_output(mut self, bytes: usize) -> Self {
         self.settings.max_output = bytes;
         self

@@ -158,8 +158,9 @@ WITH old AS MATERIALIZED (
 ), gone AS (
     DELETE FROM @.saga WHERE number = ANY (ARRAY (SELECT number FROM old)) RETURNING number
 ), noted AS (
-    INSERT INTO @.audit (author, before, sagas, at) SELECT $3, $1, count(*), ~ FROM gone HAVING count(*) > 0
-    ON CONFLICT (author, before) DO UPDATE SET sagas = audit.sagas + excluded.sagas, at = excluded.at
+    INSERT INTO @.saga_audit (author, day, before, sagas, at) SELECT $3, ~ / 86400000, $1, count(*), ~ FROM gone HAVING count(*) > 0
+    ON CONFLICT (author, day) DO UPDATE SET before = greatest(saga_audit.before, excluded.before),
+        sagas = saga_audit.sagas + excluded.sagas, at = excluded.at
 )
 SELECT count(*) FROM gone";
 

@@ -61,7 +61,7 @@ WHERE id > $1 AND (phase = ANY ($2) OR phase <> ALL ($6)) AND ($3::text IS NULL 
 
 /// What was forgotten.
 pub(super) const FORGOTTEN: &str =
-    "SELECT author, before, sagas, at FROM @.audit ORDER BY at DESC, number DESC LIMIT $1";
+    "SELECT author, before, sagas, at FROM @.saga_audit ORDER BY at DESC, number DESC LIMIT $1";
 
 /// Who has registered.
 pub(super) const ORCHESTRATORS: &str =

@@ -129,13 +129,14 @@ CREATE TABLE IF NOT EXISTS @.semantic_lock (
     saga bigint NOT NULL
 );
 CREATE INDEX IF NOT EXISTS semantic_lock_saga ON @.semantic_lock (saga);
-CREATE TABLE IF NOT EXISTS @.audit (
+CREATE TABLE IF NOT EXISTS @.saga_audit (
     number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     author text NOT NULL,
+    day bigint NOT NULL,
     before bigint NOT NULL,
     sagas bigint NOT NULL,
     at bigint NOT NULL,
-    UNIQUE (author, before)
+    UNIQUE (author, day)
 );
 CREATE TABLE IF NOT EXISTS @.writer (
     id text COLLATE "C" PRIMARY KEY,

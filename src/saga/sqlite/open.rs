@@ -78,13 +78,14 @@ CREATE TABLE semantic_lock (
     saga INTEGER NOT NULL REFERENCES saga (number) ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX semantic_lock_saga ON semantic_lock (saga);
-CREATE TABLE audit (
+CREATE TABLE saga_audit (
     number INTEGER PRIMARY KEY,
     author TEXT NOT NULL,
+    day    INTEGER NOT NULL,
     before INTEGER NOT NULL,
     sagas  INTEGER NOT NULL,
     at     INTEGER NOT NULL,
-    UNIQUE (author, before)
+    UNIQUE (author, day)
 ) STRICT;
 CREATE TABLE meta (
     name  TEXT PRIMARY KEY,

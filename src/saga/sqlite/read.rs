@@ -323,7 +323,7 @@ pub(super) fn requests(connection: &Connection, by: &Incarnation) -> Result<Vec<
 
 pub(super) fn forgotten(connection: &Connection, limit: usize) -> Result<Vec<Forgotten>> {
     let mut select = connection.prepare_cached(
-        "SELECT author, before, sagas, at FROM audit ORDER BY at DESC, number DESC LIMIT ?1",
+        "SELECT author, before, sagas, at FROM saga_audit ORDER BY at DESC, number DESC LIMIT ?1",
     )?;
     let rows = select.query_map([int(limit as u64)], |row| {
         let mut reader = Reader { row, damage: None };

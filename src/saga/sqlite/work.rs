@@ -106,7 +106,8 @@ where
 const SAVEPOINT: &str = "mainstay_work";
 
 /// The tables that work does not change.
-const OURS: [&str; 6] = ["saga", "saga_event", "orchestrator", "signal", "semantic_lock", "meta"];
+const OURS: [&str; 7] =
+    ["saga", "saga_event", "orchestrator", "signal", "semantic_lock", "saga_audit", "meta"];
 
 /// After so many instructions of SQLite's machine it is looked whether anybody waits for the work yet: some microseconds.
 const INSTRUCTIONS: i32 = 1_000;

@@ -295,6 +295,9 @@ pub(super) fn claim(
     if claim.limit == 0 || claim.definitions.is_empty() {
         return Ok(Vec::new());
     }
+    let mut claim = claim.clone();
+    claim.except.sort_unstable();
+    let claim = &claim;
     let mut living = connection.prepare_cached("SELECT incarnation FROM orchestrator WHERE until > ?1")?;
     let living: HashSet<String> = living.query_map([int(now.0)], |row| row.get(0))?.collect::<Result<_>>()?;
     let lives = |owner: &str| living.contains(owner);
@@ -359,7 +362,9 @@ fn wanted(claim: &Claim, row: &Row<'_>) -> Result<bool> {
             && known.digest.as_bytes() == digest
     });
     let readable = std::str::from_utf8(text(7)?).is_ok_and(|phase| Phase::from_text(phase).is_some());
-    Ok(known && readable && !claim.except.iter().any(|except| except.as_str().as_bytes() == id))
+    // In their order, since there may be thousands, and each row is looked for among them.
+    let unwanted = claim.except.binary_search_by(|except| except.as_str().as_bytes().cmp(id)).is_ok();
+    Ok(known && readable && !unwanted)
 }
 
 /// The first `limit` rows that the claim wants.
@@ -515,8 +520,9 @@ pub(super) fn forget(
     let count = forget.execute(params![int(before.0), int(limit as u64)])?;
     if count > 0 {
         let mut note = connection.prepare_cached(
-            "INSERT INTO audit (author, before, sagas, at) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT (author, before) DO UPDATE SET sagas = sagas + excluded.sagas, at = excluded.at",
+            "INSERT INTO saga_audit (author, day, before, sagas, at) VALUES (?1, ?4 / 86400000, ?2, ?3, ?4)
+             ON CONFLICT (author, day) DO UPDATE SET before = max(before, excluded.before),
+                 sagas = sagas + excluded.sagas, at = excluded.at",
         )?;
         note.execute(params![by, int(before.0), int(count as u64), int(now.0)])?;
     }
