@@ -244,15 +244,11 @@ async fn what_is_under_way_makes_no_room_and_starts_are_refused() {
 #[tokio::test(start_paused = true)]
 async fn a_saga_that_is_alone_makes_room_for_nobody() {
     let (store, service) = (Memory::new(), Service::default());
-    let mut saga = Saga::define::<u32>("once", 1);
-    let act = service.clone();
-    let sent = saga.step("send", (), move |_, ()| std::future::ready(act.answer(None)));
-    let sent = sent.on_unknown(Unknown::Park).compensate(|_, (), _| async { Ok(()) });
-    let saga = saga.build(sent).unwrap();
+    let saga = order(&service, None, &service);
     let orchestrator = open(&store, 1).register(&saga).start().await.unwrap();
-    let handle = orchestrator.start(&saga, "once", &1).await.unwrap();
+    let handle = orchestrator.start(&saga, "order", &1).await.unwrap();
     tokio::time::sleep(seconds(20)).await;
-    assert_eq!(orchestrator.live(), 1, "it was not begun, which only memory knows");
+    assert_eq!(orchestrator.live(), 1, "it is tried again soon, and nobody wants its place");
     service.there.store(true, SeqCst);
     let end = tokio::time::timeout(seconds(10), handle.finished()).await;
     assert_eq!(end.expect("it is sent as soon as it can be").unwrap(), Outcome::Completed(()));
