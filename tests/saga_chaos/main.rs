@@ -375,25 +375,21 @@ const SIMULATED: Pace = Pace {
     starts: Duration::from_secs(8),
 };
 
-const REAL: Pace = Pace {
+const MINUTE: Pace = Pace {
     lease: Duration::from_secs(1),
     poll: Duration::from_millis(100),
     travel: Duration::from_millis(50),
-    chaos: Duration::from_secs(3),
+    chaos: Duration::from_secs(60),
     starts: Duration::from_millis(60),
 };
 
-/// Five times as much of everything that goes by the lease, so that a short run has something of it.
-#[cfg(feature = "postgres")]
-const HASTY: Pace = Pace {
+const SHORT: Pace = Pace {
     lease: Duration::from_millis(200),
     poll: Duration::from_millis(20),
     travel: Duration::from_millis(20),
+    chaos: Duration::from_secs(3),
     starts: Duration::from_millis(40),
-    ..REAL
 };
-
-const MINUTE: Pace = Pace { chaos: Duration::from_secs(60), ..REAL };
 
 fn in_memory() -> Connect {
     let store = Memory::new();
@@ -477,7 +473,7 @@ mod on_a_disk {
 
     #[test]
     fn five_owners_over_one_file_in_chaos() {
-        short_one_is_safe(&over_one_file(2, REAL));
+        short_one_is_safe(&over_one_file(2, SHORT));
     }
 
     #[test]
@@ -489,12 +485,17 @@ mod on_a_disk {
 
 #[cfg(feature = "postgres")]
 mod on_a_server {
+    use std::sync::PoisonError;
+
     use mainstay::saga::postgres::Postgres;
 
     use super::{postgres::Schema, *};
 
     /// None without a server.
     fn over_one_schema(test: &str, seed: u64, pace: Pace, unfenced: bool) -> Option<Report> {
+        // Each takes some thirty connections, of the hundred that a server has unless it is told otherwise.
+        static TURN: Mutex<()> = Mutex::new(());
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let schema = Schema::new(test)?;
         let (url, name) = (schema.url.clone(), schema.name.clone());
         let connect: Connect = Arc::new(move || {
@@ -506,7 +507,7 @@ mod on_a_server {
 
     #[test]
     fn five_owners_over_one_schema_in_chaos() {
-        if let Some(report) = over_one_schema("five_owners_over_one_schema_in_chaos", 2, HASTY, false) {
+        if let Some(report) = over_one_schema("five_owners_over_one_schema_in_chaos", 2, SHORT, false) {
             short_one_is_safe(&report);
         }
     }
@@ -514,7 +515,7 @@ mod on_a_server {
     #[test]
     fn a_schema_without_a_fence_is_found() {
         let found = |seed| {
-            let report = over_one_schema("a_schema_without_a_fence_is_found", seed, HASTY, true);
+            let report = over_one_schema("a_schema_without_a_fence_is_found", seed, SHORT, true);
             report.is_none_or(|report| shows_that_the_fence_is_gone(&report))
         };
         assert!((0..5).any(found));
