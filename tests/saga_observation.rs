@@ -308,6 +308,9 @@ mod spans {
     #[tokio::test(start_paused = true)]
     async fn each_step_has_one_within_that_of_its_saga() {
         let spans = Spans::default();
+        // While there is one subscriber alone, a span that another test meets first, on a thread without any, is taken for one that nobody
+        // wants.
+        let _second = tracing::Dispatch::new(tracing_subscriber::registry());
         let _default = tracing::subscriber::set_default(tracing_subscriber::registry().with(spans.clone()));
         let mut trip = Saga::define::<u32>("trip", 1);
         let flight = trip.step("flight", (), |_, ()| async { Ok(1) }).compensate(|_, (), _| async { Ok(()) });
