@@ -109,7 +109,10 @@ static void cut(void) {
     struct kept *kept = NULL;
     for (struct undo *undo = newest; undo; undo = undo->older) {
         off64_t longest = 0;
+        struct stat64 now;
         int fd = open(undo->path, O_RDWR);
+        /* Another file may have the name by now. */
+        if (fd < 0 || fstat64(fd, &now) != 0 || now.st_ino != undo->inode) continue;
         off64_t end = undo->at + (off64_t)undo->len;
         for (off64_t sector = undo->at / SECTOR; sector * SECTOR < end; sector++) {
             struct kept *it = kept;

@@ -135,7 +135,8 @@ async fn open(invocation: &Invocation) -> Result<Box<dyn Journal>, Error> {
     match kind {
         "sqlite" => Ok(Box::new(Sqlite::open_existing(place)?)),
         "postgres" | "postgresql" => Ok(Box::new(server::open(address, schema, ca.as_deref()).await?)),
-        _ => Err(format!("{store:?} is no store: say sqlite:FILE or postgres:URL").into()),
+        // Without the rest, in which a password may be.
+        _ => Err(format!("{kind:?} is no kind of store: say sqlite:FILE or postgres:URL").into()),
     }
 }
 

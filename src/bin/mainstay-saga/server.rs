@@ -47,7 +47,7 @@ fn configure(address: &str, ca: Option<&str>) -> Result<Config, Error> {
     })?;
     if ca.is_some() {
         if config.get_ssl_mode() == SslMode::Disable {
-            return Err("--ca is for an encrypted connection, and the address says sslmode=disable".into());
+            return Err("--ca, or MAINSTAY_SAGA_CA, is for an encrypted connection, and the address says sslmode=disable".into());
         }
         config.ssl_mode(SslMode::Require);
     }
@@ -83,10 +83,16 @@ fn client(config: &Config, ca: Option<&str>) -> Result<ClientConfig, Error> {
 fn roots(ca: Option<&str>) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
     let Some(file) = ca else {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        return match roots.is_empty() {
-            true => Err("this system has no root certificates: give the server's by --ca FILE".into()),
-            false => Ok(roots),
+        let loaded = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(loaded.certs);
+        return match (roots.is_empty(), loaded.errors.first()) {
+            (false, _) => Ok(roots),
+            (true, None) => {
+                Err("this system has no root certificates: give the server's by --ca FILE".into())
+            }
+            (true, Some(why)) => {
+                Err(format!("this system's root certificates: {why}: give the server's by --ca FILE").into())
+            }
         };
     };
     let found = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
@@ -111,6 +117,11 @@ fn advice(error: &str, mode: SslMode) -> Option<&'static str> {
     if says(&["invalid peer certificate"]) {
         return Some(
             "sslmode=require wants a certificate that a root of this system, or of --ca FILE, has signed for the host in the address",
+        );
+    }
+    if mode == SslMode::Prefer && says(&["TLS handshake"]) {
+        return Some(
+            "the server offers encryption that cannot be agreed upon: say sslmode=disable if nobody can listen on the way",
         );
     }
     says(&["server does not support TLS"])

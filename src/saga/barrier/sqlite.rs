@@ -217,7 +217,7 @@ impl Pruning {
         Pruning { retention, place: String::new() }
     }
 
-    /// Looks at some thousand rows more, and deletes those that are old, at most `limit`.
+    /// Looks at some thousand rows more, and deletes those that are old, at most `limit`, which is taken for 1 if it is 0.
     ///
     /// The look needs no write lock; the lock is taken if there is something to delete, and what has arrived in between is seen then.
     ///
@@ -226,7 +226,8 @@ impl Pruning {
     /// The database's, after which the next call tries the same piece again. In a transaction of the caller's that is not immediate,
     /// `SQLITE_BUSY_SNAPSHOT`.
     pub fn piece(&mut self, connection: &Connection, limit: usize) -> rusqlite::Result<Pruned> {
-        let limit = rows(limit);
+        // One at least, or it would never come to the end.
+        let limit = rows(limit.max(1));
         let old = Old::find(connection, self, limit)?;
         let pruned = Pruned { rows: old.delete(connection, limit)?, more: !old.over };
         self.place = if old.over { String::new() } else { old.place };

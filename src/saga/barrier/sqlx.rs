@@ -47,7 +47,8 @@
 //! # Features of `sqlx`
 //!
 //! Of `sqlx`'s own features `postgres` and `runtime-tokio` are on. Whatever else a service needs, TLS for instance, it turns on where it
-//! depends on `sqlx`. With `sqlx`'s `sqlite`, though, there is no building this crate's feature `sqlite`: two SQLites cannot be linked together.
+//! depends on `sqlx`. Beside this crate's features `sqlite` and `cli` it has to be without `sqlx`'s default features, `migrate` and `sqlite`, which ask for
+//! another SQLite: two cannot be linked together, and cargo refuses to choose.
 //!
 //! # Cost
 //!
@@ -222,6 +223,8 @@ pub async fn lookup<T: DeserializeOwned>(
 /// Deletes at most `limit` rows, all of sagas that have had no arrival here for longer than `retention`; how many it were.
 ///
 /// Call it until it says 0. The time is that of the database.
+///
+/// Cost: each call passes once over all rows that are old, and those that are not of their sagas: choose a large `limit`.
 ///
 /// # Errors
 ///

@@ -119,6 +119,9 @@ UPDATE @.saga SET owner = $1, epoch = epoch + 1, recoveries = recoveries + CASE 
 WHERE ctid = ANY (ARRAY (SELECT ctid FROM chosen)) RETURNING id, epoch"
 );
 
+/// How many pages the table has.
+const SIZE: &str = "SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::bigint";
+
 /// As many pages as a table can have.
 const PAGES: i64 = u32::MAX as i64;
 
@@ -228,11 +231,11 @@ async fn attempt(
 
     let mut within = Within(Some(&session));
     let around = lock(unreadable).as_ref().and_then(|known| known.pages.clone()).filter(|_| only.is_none());
-    let rows = if let Some(mut around) = around {
+    let rows = if let Some(around) = around {
         client.batch_execute("BEGIN").await?;
-        let taken = take_around(&session, place, &parameters, limit, &mut around).await;
-        if let Some(known) = &mut *lock(unreadable) {
-            known.pages = (!matches!(taken, Err(Trouble::Damaged(_)))).then_some(around);
+        let taken = take_around(&session, place, &parameters, limit, around, unreadable).await;
+        if let (Err(Trouble::Damaged(_)), Some(known)) = (&taken, &mut *lock(unreadable)) {
+            known.pages = None;
         }
         taken?
     } else {
@@ -281,14 +284,20 @@ async fn take_around(
     place: &Place,
     parameters: &[&(dyn ToSql + Sync); 8],
     limit: i64,
-    unreadable: &mut BTreeSet<i64>,
+    mut around: BTreeSet<i64>,
+    unreadable: &Mutex<Option<Unreadable>>,
 ) -> Result<Vec<Row>, Trouble> {
     let client = &session.client;
     let statement = client.prepare(&place.schema.sql(CLAIM_PAGES)).await?;
     let mut taken = Vec::new();
-    let ends = unreadable.iter().copied().chain([PAGES]);
-    let mut next = 0;
-    let mut ranges: Vec<(i64, i64)> = ends.map(|end| (std::mem::replace(&mut next, end + 1), end)).collect();
+    // The table as it is, so that no half of it is looked at twice; and what may have come behind it.
+    let size: i64 = client.query_one(SIZE, &[&place.schema.sql("@.saga")]).await?.try_get(0)?;
+    let (mut ranges, mut next) = (Vec::new(), 0);
+    for page in &around {
+        ranges.push((next, *page));
+        next = page + 1;
+    }
+    ranges.extend([(next, size.max(next)), (size.max(next), PAGES)]);
     while let Some((from, to)) = ranges.pop() {
         let room = limit.saturating_sub(i64::try_from(taken.len()).unwrap_or(i64::MAX));
         if room <= 0 {
@@ -301,14 +310,21 @@ async fn take_around(
         let parameters = [by, names, versions, digests, except, &room, &from, phases, &to];
         client.batch_execute("SAVEPOINT pages").await?;
         match client.query(&statement, &parameters).await.map_err(Trouble::from) {
-            Ok(rows) => taken.extend(rows),
+            Ok(rows) => {
+                taken.extend(rows);
+                client.batch_execute("RELEASE SAVEPOINT pages").await?;
+            }
             Err(Trouble::Damaged(why)) => {
                 client.batch_execute("ROLLBACK TO SAVEPOINT pages").await?;
                 let middle = from + (to - from) / 2;
                 if middle > from {
                     ranges.extend([(from, middle), (middle, to)]);
-                } else if unreadable.len() < UNREADABLE {
-                    unreadable.insert(from);
+                } else if around.len() < UNREADABLE {
+                    around.insert(from);
+                    // At once: should the search take longer than it may, the next one goes on from here.
+                    if let Some(Unreadable { pages: Some(pages), .. }) = &mut *lock(unreadable) {
+                        pages.insert(from);
+                    }
                 } else {
                     return Err(Trouble::Damaged(why));
                 }

@@ -150,7 +150,8 @@ pub(super) async fn list(session: Arc<Session>, query: &Query) -> Result<Vec<Hea
     let rows = session.client.query(session.statement(sql), &parameters).await?;
     let heads: Vec<Head> = rows.iter().filter_map(head).collect();
     // Whoever asks for page after page of an index that is damaged would never come to an end.
-    match query.after.iter().chain(heads.iter().map(|head| &head.id)).is_sorted_by(|one, next| one < next) {
+    let ids = rows.iter().filter_map(|row| row.try_get::<_, &str>(0).ok());
+    match query.after.iter().map(|id| id.as_str()).chain(ids).is_sorted_by(|one, next| one < next) {
         true => Ok(heads),
         false => {
             let why = "an index of the sagas' ids is not in its order; REINDEX makes it anew";

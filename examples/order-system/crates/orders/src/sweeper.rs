@@ -183,9 +183,6 @@ mod tests {
         users::Directory,
     };
 
-    /// Where nobody answers, so that no order comes to an end.
-    const NOBODY: &str = "http://127.0.0.1:1";
-
     fn order(number: i64) -> Order {
         Order {
             id: format!("order-{number:03}"),
@@ -206,9 +203,12 @@ mod tests {
     #[tokio::test]
     async fn what_was_started_is_not_started_over_when_there_is_no_room_for_the_next() {
         let data = tempfile::tempdir().unwrap();
+        // Who asks there waits, so that no order comes to an end, and none gives up its place meanwhile.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let silent = format!("http://{}", listener.local_addr().unwrap());
         let env = [env::USER_SERVICE_URL, env::INVENTORY_SERVICE_URL, env::PAYMENT_SERVICE_URL]
             .into_iter()
-            .fold(order_kit::env::Env::empty(), |env, url| env.with(url, NOBODY));
+            .fold(order_kit::env::Env::empty(), |env, url| env.with(url, &silent));
         let broker = order_broker::open("memory:").await.unwrap();
         let ports = Arc::new(order_kit::context::Ports(3_000));
         let context = Context::new(crate::NAME, env, data.path(), broker, ports);
