@@ -288,7 +288,7 @@ async fn a_refusal_says_what_to_do() {
         (
             "sslmode=disable",
             &*ca,
-            "--ca is for an encrypted connection, and the address says sslmode=disable",
+            "--ca, or MAINSTAY_SAGA_CA, is for an encrypted connection, and the address says sslmode=disable",
         ),
         ("", &none, "none.pem: there is no certificate in it"),
         ("", "/nowhere.pem", "--ca /nowhere.pem: "),
