@@ -287,7 +287,7 @@ pub(crate) async fn forward(
         let (flags, told, first) = (&flags, &told, &first);
         async move {
             if once && flags.tainted.load(Relaxed) {
-                return Ok(Attempted(Tried::Final(Failure::unknown(lock(first)))));
+                return Ok(Attempted(Tried::Final(Failure::unknown(lock(first).as_str()))));
             }
             let tried = attempt(
                 flags,
