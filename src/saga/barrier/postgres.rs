@@ -195,7 +195,7 @@ impl Barrier {
         Ok(Barrier { look_up: true })
     }
 
-    /// Leaves out the look for the action's row, which is a fifth to a half of what the barrier costs.
+    /// Leaves out the look for the action's row, which is a third to a half of what the barrier costs.
     ///
     /// The answers and the rows are the same. But where the action was done before, or is refused, the closure runs nevertheless, and its
     /// transaction is rolled back: by the row that is there already, or by the closure's own failure over what it has done the first time. So
