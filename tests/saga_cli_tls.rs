@@ -182,6 +182,28 @@ fn address(port: u16, name: &str) -> String {
     format!("postgres:host={name} hostaddr=127.0.0.1 port={port} user=ann dbname=shop")
 }
 
+/// A schema that is gone after the test, also after one that failed.
+struct Dropped {
+    url: String,
+    schema: String,
+}
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        let (url, drop) = (self.url.clone(), format!("drop schema if exists {} cascade", self.schema));
+        // A thread of its own: the test's is within a runtime.
+        let done = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+                tokio::spawn(connection);
+                client.batch_execute(&drop).await.unwrap();
+            });
+        });
+        let _ = done.join();
+    }
+}
+
 /// Needs a server, which `MAINSTAY_TEST_POSTGRES` names.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_is_encrypted_and_verified_as_the_address_says() {
@@ -204,6 +226,7 @@ async fn a_connection_is_encrypted_and_verified_as_the_address_says() {
         store += &format!(" password='{}'", std::str::from_utf8(password).unwrap());
     }
     let schema = format!("mainstay_cli_tls_{}", std::process::id());
+    let _gone = Dropped { url: url.clone(), schema: schema.clone() };
 
     let given = ["--ca", &ca];
     let require = "sslmode=require";
@@ -229,10 +252,6 @@ async fn a_connection_is_encrypted_and_verified_as_the_address_says() {
             came => panic!("{settings} {options:?}: {came:?} have come"),
         }
     }
-
-    let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client.batch_execute(&format!("drop schema {schema} cascade")).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
