@@ -282,12 +282,14 @@ pub(crate) async fn forward(
     };
     let once = definition.shape.nodes[step].unknown.at_most_once();
     // What came of the only attempt that may be made; nothing when a policy has ended it.
-    let first = Mutex::new("the only attempt that may be made has failed".to_owned());
+    let first = Mutex::new(None::<String>);
     let call = stack.call(|| {
         let (flags, told, first) = (&flags, &told, &first);
         async move {
             if once && flags.tainted.load(Relaxed) {
-                return Ok(Attempted(Tried::Final(Failure::unknown(lock(first).as_str()))));
+                let why = lock(first).take();
+                let why = why.unwrap_or_else(|| "the only attempt that may be made has failed".to_owned());
+                return Ok(Attempted(Tried::Final(Failure::unknown(why))));
             }
             let tried = attempt(
                 flags,
@@ -300,7 +302,7 @@ pub(crate) async fn forward(
             )
             .await;
             if let (true, Err(failure)) = (once, &tried) {
-                failure.message().clone_into(&mut lock(first));
+                *lock(first) = Some(failure.message().to_owned());
             }
             tried
         }

@@ -324,7 +324,9 @@ impl Journal for Sqlite {
         Box::pin(async move { self.read(read::orchestrators) })
     }
 
-    fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
+    fn claim(&self, mut claim: Claim) -> Pending<'_, Vec<Stored>> {
+        // Each row is looked for among them, under the write lock.
+        claim.except.sort_unstable();
         Box::pin(async move {
             self.orchestrates()?;
             let claimed = |how| {

@@ -295,9 +295,6 @@ pub(super) fn claim(
     if claim.limit == 0 || claim.definitions.is_empty() {
         return Ok(Vec::new());
     }
-    let mut claim = claim.clone();
-    claim.except.sort_unstable();
-    let claim = &claim;
     let mut living = connection.prepare_cached("SELECT incarnation FROM orchestrator WHERE until > ?1")?;
     let living: HashSet<String> = living.query_map([int(now.0)], |row| row.get(0))?.collect::<Result<_>>()?;
     let lives = |owner: &str| living.contains(owner);
@@ -362,7 +359,7 @@ fn wanted(claim: &Claim, row: &Row<'_>) -> Result<bool> {
             && known.digest.as_bytes() == digest
     });
     let readable = std::str::from_utf8(text(7)?).is_ok_and(|phase| Phase::from_text(phase).is_some());
-    // In their order, since there may be thousands, and each row is looked for among them.
+    // They are in their order, since there may be thousands.
     let unwanted = claim.except.binary_search_by(|except| except.as_str().as_bytes().cmp(id)).is_ok();
     Ok(known && readable && !unwanted)
 }
