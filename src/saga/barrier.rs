@@ -311,6 +311,11 @@ mod row {
     #[derive(Serialize, Deserialize)]
     pub(super) enum Never {}
 
+    /// The answer to an action that has no rejection.
+    pub(super) fn certain<T>(answer: Action<Result<T, Never>>) -> Action<T> {
+        answer.map(|answer| answer.unwrap_or_else(|never| match never {}))
+    }
+
     /// State and result of an action's row when it is done. Its claim says `DONE` and has no result.
     pub(super) fn finished<T: Serialize, R: Serialize>(
         answer: &Result<T, R>,

@@ -76,7 +76,7 @@ where
         business(tx).await.map(Ok::<T, row::Never>)
     })
     .await?;
-    Ok(answer.map(|answer| answer.unwrap_or_else(|never| match never {})))
+    Ok(row::certain(answer))
 }
 
 /// Like [`action`], for one that may be rejected for good: an `Ok(Err(rejection))` is stored and is the answer from then on.
@@ -227,7 +227,7 @@ impl Barrier {
     {
         let business = async |client: &Client| business(client).await.map(Ok::<T, row::Never>);
         let answer = self.action_or_rejection(client, key, business).await?;
-        Ok(answer.map(|answer| answer.unwrap_or_else(|never| match never {})))
+        Ok(row::certain(answer))
     }
 
     /// Like [`action`](Barrier::action), for one that may be rejected for good: an `Ok(Err(rejection))` is stored and is the answer from
@@ -306,7 +306,7 @@ impl Barrier {
     {
         let business = async |tx: &Transaction<'_>| business(tx).await.map(Ok::<T, row::Never>);
         let answer = self.action_or_rejection_within(tx, key, business).await?;
-        Ok(answer.map(|answer| answer.unwrap_or_else(|never| match never {})))
+        Ok(row::certain(answer))
     }
 
     /// The same as the function [`action_or_rejection`](fn@action_or_rejection), in a transaction of the caller's, with statements that are prepared.

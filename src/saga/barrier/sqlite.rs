@@ -55,7 +55,7 @@ where
     T: Serialize + DeserializeOwned,
 {
     let answer = action_or_rejection(tx, key, |tx| business(tx).map(Ok::<T, row::Never>))?;
-    Ok(answer.map(|answer| answer.unwrap_or_else(|never| match never {})))
+    Ok(row::certain(answer))
 }
 
 /// Like [`action`], for one that may be rejected for good: an `Ok(Err(rejection))` is stored and is the answer from then on.

@@ -95,7 +95,7 @@ where
 {
     let business = async |tx: &mut Transaction<'_, Postgres>| business(tx).await.map(Ok::<T, row::Never>);
     let (tx, answer) = action_or_rejection(tx, key, business).await?;
-    Ok((tx, answer.map(|answer| answer.unwrap_or_else(|never| match never {}))))
+    Ok((tx, row::certain(answer)))
 }
 
 /// Like [`action`], for one that may be rejected for good: an `Ok(Err(rejection))` is stored and is the answer from then on.

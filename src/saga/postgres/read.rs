@@ -29,35 +29,42 @@ FROM @.saga LEFT JOIN LATERAL (
     SELECT * FROM @.saga_event WHERE saga_event.saga = saga.number ORDER BY seq
 ) AS entry ON true WHERE saga.id = ANY ($1) ORDER BY saga.id, entry.seq";
 
+/// A select of heads; `$rest` is what stands behind `WHERE`.
+macro_rules! heads {
+    ($($rest:literal),+) => {
+        concat!("
+SELECT id, definition, version, digest, phase, note, epoch, owner, len, crc, wake, created, finished, recoveries, tag FROM @.saga
+WHERE ", $($rest),+)
+    };
+}
+
+/// Heads in the order of their ids, among those of which `$index` is true. A phase that is none of `$6` is asked for too.
+macro_rules! listing {
+    ($index:literal) => {
+        heads!(
+            "id > $1 AND (phase = ANY ($2) OR phase <> ALL ($6)) AND ($3::text IS NULL OR definition = $3)
+    AND ($4::text IS NULL OR tag = $4) AND ",
+            $index,
+            " ORDER BY id LIMIT $5"
+        )
+    };
+}
+
 /// A head alone, for a saga whose entries the server cannot read.
-pub(super) const HEAD: &str = "
-SELECT id, definition, version, digest, phase, note, epoch, owner, len, crc, wake, created, finished, recoveries, tag FROM @.saga
-WHERE id = $1";
+pub(super) const HEAD: &str = heads!("id = $1");
 
-/// Heads in the order of their ids, among those that are not over. A phase that is none of `$6` is asked for too.
-pub(super) const LIST_OPEN: &str = "
-SELECT id, definition, version, digest, phase, note, epoch, owner, len, crc, wake, created, finished, recoveries, tag FROM @.saga
-WHERE id > $1 AND (phase = ANY ($2) OR phase <> ALL ($6)) AND ($3::text IS NULL OR definition = $3)
-    AND ($4::text IS NULL OR tag = $4) AND finished IS NULL ORDER BY id LIMIT $5";
+/// Among those that are not over.
+pub(super) const LIST_OPEN: &str = listing!("finished IS NULL");
 
-/// Heads in the order of their ids.
-pub(super) const LIST_ALL: &str = "
-SELECT id, definition, version, digest, phase, note, epoch, owner, len, crc, wake, created, finished, recoveries, tag FROM @.saga
-WHERE id > $1 AND (phase = ANY ($2) OR phase <> ALL ($6)) AND ($3::text IS NULL OR definition = $3)
-    AND ($4::text IS NULL OR tag = $4) ORDER BY id LIMIT $5";
+/// Among all.
+pub(super) const LIST_ALL: &str = listing!("true");
 
-/// The same among those that are stuck or parked, or whose phase is none: what the index for them says has to be said again.
-pub(super) const LIST_ATTENTION: &str = "
-SELECT id, definition, version, digest, phase, note, epoch, owner, len, crc, wake, created, finished, recoveries, tag FROM @.saga
-WHERE id > $1 AND (phase = ANY ($2) OR phase <> ALL ($6)) AND ($3::text IS NULL OR definition = $3)
-    AND ($4::text IS NULL OR tag = $4)
-    AND phase NOT IN ('running', 'waiting', 'unwinding', 'completed', 'compensated', 'abandoned') ORDER BY id LIMIT $5";
+/// Among those that are stuck or parked, or whose phase is none: what the index for them says has to be said again.
+pub(super) const LIST_ATTENTION: &str =
+    listing!("phase NOT IN ('running', 'waiting', 'unwinding', 'completed', 'compensated', 'abandoned')");
 
-/// The same among those with this tag, which is not empty.
-pub(super) const LIST_TAGGED: &str = "
-SELECT id, definition, version, digest, phase, note, epoch, owner, len, crc, wake, created, finished, recoveries, tag FROM @.saga
-WHERE id > $1 AND (phase = ANY ($2) OR phase <> ALL ($6)) AND ($3::text IS NULL OR definition = $3)
-    AND tag = $4 AND tag <> '' ORDER BY id LIMIT $5";
+/// Among those with this tag, which is not empty.
+pub(super) const LIST_TAGGED: &str = listing!("tag = $4 AND tag <> ''");
 
 /// What was forgotten.
 pub(super) const FORGOTTEN: &str =
