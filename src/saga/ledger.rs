@@ -66,6 +66,8 @@ pub(crate) struct Ledger {
     status: watch::Sender<Status>,
     /// How often the lease had run out when the saga was asked for.
     pub(crate) lapses: u64,
+    /// Whether something is queued of which nobody has waited for the answer, nor for that of something behind it.
+    noted: bool,
 }
 
 impl Ledger {
@@ -78,7 +80,7 @@ impl Ledger {
         status: watch::Sender<Status>,
         lapses: u64,
     ) -> Self {
-        Ledger { inner, id, epoch, len, crc, machine, created, status, lapses }
+        Ledger { inner, id, epoch, len, crc, machine, created, status, lapses, noted: false }
     }
 
     /// Applies records and queues them, as one entry each, all or none.
@@ -102,7 +104,7 @@ impl Ledger {
             entries.push(entry);
         }
         let phase = self.machine.phase();
-        Ok(self.inner.writer.append(Append {
+        let append = Append {
             saga: self.id.clone(),
             by: self.inner.by.clone(),
             epoch: self.epoch,
@@ -114,7 +116,13 @@ impl Ledger {
             wake: release.flatten(),
             release: release.is_some(),
             answers,
-        }))
+        };
+        Ok(self.append(append))
+    }
+
+    fn append(&self, append: Append) -> Written {
+        let writer = &self.inner.writer;
+        if self.noted { writer.append(append) } else { writer.append_beside(append) }
     }
 
     /// Records the saga's beginning, and waits until that is durable.
@@ -140,6 +148,7 @@ impl Ledger {
         let records = shortened(records);
         let written = self.queue(&records, None, answers, None)?;
         written.wait().await?;
+        self.noted = false;
         self.inner.recorded.fetch_add(1, Relaxed);
         self.publish(&records);
         Ok(())
@@ -150,6 +159,7 @@ impl Ledger {
     pub(crate) async fn note(&mut self, record: Record) -> Result<(), Stop> {
         let records = [record.shortened()];
         let written = self.queue(&records, None, Vec::new(), None)?;
+        self.noted = true;
         if self.machine.phase().is_terminal() {
             written.wait().await?;
         }
@@ -179,7 +189,7 @@ impl Ledger {
             let entry = Entry::new(&saga, seq, crc, epoch, at, &by, &record)?;
             Ok((record, entry))
         });
-        let written = self.inner.writer.append(Append {
+        let append = Append {
             saga: self.id.clone(),
             by: self.inner.by.clone(),
             epoch,
@@ -191,7 +201,8 @@ impl Ledger {
             wake: None,
             release: false,
             answers: Vec::new(),
-        });
+        };
+        let written = self.append(append);
         let mut written = pin!(written.wait());
         let done = tokio::select! {
             biased;
@@ -220,6 +231,7 @@ impl Ledger {
         };
         self.machine.apply(&record).map_err(|illegal| Stop::Blocked(illegal.to_string()))?;
         (self.len, self.crc) = (seq + 1, entry.crc);
+        self.noted = false;
         self.publish(&[record]);
         Ok(Transacted::Recorded)
     }

@@ -5,13 +5,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::journal::{Append, Journal, Refusal, StoreError};
 use crate::time;
 
 /// The most appends that one batch has.
 const BATCH: usize = 1_024;
+
+/// So many full batches are under way at most: while the answers of one are on their way back and its sagas go on, a store that is
+/// reached over a network has the next one already. One that is not full gains by waiting, since it saves a forced write for others.
+const MOST: u32 = 2;
 
 /// Why an append was not made, or perhaps not made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +30,8 @@ type Answer = Result<(), WriteError>;
 
 struct Job {
     append: Append,
+    /// Whether what its saga has queued before may have no answer yet.
+    follows: bool,
     answer: oneshot::Sender<Answer>,
 }
 
@@ -50,12 +56,20 @@ impl Writer {
         Ok(Writer(sender))
     }
 
-    /// Queues an append. It is made whether or not anybody waits for the answer; those of one saga are made in the order in which
-    /// they were queued.
+    /// Queues an append, behind all that is queued. It is made whether or not anybody waits for the answer.
     pub(crate) fn append(&self, append: Append) -> Written {
+        self.queue(append, true)
+    }
+
+    /// The same for a saga of which all that was queued is answered. It need not be behind what others have queued.
+    pub(crate) fn append_beside(&self, append: Append) -> Written {
+        self.queue(append, false)
+    }
+
+    fn queue(&self, append: Append, follows: bool) -> Written {
         let (answer, written) = oneshot::channel();
         // Without a writer there is nobody to answer, and the caller is told so.
-        let _ = self.0.send(Some(Job { append, answer }));
+        let _ = self.0.send(Some(Job { append, follows, answer }));
         Written(written)
     }
 
@@ -106,6 +120,9 @@ impl Pace {
 }
 
 async fn write(journal: Arc<dyn Journal>, mut jobs: mpsc::UnboundedReceiver<Option<Job>>, mut pace: Pace) {
+    // A journal that blocks is polled here and nowhere else, and where batches keep an interval none goes beside another.
+    let one_by_one = journal.blocks() || !pace.interval.is_zero();
+    let places = Arc::new(Semaphore::new(MOST as usize));
     let mut next = Vec::new();
     loop {
         if jobs.recv_many(&mut next, BATCH).await == 0 {
@@ -117,24 +134,23 @@ async fn write(journal: Arc<dyn Journal>, mut jobs: mpsc::UnboundedReceiver<Opti
                 true => std::thread::sleep(rest),
                 false => tokio::time::sleep(rest).await,
             }
-            next.extend(std::iter::from_fn(|| jobs.try_recv().ok()).take(BATCH - next.len()));
+            fill(&mut next, &mut jobs);
         }
+        let alone = one_by_one || next.len() < BATCH || next.iter().flatten().any(|job| job.follows);
+        let place = places.clone().acquire_many_owned(if alone { MOST } else { 1 }).await;
+        fill(&mut next, &mut jobs);
         pace.begin(next.len());
         let queued = next.len();
-        let (appends, answers): (Vec<_>, Vec<_>) =
-            next.drain(..).map_while(|job| job.map(|Job { append, answer }| (append, answer))).unzip();
-        let closed = appends.len() < queued;
-        if closed && appends.is_empty() {
-            return;
-        }
-        // A transaction of its own may take its time. What the same saga has queued before is answered by then; behind it nothing is.
-        let apart = !journal.blocks() && appends.iter().any(|append| append.work.is_some());
-        let (appends, answers, apart) =
-            if apart { parted(appends, answers) } else { (appends, answers, Vec::new()) };
-        write_batch(&*journal, appends, answers).await;
-        for Job { append, answer } in apart {
+        let batch: Vec<Job> = next.drain(..).map_while(|job| job).collect();
+        let closed = batch.len() < queued;
+        if alone {
+            write_all(&journal, batch).await;
+        } else {
             let journal = journal.clone();
-            tokio::spawn(async move { write_batch(&*journal, vec![append], vec![answer]).await });
+            tokio::spawn(async move {
+                write_all(&journal, batch).await;
+                drop(place);
+            });
         }
         if closed {
             return;
@@ -142,18 +158,29 @@ async fn write(journal: Arc<dyn Journal>, mut jobs: mpsc::UnboundedReceiver<Opti
     }
 }
 
-/// Those without work, and those with.
-fn parted(
-    appends: Vec<Append>,
-    answers: Vec<oneshot::Sender<Answer>>,
-) -> (Vec<Append>, Vec<oneshot::Sender<Answer>>, Vec<Job>) {
-    let jobs = appends.into_iter().zip(answers).map(|(append, answer)| Job { append, answer });
-    let (apart, rest): (Vec<Job>, Vec<Job>) = jobs.partition(|job| job.append.work.is_some());
-    let (appends, answers) = rest.into_iter().map(|Job { append, answer }| (append, answer)).unzip();
-    (appends, answers, apart)
+/// Takes what has come meanwhile.
+fn fill(next: &mut Vec<Option<Job>>, jobs: &mut mpsc::UnboundedReceiver<Option<Job>>) {
+    let room = BATCH - next.len();
+    next.extend(std::iter::from_fn(|| jobs.try_recv().ok()).take(room));
 }
 
-async fn write_batch(journal: &dyn Journal, appends: Vec<Append>, answers: Vec<oneshot::Sender<Answer>>) {
+async fn write_all(journal: &Arc<dyn Journal>, batch: Vec<Job>) {
+    // A transaction of its own may take its time. What the same saga has queued before is answered by then; behind it nothing is.
+    let is_apart = |job: &Job| !journal.blocks() && job.append.work.is_some();
+    let (apart, batch) = match batch.iter().any(is_apart) {
+        true => batch.into_iter().partition(is_apart),
+        false => (Vec::new(), batch),
+    };
+    write_batch(&**journal, batch).await;
+    for job in apart {
+        let journal = journal.clone();
+        tokio::spawn(async move { write_batch(&*journal, vec![job]).await });
+    }
+}
+
+async fn write_batch(journal: &dyn Journal, batch: Vec<Job>) {
+    let (appends, answers): (Vec<_>, Vec<_>) =
+        batch.into_iter().map(|Job { append, answer, .. }| (append, answer)).unzip();
     if appends.is_empty() {
         return;
     }

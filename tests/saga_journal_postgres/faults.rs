@@ -98,6 +98,29 @@ fn an_append_whose_answer_is_lost_is_done_once() {
 }
 
 #[test]
+fn two_batches_that_lose_one_connection_are_done_once_each() {
+    with_place("two_batches_that_lose_one_connection_are_done_once_each", |place| async move {
+        let (proxy, journal) = behind_proxy(&place, Duration::from_secs(10)).await;
+        for (n, cut) in CUTS.into_iter().enumerate() {
+            let names = [format!("one-{n}"), format!("two-{n}")];
+            let mut pens: Vec<Pen> = names.iter().map(|name| Pen::new(name, &by("me"), at())).collect();
+            let begun = pens.iter_mut().map(|pen| pen.begin(&definition())).collect();
+            assert!(journal.append(begun).await.unwrap().iter().all(Result::is_ok));
+            let [one, two] = [0, 1].map(|pen| pens[pen].step("a"));
+            proxy.cut(APPEND, cut);
+            // Both are sent before the first one has its answer, and neither has one before the connection is gone.
+            let answers = tokio::join!(append(&journal, one), append(&journal, two));
+            assert_eq!(answers, (Ok(()), Ok(())), "cut {cut:?}");
+            assert_eq!(proxy.happened(), n + 1, "the connection was cut, {cut:?}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            for name in &names {
+                assert_eq!(whole(&journal, name).await.head.len, 2, "{name}, cut {cut:?}");
+            }
+        }
+    });
+}
+
+#[test]
 fn a_statement_that_comes_late_changes_nothing() {
     with_place("a_statement_that_comes_late_changes_nothing", |place| async move {
         let (proxy, journal) = behind_proxy(&place, Duration::from_secs(10)).await;
