@@ -16,8 +16,8 @@ use mainstay::{
     CircuitBreaker, Event, Retry,
     backoff::Jitter,
     saga::{
-        Adding, Builder, Cause, Failure, Inputs, Orchestrator, Order, Outcome, Output, Phase, Record, Saga,
-        SagaId, Step, Unknown, Verified,
+        Adding, Builder, Cause, Failure, Handle, Inputs, Orchestrator, Order, Outcome, Output, Phase, Record,
+        Saga, SagaId, Step, Unknown, Verified,
         memory::{Fault, Memory, Operation},
     },
 };
@@ -61,6 +61,11 @@ fn kinds(store: &Memory) -> Vec<&'static str> {
 fn clean(store: &Memory) -> Vec<String> {
     let of = |record| if let Record::Aborted { clean, .. } = record { Some(clean) } else { None };
     records(store).into_iter().find_map(of).unwrap()
+}
+
+/// What it comes to, before long.
+async fn finished<R: Inputs>(handle: &Handle<R>) -> Outcome<R::Values> {
+    tokio::time::timeout(seconds(1_000), handle.finished()).await.expect("it is over").unwrap()
 }
 
 /// Runs `saga` in `store`; what comes of it, or at what it is held, and when.
@@ -262,7 +267,7 @@ async fn a_person_who_has_a_step_tried_again_gives_it_as_much_time_again() {
         orchestrator.order("s", "ada", Order::Retry { step }).await.unwrap();
         tokio::time::sleep(seconds(5)).await;
         assert_eq!(handle.status().await.unwrap().phase, Some(Phase::Running));
-        handle.settled().await.unwrap();
+        tokio::time::timeout(seconds(1_000), handle.settled()).await.unwrap().unwrap();
         assert_eq!(asked.elapsed().as_secs(), 10);
     }
     assert_eq!(log.lines(), ["charge"; 3]);
@@ -287,7 +292,7 @@ async fn a_pivot_that_may_have_happened_is_not_guessed_about() {
     let why = "charge: charge was not over within 10000 ms".to_owned();
     assert_eq!(held, Outcome::Held { phase: Some(Phase::Stuck), why });
     assert_eq!(began.elapsed().as_secs(), 10);
-    assert_eq!(handle.finished().await.unwrap(), Outcome::Completed(7));
+    assert_eq!(finished(&handle).await, Outcome::Completed(7));
     assert_eq!(began.elapsed().as_secs(), 310);
     assert_eq!(log.lines(), ["charge", "charge"]);
 
@@ -416,7 +421,7 @@ async fn the_time_of_a_step_begins_behind_the_last_that_it_is_behind_and_others_
     assert_eq!(handle.status().await.unwrap().phase, Some(Phase::Running));
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(handle.status().await.unwrap().phase, Some(Phase::Unwinding));
-    assert_eq!(handle.finished().await.unwrap(), Outcome::Compensated(late("join", seconds(5))));
+    assert_eq!(finished(&handle).await, Outcome::Compensated(late("join", seconds(5))));
     // What was in flight is heard first; it was not late.
     assert_eq!(began.elapsed().as_secs(), 20);
     let lines = log.lines();
@@ -440,7 +445,7 @@ async fn the_next_owner_counts_from_the_same_moment() {
     drop(first);
     let second = open(&store.reopen(), &saga).await;
     let handle = second.handle(&saga, "s").unwrap();
-    assert_eq!(handle.finished().await.unwrap(), Outcome::Compensated(late("charge", seconds(10))));
+    assert_eq!(finished(&handle).await, Outcome::Compensated(late("charge", seconds(10))));
     assert_eq!(began.elapsed().as_secs(), 10);
     assert_eq!(log.lines(), ["charge", "charge", "refund None", "release"]);
 }
@@ -459,7 +464,7 @@ async fn a_step_whose_time_is_over_while_nobody_lives_is_not_tried_again() {
     let began = tokio::time::Instant::now();
     let second = open(&store, &saga).await;
     let handle = second.handle(&saga, "s").unwrap();
-    assert_eq!(handle.finished().await.unwrap(), Outcome::Compensated(late("charge", seconds(10))));
+    assert_eq!(finished(&handle).await, Outcome::Compensated(late("charge", seconds(10))));
     assert!(began.elapsed() < seconds(1), "{:?}", began.elapsed());
     // It may have happened.
     assert_eq!(log.lines(), ["charge", "refund None", "release"]);
@@ -479,7 +484,7 @@ async fn what_was_not_recorded_before_the_crash_was_not_sent() {
     let store = store.reopen();
     let second = open(&store, &saga).await;
     let handle = second.handle(&saga, "s").unwrap();
-    assert_eq!(handle.finished().await.unwrap(), Outcome::Compensated(late("charge", seconds(10))));
+    assert_eq!(finished(&handle).await, Outcome::Compensated(late("charge", seconds(10))));
     assert_eq!((log.lines(), clean(&store)), (vec!["release".to_owned()], vec!["charge".to_owned()]));
 }
 
@@ -509,7 +514,7 @@ async fn a_saga_that_is_let_go_comes_back_for_a_limit() {
     let head = store.stored(&SagaId::new("s").unwrap()).unwrap().head;
     let left = head.wake.unwrap().since(head.created);
     assert!((9_900..=10_100).contains(&left.as_millis()), "{left:?}");
-    assert_eq!(handle.finished().await.unwrap(), Outcome::Compensated(late("charge", seconds(10))));
+    assert_eq!(finished(&handle).await, Outcome::Compensated(late("charge", seconds(10))));
     assert_eq!(began.elapsed().as_secs(), 10);
     assert_eq!(log.lines(), ["charge", "refund None", "release"]);
 }
