@@ -13,7 +13,7 @@ use std::{
 };
 
 use mainstay::{
-    CircuitBreaker, Event, Retry,
+    Bulkhead, CircuitBreaker, Event, Retry,
     backoff::Jitter,
     saga::{
         Adding, Builder, Cause, Failure, Handle, Inputs, Orchestrator, Order, Outcome, Output, Phase, Record,
@@ -192,6 +192,22 @@ async fn a_step_that_was_never_begun_is_clean() {
     assert_eq!(took.as_secs(), 10);
 }
 
+/// Nothing of it was sent, although it was let be.
+#[tokio::test(start_paused = true)]
+async fn a_step_that_waits_for_its_turn_is_clean_whatever_its_policy_is() {
+    for policy in [Unknown::Retry, Unknown::Compensate, Unknown::Park] {
+        let (store, log) = (Memory::new(), Log::default());
+        let bulkhead = Bulkhead::config(1).queue(1, seconds(3_600)).build().unwrap();
+        let _full = bulkhead.acquire().await.unwrap();
+        let stack = mainstay::stack("charge").bulkhead(bulkhead.clone()).build().unwrap();
+        let saga = refundable(&log, NEVER, |charge| charge.through(stack).on_unknown(policy));
+        let (outcome, _) = run(&store, &saga).await;
+        assert_eq!(outcome, Outcome::Compensated(late("charge", seconds(10))), "{policy:?}");
+        assert_eq!(log.lines(), ["release"], "{policy:?}");
+        assert_eq!(clean(&store), ["charge"], "{policy:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_step_that_is_over_in_time_is_none_the_worse() {
     let (store, log) = (Memory::new(), Log::default());
@@ -261,20 +277,22 @@ async fn a_person_who_has_a_step_tried_again_gives_it_as_much_time_again() {
     for step in [Some("charge".to_owned()), None] {
         let settled = handle.settled().await.unwrap();
         assert!(matches!(settled, Outcome::Held { phase: Some(Phase::Parked), .. }), "{settled:?}");
-        // However long the person takes, nothing follows from it.
+        // However long the person takes, and whatever else is asked, nothing follows from it.
+        orchestrator.order("s", "bob", Order::Retry { step: Some("reserve".to_owned()) }).await.unwrap();
         tokio::time::sleep(seconds(600)).await;
+        let status = handle.status().await.unwrap();
+        assert_eq!((status.phase, status.blocked), (Some(Phase::Parked), None));
         let asked = tokio::time::Instant::now();
         orchestrator.order("s", "ada", Order::Retry { step }).await.unwrap();
         tokio::time::sleep(seconds(5)).await;
-        assert_eq!(handle.status().await.unwrap().phase, Some(Phase::Running));
+        let status = handle.status().await.unwrap();
+        assert_eq!((status.phase, status.blocked), (Some(Phase::Running), None));
         tokio::time::timeout(seconds(1_000), handle.settled()).await.unwrap().unwrap();
         assert_eq!(asked.elapsed().as_secs(), 10);
     }
     assert_eq!(log.lines(), ["charge"; 3]);
-    assert_eq!(
-        kinds(&store)[2..],
-        ["sent", "parked", "ordered", "sent", "parked", "ordered", "sent", "parked"]
-    );
+    let kinds: Vec<_> = kinds(&store).into_iter().filter(|kind| *kind != "refused").collect();
+    assert_eq!(kinds[2..], ["sent", "parked", "ordered", "sent", "parked", "ordered", "sent", "parked"]);
 }
 
 // === the pivot, and behind it
@@ -340,22 +358,51 @@ async fn a_pivot_that_was_never_begun_is_turned_away_from() {
 /// It is asked when that is possible, and not all the time.
 #[tokio::test(start_paused = true)]
 async fn a_pivot_that_cannot_be_asked_about_waits_until_it_can_be() {
-    let (store, log, asked) = (Memory::new(), Log::default(), Arc::new(AtomicU32::new(0)));
-    let (count, began) = (asked.clone(), tokio::time::Instant::now());
+    // Asked for the first time, or after it was sent again and again by the word of its participant, and waits for the next time.
+    for resent in [false, true] {
+        let (store, log, asked) = (Memory::new(), Log::default(), Arc::new(AtomicU32::new(0)));
+        let (count, began) = (asked.clone(), tokio::time::Instant::now());
+        let says = if resent { Says(LOST.0, LOST.0) } else { LOST };
+        let saga = deciding(&log, says, |charge| {
+            let stack = mainstay::stack("bare").build().unwrap();
+            charge.through(stack).verify(move |_, _| {
+                let never_mind = count.fetch_add(1, SeqCst) > 1_000;
+                let after = began.elapsed();
+                async move {
+                    match () {
+                        () if never_mind || after > seconds(30) => Ok(Verified::Applied(7)),
+                        () if resent && after < seconds(9) => Ok(Verified::Resend),
+                        () => Err(Failure::unstarted("it is away")),
+                    }
+                }
+            })
+        });
+        let (outcome, took) = run(&store, &saga).await;
+        assert_eq!(outcome, Outcome::Completed(7));
+        assert!((30..=31).contains(&took.as_secs()), "{took:?}");
+        let asked = asked.load(SeqCst);
+        assert!((20..=80).contains(&asked), "{asked}");
+        assert_eq!(log.lines().len(), if resent { 6 } else { 1 }, "{:?}", log.lines());
+    }
+}
+
+/// Its answer comes when the time is over, and counts.
+#[tokio::test(start_paused = true)]
+async fn who_is_being_asked_is_let_answer() {
+    let (store, log) = (Memory::new(), Log::default());
+    let ask = log.clone();
     let saga = deciding(&log, LOST, |charge| {
-        let stack = mainstay::stack("bare").build().unwrap();
-        charge.through(stack).verify(move |_, _| {
-            let never_mind = count.fetch_add(1, SeqCst) > 1_000;
-            let known = never_mind || began.elapsed() > seconds(30);
-            async move { if known { Ok(Verified::Applied(7)) } else { Err(Failure::unstarted("it is away")) } }
+        charge.through(mainstay::stack("bare").build().unwrap()).verify(move |_, _| {
+            ask.add("ask");
+            async {
+                tokio::time::sleep(seconds(15)).await;
+                Ok(Verified::Applied(7))
+            }
         })
     });
     let (outcome, took) = run(&store, &saga).await;
-    assert_eq!(outcome, Outcome::Completed(7));
-    assert!((30..=31).contains(&took.as_secs()), "{took:?}");
-    let asked = asked.load(SeqCst);
-    assert!((30..=80).contains(&asked), "{asked}");
-    assert_eq!(log.lines(), ["charge"]);
+    assert_eq!((outcome, took.as_secs()), (Outcome::Completed(7), 15));
+    assert_eq!(log.lines(), ["charge", "ask"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -378,7 +425,13 @@ async fn a_step_that_has_to_succeed_is_told_of_once_and_goes_on() {
     };
     let opening = Orchestrator::open(store).register(&saga).observe(observer);
     let orchestrator = opening.start().await.unwrap();
-    assert_eq!(orchestrator.run(&saga, "s", &1).await.unwrap(), Outcome::Completed(2));
+    let handle = orchestrator.start(&saga, "s", &1).await.unwrap();
+    // It is looked at whenever something happens.
+    for _ in 0..4 {
+        tokio::time::sleep(seconds(4)).await;
+        orchestrator.order("s", "ada", Order::Retry { step: Some("send".to_owned()) }).await.unwrap();
+    }
+    assert_eq!(finished(&handle).await, Outcome::Completed(2));
     assert_eq!(*told.lock().unwrap(), [(Some("send".to_owned()), 10), (Some("read".to_owned()), 45)]);
 }
 
