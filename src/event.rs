@@ -108,7 +108,8 @@ pub enum Event<'a> {
         /// How long it waits.
         after: Duration,
     },
-    /// A saga's deadline came when a step had happened, or may have, that cannot be undone: the saga goes on.
+    /// A saga's deadline came when a step had happened, or may have, that cannot be undone; or the time of a step was over that has to
+    /// succeed. The saga goes on.
     #[cfg(feature = "saga")]
     #[non_exhaustive]
     SagaOverdue {
@@ -116,7 +117,9 @@ pub enum Event<'a> {
         definition: &'a str,
         /// The saga.
         saga: &'a str,
-        /// How long ago the deadline was.
+        /// The step whose time was over; `None` for the saga's deadline.
+        step: Option<&'a str>,
+        /// How long ago that was.
         by: Duration,
     },
     /// An order to a saga could not be followed where it stands, or a message not be read or used, and was dropped.

@@ -12,8 +12,8 @@ use std::{
 use mainstay::{
     saga::{Adding, Builder, Entry, Output, Phase, Saga, Step, Unknown},
     testing::{
-        Bug, Case, Check, Failed, Fault, Flaw, Ledger, Loss, Seen, Skew, crashes_behind, crashes_in,
-        orders_in,
+        Bug, Call, Case, Check, Failed, Fault, Flaw, Ledger, Loss, Seen, Skew, What, crashes_behind,
+        crashes_in, orders_in,
     },
 };
 
@@ -26,6 +26,8 @@ struct Dag {
     special: Option<(usize, Special)>,
     /// In milliseconds.
     deadline: Option<u64>,
+    /// One step whose time is limited, in milliseconds.
+    limit: Option<(usize, u64)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,6 +62,14 @@ impl Special {
     }
 }
 
+/// Limited to so many milliseconds.
+fn within<C>(step: Adding<'_, u32, (), u64, C>, limit: Option<u64>) -> Adding<'_, u32, (), u64, C> {
+    match limit {
+        Some(limit) => step.within(Duration::from_millis(limit)),
+        None => step,
+    }
+}
+
 /// What a step is followed by.
 #[derive(Clone, Copy)]
 enum Done {
@@ -88,6 +98,14 @@ enum Classes {
 }
 
 impl Dag {
+    const NONE: Dag = Dag {
+        behind: Vec::new(),
+        classes: Classes::Compensatable,
+        special: None,
+        deadline: None,
+        limit: None,
+    };
+
     fn len(&self) -> usize {
         self.behind.len()
     }
@@ -120,12 +138,12 @@ impl Dag {
         for behind in Dag::all(n) {
             let before = |step: usize| (1_u8 << step) - 1;
             let all_before = |step: usize| behind[step] == before(step);
-            let dag = |classes| Dag { behind: behind.clone(), classes, special: None, deadline: None };
-            dags.push(dag(Classes::Compensatable));
+            let plain = |classes| Dag { behind: behind.clone(), classes, ..Dag::NONE };
+            dags.push(plain(Classes::Compensatable));
             if all_before(n - 1) {
-                dags.push(dag(Classes::Pivot));
+                dags.push(plain(Classes::Pivot));
                 if n > 1 && all_before(n - 2) {
-                    dags.push(dag(Classes::PivotAndRetriable));
+                    dags.push(plain(Classes::PivotAndRetriable));
                 }
             }
         }
@@ -155,6 +173,7 @@ impl Dag {
         for (at, mask) in self.behind.iter().enumerate() {
             let name = name(at);
             let special = self.special.filter(|(special, _)| *special == at).map(|(_, kind)| kind);
+            let limit = self.limit.filter(|(limited, _)| *limited == at).map(|(_, limit)| limit);
             let (act, ask, undo) = (ledger.clone(), ledger.clone(), ledger.clone());
             let action = move |step: Step<u32>, ()| {
                 let done = match special {
@@ -175,7 +194,7 @@ impl Dag {
             let from_end = self.len() - 1 - at;
             let output = match (self.classes, from_end) {
                 (Classes::Pivot, 0) | (Classes::PivotAndRetriable, 1) => {
-                    let step = behind(saga.pivot(&name, (), action), &before);
+                    let step = within(behind(saga.pivot(&name, (), action), &before), limit);
                     Done::Value(match special {
                         Some(Special::Parked) => step.on_unknown(Unknown::Park).add(),
                         Some(_) => step.verify(ask).add(),
@@ -183,7 +202,7 @@ impl Dag {
                     })
                 }
                 (Classes::PivotAndRetriable, 0) => {
-                    let step = behind(saga.retriable(&name, (), action), &before);
+                    let step = within(behind(saga.retriable(&name, (), action), &before), limit);
                     Done::Value(match special {
                         Some(Special::Parked) => step.on_unknown(Unknown::Park).add(),
                         Some(_) => step.verify(ask).add(),
@@ -193,7 +212,7 @@ impl Dag {
                 _ => match special {
                     Some(kind) if !kind.acts() => waiting(&mut saga, kind, &name, &before),
                     special => {
-                        let step = behind(saga.step(&name, (), action), &before);
+                        let step = within(behind(saga.step(&name, (), action), &before), limit);
                         let step = match special {
                             Some(Special::Compensated) => step.on_unknown(Unknown::Compensate),
                             Some(Special::Parked) => step.on_unknown(Unknown::Park),
@@ -219,6 +238,10 @@ impl Dag {
             let retriable = self.classes == Classes::PivotAndRetriable && at + 1 == self.len();
             check = check.expect(move |seen| found_out(kind, &name(at), retriable, seen));
         }
+        if let Some((at, _)) = self.limit {
+            let dag = self.clone();
+            check = check.expect(move |seen| given_up(&dag, at, seen));
+        }
         if let Some(deadline) = self.deadline {
             check = check.deadline(Duration::from_millis(deadline));
         }
@@ -233,9 +256,10 @@ impl Dag {
         self.special.is_none_or(|(at, kind)| at != step || kind.acts())
     }
 
-    /// Whether it is called in any case: behind a deadline nobody need be, nor behind or beside what is rejected.
+    /// Whether it is called in any case: behind a deadline or a limit nobody need be, nor behind or beside what is rejected.
     fn is_called(&self, step: usize) -> bool {
         self.deadline.is_none()
+            && self.limit.is_none()
             && match self.special {
                 Some((at, Special::Declined)) => at == step || self.behind[at] >> step & 1 != 0,
                 _ => true,
@@ -262,6 +286,30 @@ fn found_out(kind: Special, step: &str, retriable: bool, seen: &Seen) -> Result<
         _ if entries.into_iter().any(parked) => Err(format!("a person is asked about {step}")),
         phase if seen.case.0.iter().all(crash) && phase != Some(expected) => {
             Err(format!("it is {phase:?}, not {expected:?}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whoever takes a saga over comes too late for a step that was due before and whose time is limited to some milliseconds: it is not tried
+/// again, unless it has to succeed.
+fn given_up(dag: &Dag, limited: usize, seen: &Seen) -> Result<(), String> {
+    let path = name(limited);
+    let entries = || seen.stored.iter().flat_map(|stored| &stored.entries);
+    let epoch_of = |kind: &str, step: Option<&str>| {
+        let entry = |entry: &&Entry| entry.kind == kind && entry.step.as_deref() == step;
+        entries().find(entry).map(|entry| entry.epoch)
+    };
+    let before = (0..limited).filter(|step| dag.behind[limited] >> step & 1 != 0);
+    let due = before.map(|step| epoch_of("completed", Some(&name(step)))).chain([epoch_of("begun", None)]);
+    let Some(due) = due.collect::<Option<Vec<u64>>>() else { return Ok(()) };
+    let due = due.into_iter().max().unwrap_or_default();
+    let retriable = dag.classes == Classes::PivotAndRetriable && limited + 1 == dag.len();
+    let again =
+        |call: &Call| call.step == path && call.what == What::Act && !call.redelivered && call.epoch > due;
+    match seen.calls.iter().find(|call| again(call)) {
+        Some(call) if !retriable && epoch_of("stuck", Some(&path)).is_none() => {
+            Err(format!("{path} is late, and is sent under epoch {}", call.epoch))
         }
         _ => Ok(()),
     }
@@ -462,13 +510,15 @@ fn shapes(from: usize, to: usize, double: bool, skews: &[Skew]) -> Vec<(Dag, Ske
     work
 }
 
-/// Shapes with one special step, and shapes with a deadline.
+/// Shapes with one special step, shapes with a deadline, and shapes with a step whose time is limited.
 fn specials(from: usize, to: usize, skews: &[Skew]) -> Vec<(Dag, Skew, bool)> {
     let plain: Vec<Dag> = (from..=to).flat_map(Dag::variants).collect();
     let deadlines = [1, 4, 8, 16];
     let due = |dag: &Dag| deadlines.map(|after| Dag { deadline: Some(after), ..dag.clone() });
     let special: Vec<Dag> = plain.iter().flat_map(Dag::specials).collect();
-    let dags = plain.iter().flat_map(due).chain(special);
+    let limit = |dag: &Dag, at: usize| deadlines.map(|after| Dag { limit: Some((at, after)), ..dag.clone() });
+    let limited = plain.iter().flat_map(|dag| (0..dag.len()).flat_map(move |at| limit(dag, at)));
+    let dags = plain.iter().flat_map(due).chain(special).chain(limited);
     dags.flat_map(|dag| skews.iter().map(move |skew| (dag.clone(), *skew, false))).collect()
 }
 
@@ -497,7 +547,7 @@ fn every_tiny_saga_survives_two_crashes() {
     none_failed(&sweep(work));
 }
 
-/// Steps that are sent once, timers, messages and deadlines. Three steps are in the full run.
+/// Steps that are sent once, timers, messages, deadlines and limits. Three steps are in the full run.
 #[test]
 fn every_special_step_survives_one_crash_at_every_place() {
     let count = sweep(specials(1, 2, &[Skew::Descending]));
@@ -514,7 +564,7 @@ fn every_order_survives_one_crash_at_every_place_behind_it() {
 
 #[test]
 fn the_sweep_finds_planted_bugs() {
-    let dag = Dag { behind: vec![0, 1, 1], classes: Classes::Compensatable, special: None, deadline: None };
+    let dag = Dag { behind: vec![0, 1, 1], ..Dag::NONE };
     for bug in [
         Bug::SkipCompensation,
         Bug::ForwardAfterAbort,
@@ -540,8 +590,8 @@ fn the_sweep_finds_planted_bugs() {
 
 #[test]
 fn the_sweep_finds_planted_bugs_in_special_steps_and_behind_deadlines() {
-    let chain =
-        |special, deadline| Dag { behind: vec![0, 1, 3], classes: Classes::Compensatable, special, deadline };
+    let chain = |special, deadline| Dag { behind: vec![0, 1, 3], special, deadline, ..Dag::NONE };
+    let limited = Dag { limit: Some((1, 8)), ..chain(None, None) };
     for (dag, bug) in [
         (chain(Some((1, Special::Compensated)), None), Bug::SkipCompensation),
         (chain(Some((1, Special::Verified)), None), Bug::Barrier(Flaw::Duplicates)),
@@ -549,6 +599,8 @@ fn the_sweep_finds_planted_bugs_in_special_steps_and_behind_deadlines() {
         (chain(Some((1, Special::Signal)), None), Bug::AcknowledgeBeforeSync),
         (chain(None, Some(8)), Bug::ForwardAfterAbort),
         (chain(None, Some(8)), Bug::SkipCompensation),
+        (limited.clone(), Bug::ForwardAfterAbort),
+        (limited, Bug::SkipCompensation),
     ] {
         let check = dag.check(Skew::Even, Some(bug));
         let mut count = Count::default();
@@ -558,7 +610,7 @@ fn the_sweep_finds_planted_bugs_in_special_steps_and_behind_deadlines() {
                 count.run(&check, &crash);
             }
         }
-        if dag.deadline.is_none() {
+        if dag.deadline.is_none() && dag.limit.is_none() {
             count.run(&check, &Case(vec![Fault::Lose(name(2), Loss::Error, true)]));
         }
         assert!(!count.failures.is_empty(), "nothing notices {bug:?} in {dag:?}");
@@ -580,7 +632,7 @@ fn everything() {
     };
     let special = |most: usize| {
         for n in 1..=most.min(3) {
-            print!("special steps and deadlines, {n} steps: ");
+            print!("special steps, deadlines and limits, {n} steps: ");
             none_failed(&sweep(specials(n, n, &skews)));
         }
     };

@@ -111,9 +111,9 @@ fn saga(event: &Event<'_>) {
         Event::SagaWaits { definition, saga, step, why, .. } => {
             event!(target: "mainstay", Level::DEBUG, definition, saga, step, why, "saga step waits")
         }
-        Event::SagaOverdue { definition, saga, by } => {
+        Event::SagaOverdue { definition, saga, step, by } => {
             let by_ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
-            event!(target: "mainstay", Level::WARN, definition, saga, by_ms, "saga goes on behind its deadline")
+            event!(target: "mainstay", Level::WARN, definition, saga, step, by_ms, "saga goes on behind its deadline")
         }
         Event::SagaOrderRefused { definition, saga, why } => {
             event!(target: "mainstay", Level::DEBUG, definition, saga, why, "order to a saga refused")

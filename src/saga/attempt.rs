@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::de::DeserializeOwned;
@@ -139,6 +139,8 @@ pub(crate) struct Told {
     pub(crate) base: usize,
     /// The output of the step itself, for its compensation.
     pub(crate) own: Option<Payload>,
+    /// When the time of the step is over.
+    pub(crate) until: Option<Instant>,
 }
 
 impl Told {
@@ -163,6 +165,7 @@ impl Told {
             outputs: outputs.into(),
             base: code.base,
             own: outputs[step].clone(),
+            until: None,
         }
     }
 
@@ -173,7 +176,8 @@ impl Told {
     {
         let input = self.input.decode().map_err(|error| Failure::undecodable("the input", &error))?;
         let values = behind.decode(&|step| self.outputs.get(step + self.base)?.clone())?;
-        let step = Step { input, key: self.key.clone(), epoch: self.epoch, attempt: self.attempt };
+        let (key, epoch, attempt, until) = (self.key.clone(), self.epoch, self.attempt, self.until);
+        let step = Step { input, key, epoch, attempt, until };
         Ok((step, values))
     }
 

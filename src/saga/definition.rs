@@ -370,6 +370,7 @@ impl<I: DeserializeOwned + Send + 'static> Builder<I> {
             has_undo: false,
             no_undo: None,
             transactional: false,
+            within: None,
             before,
         };
         self.add(node, code)

@@ -27,6 +27,7 @@ use super::{
 use crate::{event::Event, observe::span, time};
 
 mod letters;
+mod limits;
 mod outcomes;
 mod waits;
 
@@ -87,6 +88,8 @@ pub(crate) struct Driver {
     retry_at: Vec<(usize, Instant)>,
     /// Whether it was said that a deadline came too late.
     overdue: bool,
+    /// Until when the limits of steps were looked at: of those before nothing follows any more.
+    looked: Timestamp,
     /// Until when what was in flight when the saga was turned round is waited for.
     patience: Option<Instant>,
     /// The requests that were answered: they are handed over again until that is seen in the store.
@@ -126,6 +129,7 @@ impl Driver {
             waits,
             retry_at: Vec::new(),
             overdue: false,
+            looked: Timestamp(0),
             patience: None,
             answered: HashSet::new(),
             lapses,
@@ -297,6 +301,7 @@ impl Driver {
                 break;
             }
         }
+        self.look_at_the_limits().await?;
         let now = time::now();
         if self.patience.is_some_and(|until| now >= until) {
             self.flights.retain(|flight| flight.direction == Direction::Undo || flight.ended.is_some());
@@ -329,6 +334,7 @@ impl Driver {
             self.inner.identity.emit(&Event::SagaOverdue {
                 definition: &self.machine().shape().id.name,
                 saga: self.ledger.id.as_str(),
+                step: None,
                 by: self.inner.now().since(deadline),
             });
         }
@@ -396,7 +402,10 @@ impl Driver {
         let ledger = &self.ledger;
         let outputs = ledger.machine.outputs();
         let definition = self.definition.clone();
-        let told = Told::new(&ledger.id, &definition, step, direction, ledger.epoch, &input, outputs);
+        let mut told = Told::new(&ledger.id, &definition, step, direction, ledger.epoch, &input, outputs);
+        if direction == Direction::Do && asking.is_none() {
+            told.until = self.ends_at(step);
+        }
         let flags = Arc::new(Flags::new(self.inner.clone(), self.lapses));
         let span = span::step(&ledger.machine.shape().id.name, &told.key);
         let max_output = self.inner.settings.max_output;
@@ -447,7 +456,9 @@ impl Driver {
         let (wall, here) = (self.inner.now(), time::now());
         let again = again.map(|(_, at)| at.saturating_duration_since(here).max(least));
         let patience = patience.map(|until| until.saturating_duration_since(here));
-        let recorded = armed.chain(deadline).map(|at| at.since(wall));
+        let acts = (machine.due() & machine.shape().limited) - machine.parked();
+        let limits = acts.iter().filter_map(|step| machine.limit(step)).filter(|at| *at > self.looked);
+        let recorded = armed.chain(deadline).chain(limits).map(|at| at.since(wall));
         recorded.chain(again).chain(patience).min()
     }
 

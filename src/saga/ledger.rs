@@ -16,7 +16,7 @@ use super::{
     step::Failure,
     writer::{WriteError, Written},
 };
-use crate::event::Event;
+use crate::{event::Event, time};
 
 /// Why a driver has stopped before the saga was over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +95,7 @@ impl Ledger {
         let mut entries = Vec::with_capacity(records.len());
         for record in records {
             // The machine has been asked before; were it not legal, a fault of this crate would be on its way to the disk.
-            self.machine.apply(record).map_err(|illegal| Stop::Blocked(illegal.to_string()))?;
+            self.machine.apply(record, at).map_err(|illegal| Stop::Blocked(illegal.to_string()))?;
             let by = &self.inner.by;
             let entry = Entry::new(&self.id, self.len, self.crc, self.epoch, at, by, record)
                 .map_err(|error| Stop::Blocked(error.to_string()))?;
@@ -179,13 +179,15 @@ impl Ledger {
         given_up: impl Future<Output = ()>,
     ) -> Result<Transacted, Stop> {
         // Where the saga stands then does not depend on what comes of it.
-        let mut after = self.machine.clone();
-        after.apply(&record(Payload::null())).map_err(|illegal| Stop::Blocked(illegal.to_string()))?;
-        let (saga, by, at) = (self.id.clone(), self.inner.by.clone(), self.inner.now());
+        let (mut after, at) = (self.machine.clone(), self.inner.now());
+        after.apply(&record(Payload::null()), at).map_err(|illegal| Stop::Blocked(illegal.to_string()))?;
+        let (saga, by, asked) = (self.id.clone(), self.inner.by.clone(), time::now());
         let (seq, crc, epoch) = (self.len, self.crc, self.epoch);
         let work = Work::new(job, seq, move |output| {
             keeps(&output).map_err(Failure::rejected)?;
             let record = record(output);
+            // The work may have taken its time, which is none of what is behind it.
+            let at = at.after(time::now().saturating_duration_since(asked));
             let entry = Entry::new(&saga, seq, crc, epoch, at, &by, &record)?;
             Ok((record, entry))
         });
@@ -229,7 +231,7 @@ impl Ledger {
             // A store that does not know of work has taken the append for one without entries.
             return Err(Stop::Blocked("the journal has done no work, and says that it has".to_owned()));
         };
-        self.machine.apply(&record).map_err(|illegal| Stop::Blocked(illegal.to_string()))?;
+        self.machine.apply(&record, entry.at).map_err(|illegal| Stop::Blocked(illegal.to_string()))?;
         (self.len, self.crc) = (seq + 1, entry.crc);
         self.noted = false;
         self.publish(&[record]);

@@ -34,6 +34,8 @@ pub(crate) struct Machine {
     /// How many messages were refused.
     refused: u32,
     armed: Vec<(usize, Timestamp)>,
+    /// For steps that have a limit: when the last of what is before them was complete, as far as it is.
+    since: Vec<(usize, Timestamp)>,
     deadline: Option<Timestamp>,
     /// Why it was turned round; never forgotten.
     aborted: Option<Cause>,
@@ -76,6 +78,7 @@ impl Machine {
             signals: Vec::new(),
             refused: 0,
             armed: Vec::new(),
+            since: Vec::new(),
             deadline: None,
             aborted: None,
             done: Steps::NONE,
@@ -155,6 +158,13 @@ impl Machine {
         self.armed.iter().find(|(armed, _)| *armed == step).map(|(_, until)| *until)
     }
 
+    /// When `step`, which is due, has to be over, if it has a limit.
+    pub(crate) fn limit(&self, step: usize) -> Option<Timestamp> {
+        let within = self.shape.nodes[step].within?;
+        let since = self.since.iter().find(|(limited, _)| *limited == step).map(|(_, since)| *since);
+        since.map(|since| since.after(within))
+    }
+
     /// The message for `step` that has come.
     pub(crate) fn signal(&self, step: usize) -> Option<&Payload> {
         self.signals.iter().find(|(to, _)| *to == step).map(|(_, payload)| payload)
@@ -219,8 +229,8 @@ impl Machine {
 
     // === records
 
-    /// Takes a record in, or refuses it and is as before.
-    pub(crate) fn apply(&mut self, record: &Record) -> Result<(), Illegal> {
+    /// Takes a record in that was written at `at`, or refuses it and is as before.
+    pub(crate) fn apply(&mut self, record: &Record, at: Timestamp) -> Result<(), Illegal> {
         let illegal = |why: &str| Err(Illegal(format!("{:?} cannot be recorded: {why}", record.kind())));
         if matches!(record, Record::Begun { .. }) != self.input.is_none() {
             return illegal("a saga begins with its beginning and has one");
@@ -232,6 +242,7 @@ impl Machine {
             Record::Begun { input, deadline } => {
                 self.input = Some(input.clone());
                 self.deadline = *deadline;
+                self.count_from(self.due(), at);
             }
             Record::Sent { step } => {
                 let step = self.known(record, step)?;
@@ -251,7 +262,7 @@ impl Machine {
             }
             Record::Completed { step, output, .. } => {
                 let step = self.known(record, step)?;
-                self.complete(record, step, output)?;
+                self.complete(record, step, output, at)?;
             }
             Record::Aborted { cause, clean } => {
                 let mut steps = Steps::NONE;
@@ -310,7 +321,7 @@ impl Machine {
                 }
                 self.signals.push((step, payload.clone()));
             }
-            Record::Ordered { order, clean, .. } => self.obey(record, order, clean)?,
+            Record::Ordered { order, clean, .. } => self.obey(record, order, clean, at)?,
             Record::Refused { ask, .. } => {
                 let message = matches!(ask, Ask::Signal { .. });
                 if message && self.refused >= REFUSED {
@@ -322,7 +333,13 @@ impl Machine {
         Ok(())
     }
 
-    fn obey(&mut self, record: &Record, order: &Order, clean: &[String]) -> Result<(), Illegal> {
+    fn obey(
+        &mut self,
+        record: &Record,
+        order: &Order,
+        clean: &[String],
+        at: Timestamp,
+    ) -> Result<(), Illegal> {
         let illegal = |why: &str| Err(Illegal(format!("the order cannot be followed: {why}")));
         let mut untouched = Steps::NONE;
         for path in clean {
@@ -338,8 +355,9 @@ impl Machine {
                 // It was turned round and is held: a person says that it shall be undone.
                 self.held &= self.aborted.is_none();
             }
-            // What could be sent only once may be sent once more: a person says so.
+            // What could be sent only once may be sent once more: a person says so, who gives it as much time as it had.
             Order::Retry { step: None } => {
+                self.count_from(self.due(), at);
                 self.sent = self.sent - self.parked;
                 self.stuck = Steps::NONE;
                 self.parked = Steps::NONE;
@@ -351,12 +369,13 @@ impl Machine {
                 if !(self.stuck | self.parked).contains(step) {
                     return illegal("the step is neither stuck nor parked");
                 }
+                self.count_from(self.due() & Steps::one(step), at);
                 self.sent.remove(step);
                 self.settle(step);
             }
             Order::Complete { step, output } => {
                 let step = self.known(record, step)?;
-                self.complete(record, step, output)?;
+                self.complete(record, step, output, at)?;
             }
             Order::Reject { step: path, reason } => {
                 let step = self.known(record, path)?;
@@ -406,7 +425,13 @@ impl Machine {
         self.applied - self.done - self.undone
     }
 
-    fn complete(&mut self, record: &Record, step: usize, output: &Payload) -> Result<(), Illegal> {
+    fn complete(
+        &mut self,
+        record: &Record,
+        step: usize,
+        output: &Payload,
+        at: Timestamp,
+    ) -> Result<(), Illegal> {
         if !(self.due() | self.open_after_abort()).contains(step) {
             return Err(Illegal(format!(
                 "{:?} cannot be recorded: the step was not in flight",
@@ -416,8 +441,24 @@ impl Machine {
         self.done.insert(step);
         self.outputs[step] = Some(output.clone());
         self.armed.retain(|(armed, _)| *armed != step);
+        self.since.retain(|(limited, _)| *limited != step);
+        if self.aborted.is_none() {
+            let nodes = &self.shape.nodes;
+            let limited = self.shape.limited.iter();
+            self.count_from(limited.filter(|&next| nodes[next].before.contains(step)).collect(), at);
+        }
         self.settle(step);
         Ok(())
+    }
+
+    /// The time of these steps, where they have a limit, does not begin before `at`. Clocks differ: the latest counts, not the last.
+    fn count_from(&mut self, steps: Steps, at: Timestamp) {
+        for step in (steps & self.shape.limited).iter() {
+            match self.since.iter_mut().find(|(limited, _)| *limited == step) {
+                Some((_, since)) => *since = at.max(*since),
+                None => self.since.push((step, at)),
+            }
+        }
     }
 
     fn abort(&mut self, cause: Cause, clean: Steps) {
@@ -427,6 +468,7 @@ impl Machine {
         self.held &= cause == Cause::Deadline;
         self.aborted = Some(cause);
         self.armed.clear();
+        self.since.clear();
         self.signals.clear();
         // What was wrong on the way forward is over. What is in doubt is not: its compensation does not expect that, and waits.
         self.stuck = Steps::NONE;

@@ -1,7 +1,7 @@
 //! The machine against a model that keeps every record and looks everything up in the list, on random definitions and random
 //! records, legal and illegal ones.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use proptest::prelude::*;
 
@@ -42,16 +42,27 @@ enum Bug {
     RefusedWithoutEnd,
     /// What nobody knows of a step in the journal's transaction is forgotten when the saga is turned round.
     DoubtEndsWithAbort,
+    /// The time of a step begins with the first of those that it is behind.
+    TimeFromTheFirst,
+    /// The time of a step goes on while a person is waited for.
+    RetryGivesNoTime,
 }
 
-/// The records that were taken, and nothing else.
+/// The records that were taken, each with when it was written, and nothing else.
 struct Model<'a> {
     shape: &'a Shape,
     records: Vec<Record>,
+    times: Vec<Timestamp>,
     bug: Bug,
 }
 
 impl Model<'_> {
+    /// The first `len` records.
+    fn until(&self, len: usize) -> Self {
+        let (records, times) = (self.records[..len].to_vec(), self.times[..len].to_vec());
+        Model { shape: self.shape, records, times, bug: self.bug }
+    }
+
     fn path(&self, step: usize) -> &str {
         &self.shape.nodes[step].path
     }
@@ -93,6 +104,26 @@ impl Model<'_> {
         let done = |step: usize| self.completed_at(step).is_some_and(|at| at < len);
         let all = self.all().into_iter();
         all.filter(|&step| !done(step) && self.shape.nodes[step].before.iter().all(done)).collect()
+    }
+
+    /// When a step that is due has to be over: behind everything that let it begin, and the last time that a person said so.
+    fn limit(&self, step: usize) -> Option<Timestamp> {
+        let node = &self.shape.nodes[step];
+        let begun = |at: usize| match &self.records[at] {
+            Record::Begun { .. } => node.before.is_empty(),
+            Record::Completed { step: path, .. }
+            | Record::Ordered { order: Order::Complete { step: path, .. }, .. } => {
+                node.before.contains(self.shape.find(path).unwrap())
+            }
+            Record::Ordered { order: Order::Retry { step: path }, .. } => {
+                let said = path.as_deref().is_none_or(|path| path == node.path);
+                said && self.open_at(at).contains(&step) && self.bug != Bug::RetryGivesNoTime
+            }
+            _ => false,
+        };
+        let times = (0..self.records.len()).filter(|&at| begun(at)).map(|at| self.times[at]);
+        let since = if self.bug == Bug::TimeFromTheFirst { times.min() } else { times.max() };
+        Some(since?.after(node.within?))
     }
 
     fn due(&self) -> Vec<usize> {
@@ -221,7 +252,7 @@ impl Model<'_> {
             }
             if abort == Some(at) {
                 // What is in doubt stays so, if it is to be undone.
-                let until = Model { shape: self.shape, records: self.records[..=at].to_vec(), bug: self.bug };
+                let until = self.until(at + 1);
                 let doubtful =
                     |step: &usize| self.shape.nodes[*step].transactional && until.to_undo().contains(step);
                 stuck = Vec::new();
@@ -257,7 +288,7 @@ impl Model<'_> {
     fn is_sent(&self, step: usize) -> bool {
         let mut sent = false;
         for at in 0..self.records.len() {
-            let before = Model { shape: self.shape, records: self.records[..at].to_vec(), bug: self.bug };
+            let before = self.until(at);
             match &self.records[at] {
                 Record::Sent { step: path } => sent |= path == self.path(step),
                 Record::Ordered { order: Order::Retry { step: Some(path) }, .. }
@@ -368,7 +399,7 @@ fn records() -> impl Strategy<Value = Vec<(u8, u8, u8)>> {
 fn build(steps: &[(u8, u8, u8, u8)]) -> Option<Shape> {
     let nodes = steps.iter().enumerate().map(|(at, &(class, kind, unknown, behind))| {
         let kind = match kind {
-            0 => Kind::Timer(std::time::Duration::from_secs(1)),
+            0 => Kind::Timer(Duration::from_secs(1)),
             1 => Kind::Signal(None),
             _ => Kind::Action,
         };
@@ -395,6 +426,7 @@ fn build(steps: &[(u8, u8, u8, u8)]) -> Option<Shape> {
             has_undo: class == Class::Compensatable && behind & 0x80 == 0,
             no_undo: None,
             transactional: action && unknown == Unknown::Retry && behind & 0x40 != 0,
+            within: (action && behind & 0x20 != 0).then_some(Duration::from_secs(1)),
             before: (0..at).filter(|a| behind >> a & 1 != 0).collect(),
         }
     });
@@ -417,7 +449,9 @@ fn record(shape: &Shape, (kind, step, set): (u8, u8, u8)) -> Record {
             let clean =
                 (0..n).filter(|at| set >> at & 1 != 0).map(|at| shape.nodes[at].path.clone()).collect();
             let cancelled = Cause::Cancelled { reason: why() };
-            Record::Aborted { cause: if kind == 9 { Cause::Deadline } else { cancelled }, clean }
+            let late = Cause::Late { step, ms: 1_000 };
+            let turned = if set & 1 == 0 { cancelled } else { late };
+            Record::Aborted { cause: if kind == 9 { Cause::Deadline } else { turned }, clean }
         }
         11 => Record::Clean { step },
         12 | 13 => Record::Undone { step, attempts: 1, ms: 0 },
@@ -446,19 +480,22 @@ fn agree(bug: Bug, (steps, records): Case) -> Result<(), TestCaseError> {
     let Some(shape) = build(&steps) else { return Ok(()) };
     let shape = Arc::new(shape);
     let mut machine = Machine::new(shape.clone());
-    let mut model = Model { shape: &shape, records: Vec::new(), bug };
+    let mut model = Model { shape: &shape, records: Vec::new(), times: Vec::new(), bug };
     let begun = [(0, 0, 0)];
     for numbers in begun.iter().chain(&records) {
         let record = record(&shape, *numbers);
         let taken = model.takes(&record);
         let before = format!("{machine:?}");
-        let applied = machine.apply(&record);
+        // Written by clocks that differ.
+        let at = Timestamp(u64::from(numbers.2));
+        let applied = machine.apply(&record, at);
         prop_assert_eq!(taken, applied.is_ok(), "{:?} after {:?}: {:?}", record, model.records, applied);
         if applied.is_err() {
             prop_assert_eq!(before, format!("{machine:?}"), "a refused record changes nothing");
             continue;
         }
         model.records.push(record);
+        model.times.push(at);
         let set = |steps: Vec<usize>| steps.into_iter().collect::<Steps>();
         prop_assert_eq!(set(model.due()), machine.due(), "due after {:?}", &model.records);
         prop_assert_eq!(set(model.undo_due()), machine.undo_due(), "to undo after {:?}", &model.records);
@@ -472,6 +509,9 @@ fn agree(bug: Bug, (steps, records): Case) -> Result<(), TestCaseError> {
         );
         for step in model.all() {
             prop_assert_eq!(model.is_sent(step), machine.was_sent(step), "sent after {:?}", &model.records);
+        }
+        for step in model.due() {
+            prop_assert_eq!(model.limit(step), machine.limit(step), "limit after {:?}", &model.records);
         }
         // What can be turned round, can be: the driver asks before it records.
         let cancel = Record::Aborted { cause: Cause::Deadline, clean: Vec::new() };
@@ -500,6 +540,8 @@ fn a_machine_with_a_planted_bug_is_told_from_the_model() {
         Bug::DeadlineLetsGo,
         Bug::RefusedWithoutEnd,
         Bug::DoubtEndsWithAbort,
+        Bug::TimeFromTheFirst,
+        Bug::RetryGivesNoTime,
     ];
     catches(&bugs, || (definitions(), records()), agree);
 }

@@ -212,6 +212,13 @@ pub enum Cause {
     },
     /// Its deadline came.
     Deadline,
+    /// A step was not over in [its time](super::Adding::within).
+    Late {
+        /// Which.
+        step: String,
+        /// How long it had, in milliseconds.
+        ms: u64,
+    },
 }
 
 impl fmt::Display for Cause {
@@ -221,6 +228,7 @@ impl fmt::Display for Cause {
             Cause::Unknown { step, error } => write!(f, "the outcome of {step} is unknown: {error}"),
             Cause::Cancelled { reason } => write!(f, "cancelled: {reason}"),
             Cause::Deadline => f.write_str("its deadline came"),
+            Cause::Late { step, ms } => write!(f, "{step} was not over within {ms} ms"),
         }
     }
 }
@@ -413,7 +421,7 @@ impl Record {
             Record::Aborted { cause, .. } => match cause {
                 Cause::Rejected { error, .. } | Cause::Unknown { error, .. } => shorten(error),
                 Cause::Cancelled { reason } => shorten(reason),
-                Cause::Deadline => {}
+                Cause::Deadline | Cause::Late { .. } => {}
             },
             Record::Ordered { order, .. } => *order = order.clone().shortened(),
             Record::Refused { ask, why, .. } => {
@@ -471,7 +479,8 @@ pub struct Entry {
     pub seq: u64,
     /// The ownership under which it was written.
     pub epoch: u64,
-    /// When it was written, by the clock of whoever wrote it. For people; nothing is decided by it.
+    /// When it was written, by the clock of whoever wrote it, which follows the store's. For people, and for [steps whose time is
+    /// limited](super::Adding::within); nothing else is decided by it.
     pub at: Timestamp,
     /// Who wrote it.
     pub by: Incarnation,

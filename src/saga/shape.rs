@@ -88,6 +88,8 @@ pub(crate) struct Node {
     pub(crate) no_undo: Option<String>,
     /// Whether its effect and its record are one transaction of the journal.
     pub(crate) transactional: bool,
+    /// How long it may take from when it is due; no part of the digest.
+    pub(crate) within: Option<Duration>,
     /// What has to be complete before it is due.
     pub(crate) before: Steps,
 }
@@ -111,6 +113,8 @@ pub(crate) struct Shape {
     pub(crate) actions: Steps,
     /// What has happened when that is recorded, and otherwise has not: nothing of it is ever in doubt.
     pub(crate) transactional: Steps,
+    /// What has a limit.
+    pub(crate) limited: Steps,
 }
 
 impl Shape {
@@ -153,6 +157,7 @@ impl Shape {
             at_most_once: of(&|node| node.kind == Kind::Action && node.unknown.at_most_once()),
             actions: of(&|node| node.kind == Kind::Action),
             transactional: of(&|node| node.transactional),
+            limited: of(&|node| node.within.is_some()),
             behind,
             nodes,
         };
@@ -208,6 +213,11 @@ impl Shape {
             }
         }
         None
+    }
+
+    /// Whether the limit of `step` ends it: behind the pivot, and of what has to succeed, it is only told that it has come.
+    pub(crate) fn ends_in_time(&self, step: usize) -> bool {
+        !(self.committed - self.pivot).contains(step)
     }
 
     fn retriable(&self) -> Steps {
@@ -311,6 +321,7 @@ pub(crate) mod tests {
                 has_undo,
                 no_undo: None,
                 transactional: false,
+                within: None,
                 before,
             });
         }

@@ -1,9 +1,16 @@
 //! What actions and compensations are told, and what they may say.
 
-use std::{error::Error as StdError, fmt, time::Duration};
+use std::{
+    error::Error as StdError,
+    fmt,
+    time::{Duration, Instant},
+};
 
 use super::{key::Key, record::SagaId};
-use crate::error::{Error, Refused, refusal_in};
+use crate::{
+    error::{Error, Refused, refusal_in},
+    time,
+};
 
 /// What a step's code is told about the call that is made of it.
 #[derive(Debug, Clone)]
@@ -12,6 +19,7 @@ pub struct Step<I> {
     pub(crate) key: Key,
     pub(crate) epoch: u64,
     pub(crate) attempt: u32,
+    pub(crate) until: Option<Instant>,
 }
 
 impl<I> Step<I> {
@@ -47,9 +55,11 @@ impl<I> Step<I> {
         self.attempt
     }
 
-    /// How long this attempt may take yet, if that is limited; see [`deadline::remaining`](crate::deadline::remaining).
+    /// How long this attempt may take yet, if that is limited: by a policy, see [`deadline::remaining`](crate::deadline::remaining), or by the
+    /// [time of the step](super::Adding::within), whichever is over first. Reads the clock if it is.
     pub fn remaining(&self) -> Option<Duration> {
-        crate::deadline::remaining()
+        let of_step = self.until.map(|until| until.saturating_duration_since(time::now()));
+        crate::deadline::remaining().into_iter().chain(of_step).min()
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::evidence::{Call, Evidence, Part, Said, Structure, Violation, What};
 use crate::saga::{
-    Class, Order, Phase, Record,
+    Cause, Class, Order, Phase, Record,
     journal::{Ask, Stored},
 };
 
@@ -20,7 +20,7 @@ use crate::saga::{
 /// | I6 | epochs do not fall; each has one author |
 /// | I7 | what was durable when something followed from it is there |
 /// | I8 | the entries are whole and readable |
-/// | I9 | nothing follows an end, and an end follows from the records |
+/// | I9 | nothing follows an end, and an end follows from the records; no step is late before its time is over |
 /// | I10 | the number of entries is bounded by steps and orders |
 ///
 /// A call under an older epoch than the record that forbids it was made by somebody who could not know; it counts for I2, not for I3 and I4.
@@ -199,6 +199,11 @@ impl Checker<'_> {
                 Record::Aborted { .. } if behind => {
                     self.report("I9", format!("record {at} turns the saga round a second time"));
                 }
+                Record::Aborted { cause: Cause::Late { step, .. }, .. } => {
+                    if let Some(why) = self.not_late(stored, story, step, at) {
+                        self.report("I9", format!("record {at} says that {step} is late, and {why}"));
+                    }
+                }
                 Record::Undone { step, .. } if !behind => {
                     self.report("I3", format!("{step} is undone in record {at}, before any abort"));
                 }
@@ -236,6 +241,25 @@ impl Checker<'_> {
                 format!("the head says {}, the records come to {derived:?}", stored.head.phase),
             );
         }
+    }
+
+    /// Why a step cannot have been late when record `at` was written.
+    fn not_late(&self, stored: &Stored, story: &Story<'_>, path: &str, at: usize) -> Option<String> {
+        let Some(part) = self.structure.part(path) else { return Some("it does not exist".to_owned()) };
+        let Some(within) = part.within else { return Some("its time is not limited".to_owned()) };
+        if story.completed(path).is_some_and(|done| done < at) {
+            return Some("it is complete".to_owned());
+        }
+        let mut since = stored.entries[0].at;
+        for behind in &part.behind {
+            match story.completed(behind).filter(|done| *done < at) {
+                Some(done) => since = since.max(stored.entries[done].at),
+                None => return Some(format!("{behind}, which it is behind, is not complete")),
+            }
+        }
+        let took = stored.entries[at].at.since(since);
+        // Of its clock, which follows the store's, the owner may have been told anew in between.
+        (took < within * 9 / 10).then(|| format!("it had only {took:?} of {within:?}"))
     }
 
     /// The end that the records up to `last` come to.

@@ -1,6 +1,6 @@
 //! What is known about one saga: what its journal says, who was called, and what that came to.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use crate::saga::{
     Class, Direction, Inputs, Saga,
@@ -25,6 +25,8 @@ pub struct Part {
     pub transactional: bool,
     /// The same of the compensation.
     pub undo_transactional: bool,
+    /// How long it may take from when everything that it is behind is complete.
+    pub within: Option<Duration>,
     /// The paths of the steps that it is directly behind.
     pub behind: Vec<String>,
 }
@@ -51,6 +53,7 @@ impl Structure {
             has_undo: node.has_undo,
             transactional: node.transactional,
             undo_transactional: code.jobs.len() > usize::from(node.transactional),
+            within: node.within,
             behind: node.before.iter().map(|step| nodes[step].path.clone()).collect(),
         };
         Structure { parts: nodes.iter().zip(&definition.code).map(part).collect() }

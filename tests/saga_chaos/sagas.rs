@@ -140,6 +140,7 @@ impl Street {
         name: &str,
         behind: D,
         asked: bool,
+        within: Option<Duration>,
     ) -> Output<u64> {
         let (town, life) = (self.town.clone(), self.life.clone());
         let mut adding = saga.step(name, behind, move |step: Step<u32>, _| {
@@ -150,6 +151,9 @@ impl Street {
             adding =
                 adding.verify(move |step, _| town.clone().serve(life.clone(), step, What::Verify, verify));
         }
+        if let Some(within) = within {
+            adding = adding.within(within);
+        }
         let (town, life) = (self.town.clone(), self.life.clone());
         adding.compensate(move |step, _, _| town.clone().serve(life.clone(), step, What::Undo, undo))
     }
@@ -159,8 +163,8 @@ impl Street {
 pub fn order(town: &Arc<Town>, life: &Arc<Life>) -> Saga<u32> {
     let street = Street { town: town.clone(), life: life.clone() };
     let mut saga = Saga::define::<u32>("order", 1);
-    let created = street.undoable(&mut saga, "create", (), false);
-    let charged = street.undoable(&mut saga, "charge", created, true);
+    let created = street.undoable(&mut saga, "create", (), false, None);
+    let charged = street.undoable(&mut saga, "charge", created, true, Some(street.town.travel * 8));
     let (town, life) = (street.town.clone(), street.life.clone());
     let confirmed = saga
         .pivot("confirm", charged, move |step: Step<u32>, _| {
@@ -179,10 +183,10 @@ pub fn order(town: &Arc<Town>, life: &Arc<Life>) -> Saga<u32> {
 pub fn journey(town: &Arc<Town>, life: &Arc<Life>) -> Saga<u32> {
     let street = Street { town: town.clone(), life: life.clone() };
     let mut saga = Saga::define::<u32>("journey", 1);
-    let flight = street.undoable(&mut saga, "flight", (), false);
-    let hotel = street.undoable(&mut saga, "hotel", (), false);
+    let flight = street.undoable(&mut saga, "flight", (), false, None);
+    let hotel = street.undoable(&mut saga, "hotel", (), false, Some(street.town.travel * 6));
     let slept = saga.sleep("sleep", flight, town.travel * 4);
     let word = saga.signal::<u32, _>("word", hotel, Some(town.travel * 8));
-    street.undoable(&mut saga, "both", (slept, word), false);
+    street.undoable(&mut saga, "both", (slept, word), false, None);
     saga.build(()).unwrap()
 }

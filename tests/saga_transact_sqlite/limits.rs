@@ -11,7 +11,7 @@ use std::{
 
 use mainstay::{
     Retry,
-    saga::{Cause, Orchestrator, Outcome, Saga, sqlite},
+    saga::{Cause, Orchestrator, Outcome, Record, Saga, sqlite},
 };
 
 use crate::{
@@ -34,6 +34,43 @@ macro_rules! stack {
             Retry::constant(Duration::from_millis(1)).max_attempts($attempts).no_budget().idempotent();
         mainstay::stack("limited").retry(retry).timeout(Duration::from_millis(50)).build().unwrap()
     }};
+}
+
+/// The time of a step: work uses up none of that of the step behind it, and a step that has handed over no work has not happened.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_time_of_a_step_begins_when_the_work_before_it_is_done() {
+    let (file, time) = (File::new(), Duration::from_millis(300));
+    let mut saga = Saga::define::<u32>("timed", 1);
+    let booked = saga.step("book", (), move |_, ()| async move {
+        Ok(sqlite::in_transaction(move |tx| {
+            insert(tx)?;
+            std::thread::sleep(time);
+            Ok(1_u32)
+        }))
+    });
+    let booked = booked.without_compensation("a test");
+    let hung = saga.step("hang", booked, |_, _| async {
+        std::future::pending::<()>().await;
+        Ok(sqlite::in_transaction(|tx| {
+            insert(tx)?;
+            Ok(2_u32)
+        }))
+    });
+    hung.within(time).without_compensation("it is not done");
+    let saga = saga.build(()).unwrap();
+    let orders = Orchestrator::open(file.journal()).register(&saga).start().await.unwrap();
+    let outcome = orders.run(&saga, "s", &1).await.unwrap();
+    let late = Cause::Late { step: "hang".to_owned(), ms: 300 };
+    assert_eq!(outcome, Outcome::Compensated(late.clone()));
+    assert_eq!(count(&file.connection()), 1);
+    let entries = stored(&file.journal, "s").await.entries;
+    let [begun, booked, turned] = &entries[..] else { panic!("{entries:?}") };
+    let clean = vec!["hang".to_owned()];
+    assert_eq!(turned.record().unwrap(), Record::Aborted { cause: late, clean });
+    // The clock of an owner follows the store's.
+    let most = time * 9 / 10;
+    assert!(booked.at.since(begun.at) >= most && turned.at.since(booked.at) >= most, "{entries:?}");
+    orders.shutdown(Duration::from_secs(5)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

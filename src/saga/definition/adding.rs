@@ -78,6 +78,7 @@ where
             has_undo: false,
             no_undo: None,
             transactional: A::job().is_some(),
+            within: None,
             before,
         };
         Adding {
@@ -103,6 +104,28 @@ where
     /// [`Unknown::Verify`].
     pub fn on_unknown(mut self, unknown: Unknown) -> Self {
         self.node.unknown = unknown;
+        self
+    }
+
+    /// How long it may take: from when everything before it is complete until it is, with all attempts, the waits between them, and the time
+    /// in which no process was alive. Any length from 1 ms on; none unless set.
+    ///
+    /// When its time is over, no further attempt is begun, and one under way is dropped as at the end of an attempt's time. Then
+    ///
+    /// | the step | may have happened | cannot have |
+    /// |---|---|---|
+    /// | is before the pivot | [`on_unknown`](Self::on_unknown) decides, as when its attempts are used up: the saga is turned round ([`Cause::Late`](crate::saga::Cause::Late)) and the step compensated; its participant is asked before; or a person is | the saga is turned round |
+    /// | is the pivot | it is stuck, its participant is asked, or a person is | the saga is turned round |
+    /// | has to succeed, or is behind one that has | it goes on; listeners are told ([`Event::SagaOverdue`](crate::Event::SagaOverdue)) | the same |
+    ///
+    /// After a crash a step may have happened, unless it is one that is sent only once and that is not recorded.
+    ///
+    /// What is asked of a participant has the time that it takes, and so have compensations and work in the journal's transaction that was begun.
+    /// The time is measured by the store's clock, as a timer's. It begins anew when a person has the step tried once more, and does not count
+    /// while a person is waited for. It costs no record. The length is no part of the digest: another one counts from the next deploy on, also
+    /// for sagas under way.
+    pub fn within(mut self, time: Duration) -> Self {
+        self.node.within = Some(time);
         self
     }
 
@@ -152,6 +175,9 @@ where
                  decide on",
                 self.node.path
             ));
+        }
+        if self.node.within.is_some_and(|time| time < Duration::from_millis(1)) {
+            self.builder.refuse(format!("step {:?} has to have at least 1 ms", self.node.path));
         }
         self.node.has_undo = undo.is_some();
         let stacks = || -> Result<_, ConfigError> {

@@ -118,6 +118,6 @@ impl Driver {
     }
 
     fn is_legal(&self, record: &Record) -> Result<(), Illegal> {
-        self.machine().clone().apply(record)
+        self.machine().clone().apply(record, self.inner.now())
     }
 }

@@ -33,6 +33,7 @@ impl Driver {
             self.tainted.insert(step);
         }
         let once = self.machine().shape().at_most_once.contains(step);
+        let has_to_succeed = self.machine().shape().committed.contains(step);
         // It was let be sent, and was not: that it was let be still holds.
         let unsent = direction == Direction::Do && asking.is_none() && !sent;
         if !matches!(ended, Ended::Refused { .. }) {
@@ -69,6 +70,12 @@ impl Driver {
             }
             // It may have happened before, and must not be sent blindly a second time: to wait would help nobody.
             (Direction::Do, Ended::Refused { why, .. }) if sent && asking.is_none() && once => {
+                self.decide(step, Outcome::Unknown(why), asking, spent).await
+            }
+            // Who cannot be asked is not waited for when the time of the step is over: the saga can be turned round.
+            (Direction::Do, Ended::Refused { why, .. })
+                if asking.is_some() && self.is_late(step) && !has_to_succeed =>
+            {
                 self.decide(step, Outcome::Unknown(why), asking, spent).await
             }
             (_, Ended::Refused { why, after }) => {
@@ -173,9 +180,11 @@ impl Driver {
         if matches!(outcome, Outcome::Settled(_) | Outcome::NotApplied) {
             self.tainted.remove(step);
         }
-        if outcome == Outcome::Resend && self.waits.was_sent_enough(step) {
+        let late = self.is_late(step) && !self.machine().stuck().contains(step);
+        if outcome == Outcome::Resend && (late || self.waits.was_sent_enough(step)) {
             let why = asked.as_deref().unwrap_or_default();
-            outcome = Outcome::Unseen(format!("{why}; sent again and again, it is not there"));
+            let tried = if late { "" } else { "sent again and again, " };
+            outcome = Outcome::Unseen(format!("{why}; {tried}it is not there"));
         }
         let tainted = self.tainted.contains(step);
         match machine::next(self.machine().shape(), step, &outcome, tainted, asked.is_some()) {
@@ -191,6 +200,10 @@ impl Driver {
             }
             Next::Record(record) => self.commit(record).await,
             Next::Abort { cause, clean } => {
+                let cause = match cause {
+                    Cause::Unknown { .. } if late => self.late(step),
+                    cause => cause,
+                };
                 let own = if clean { Steps::one(step) } else { Steps::NONE };
                 if !self.abort(cause.clone(), own, Vec::new(), Vec::new()).await? {
                     let reason = format!("{cause}; a step that cannot be undone may have happened");
@@ -299,6 +312,6 @@ impl Driver {
     }
 }
 
-fn millis(time: Duration) -> u64 {
+pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -568,7 +568,7 @@ pub(crate) fn fold(stored: &Stored, definition: &Definition) -> Result<Machine, 
     for entry in &stored.entries {
         let record =
             entry.record().map_err(|error| format!("record {} cannot be read: {error}", entry.seq))?;
-        machine.apply(&record).map_err(|illegal| format!("record {}: {illegal}", entry.seq))?;
+        machine.apply(&record, entry.at).map_err(|illegal| format!("record {}: {illegal}", entry.seq))?;
     }
     match machine.input() {
         Some(_) => Ok(machine),

@@ -253,7 +253,9 @@ fn named(record: &Record) -> Vec<String> {
     match record {
         Record::Aborted { cause, clean } => {
             let of_cause = match cause {
-                Cause::Rejected { step, .. } | Cause::Unknown { step, .. } => Some(step),
+                Cause::Rejected { step, .. } | Cause::Unknown { step, .. } | Cause::Late { step, .. } => {
+                    Some(step)
+                }
                 _ => None,
             };
             let mut steps: Vec<String> = of_cause.into_iter().chain(clean).cloned().collect();
