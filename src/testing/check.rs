@@ -324,6 +324,7 @@ where
         let mut stale = None;
         let mut resumed = true;
         let mut problem = None;
+        let mut pauses = 0;
         let mut present = self.open(&world, &saga).await;
         for life in 0.. {
             if life > 20 {
@@ -375,7 +376,7 @@ where
                     present = self.open(&world, &saga).await;
                 }
                 Event::Paused => {
-                    resumed = false;
+                    (resumed, pauses) = (false, pauses + 1);
                     let next = self.open(&world, &saga).await;
                     stale = Some(std::mem::replace(&mut present, next));
                 }
@@ -430,6 +431,8 @@ where
             problem = world.problem();
         }
         let mut violations = check_evidence(&evidence);
+        // Each orchestrator behind the first one is there since one has died, or stands still.
+        let crashes = world.lives() - 1 - pauses;
         violations.extend(world.violations());
         let seen = Seen {
             case: case.clone(),
@@ -437,6 +440,7 @@ where
             stored,
             calls,
             places: world.trace(),
+            crashes,
             ledger,
         };
         if problem.is_none() {
@@ -445,6 +449,12 @@ where
         let audited = business.map_or(Ok(()), |business| business.audit(&seen));
         if problem.is_none() {
             problem = audited.err();
+        }
+        let planned = case.0.iter().filter(|fault| matches!(fault, Fault::Crash(..) | Fault::Unsynced(..)));
+        let (planned, came) = (planned.count(), crashes as usize);
+        // The first one may keep the second one away: of two calls at once only one is answered, if that is where the power is cut.
+        if problem.is_none() && (came > planned || came < planned.min(1)) {
+            problem = Some(format!("{planned} crashes were planned, and {came} came"));
         }
         // A crash may come before what a participant was to do; by themselves these were seen to come.
         let alone = case.0.len() == 1;

@@ -25,6 +25,8 @@ pub struct Seen {
     /// What was passed, in order: the places where something can go wrong. Heartbeats, and claims that took nothing, are there only once until
     /// something else was passed.
     pub places: Vec<Place>,
+    /// How often the power was cut. Of two planned crashes the first one may have kept the second one away.
+    pub crashes: u32,
     /// The ledger that the definition was built with.
     pub ledger: Ledger,
 }

@@ -195,6 +195,11 @@ impl World {
         Gate { world: self.clone(), store: state.store.clone(), life: state.life }
     }
 
+    /// How many orchestrators there have been.
+    pub(super) fn lives(&self) -> u32 {
+        lock(&self.state).life
+    }
+
     /// Waits until an orchestrator stands still.
     pub(super) async fn pause(&self) {
         let mut paused = self.paused.subscribe();
@@ -640,11 +645,18 @@ impl State {
         let earlier = |call: &&Call| call.step == step && call.what == what && !call.redelivered;
         let number = u32::try_from(self.calls.iter().filter(earlier).count()).unwrap_or(u32::MAX);
         let place = Place::Call(step.to_owned(), what, number);
-        let (before, after) = (self.stops(&place, Edge::Before), self.stops(&place, Edge::After));
+        // What is sent in the moment of its sender's death is on its way, but nobody passes there any more.
+        let dead = self.dead >= life;
+        let (before, after) = match dead {
+            true => (None, None),
+            false => (self.stops(&place, Edge::Before), self.stops(&place, Edge::After)),
+        };
         if !is_repeated(&place) {
             self.idle.clear();
         }
-        self.trace.push(place);
+        if !dead {
+            self.trace.push(place);
+        }
         if let Some(owner) = self.owners.insert(told.epoch, life).filter(|owner| *owner != life) {
             let why = format!("orchestrators {owner} and {life} have both called in epoch {}", told.epoch);
             self.violations.push(Violation { invariant: "I6", why });
