@@ -193,11 +193,11 @@ async fn work_and_record_are_there_together_or_not_at_all() {
         ("happy", 1, Phase::Completed),
         ("crash(append:1:before)", 1, Phase::Completed),
         // Both were written, and both are lost.
-        ("unsynced(1)", 2, Phase::Completed),
+        ("unsynced(append:1)", 2, Phase::Completed),
         // Both are there, and nobody has heard of it.
         ("crash(append:1:after)", 1, Phase::Completed),
-        ("store(1:before)", 1, Phase::Completed),
-        ("store(1:after)", 1, Phase::Completed),
+        ("store(append:1:before)", 1, Phase::Completed),
+        ("store(append:1:after)", 1, Phase::Completed),
         ("twice()", 1, Phase::Completed),
         ("late(first)", 0, Phase::Compensated),
         // It fails behind what it has done.
@@ -311,7 +311,7 @@ async fn work_that_cannot_be_committed_has_failed() {
             saga.build(spoilt).unwrap()
         };
         let check = Check::new(1, build).database(make, booked(&["first", "spoilt"]));
-        for case in ["happy", "unsynced(2)", "store(2:after)", "pause(append:2:before)"] {
+        for case in ["happy", "unsynced(append:2)", "store(append:2:after)", "pause(append:2:before)"] {
             let seen = check.replay(case).await.unwrap_or_else(|failed| panic!("{spoil}: {failed}"));
             let comes_to = (seen.phase, seen.stands("spoilt"));
             assert_eq!(comes_to, (Some(Phase::Compensated), Some(false)), "{spoil}, {case}");

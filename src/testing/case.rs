@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use super::evidence::What;
+use crate::saga::memory::Operation;
 
 /// Before or after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -16,8 +17,8 @@ pub enum Edge {
 /// A place in a run.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Place {
-    /// The n-th append to the store, from 0.
-    Append(u32),
+    /// The n-th operation of its kind that changes the store, from 0.
+    Store(Operation, u32),
     /// The n-th call of a participant, from 0.
     Call(String, What, u32),
 }
@@ -92,12 +93,10 @@ pub enum Fault {
     Twice,
     /// `crash(place:edge)`: the power is cut there.
     Crash(Place, Edge),
-    /// `unsynced(n)`: the power is cut when the append is written and not synced.
-    Unsynced(u32),
-    /// `store(n:edge)`: an append fails, before it has done anything or after it was done.
-    Store(u32, Edge),
-    /// `claim(n:edge)`: a claim fails, before it has done anything or after it was done.
-    Claim(u32, Edge),
+    /// `unsynced(operation:n)`: the power is cut when what the operation changes is written and not synced.
+    Unsynced(Operation, u32),
+    /// `store(operation:n:edge)`: the operation fails, before it has done anything or after it was done.
+    Store(Operation, u32, Edge),
     /// `ask(order:place:edge)`: somebody gives an order while the saga is there.
     Ask(Ordered, Place, Edge),
     /// `pause(place:edge)`: the orchestrator stands still there until another one has taken the saga and worked on it, and then goes on.
@@ -159,7 +158,7 @@ impl fmt::Display for Edge {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Append(number) => write!(f, "append:{number}"),
+            Place::Store(operation, number) => write!(f, "{}:{number}", operation.as_str()),
             Place::Call(step, what, number) => write!(f, "{}:{step}:{number}", what.as_str()),
         }
     }
@@ -183,9 +182,10 @@ impl fmt::Display for Fault {
             Fault::Refuse(step, always) => write!(f, "refuse({step}:{})", often(always)),
             Fault::Twice => write!(f, "twice()"),
             Fault::Crash(place, edge) => write!(f, "crash({place}:{edge})"),
-            Fault::Unsynced(number) => write!(f, "unsynced({number})"),
-            Fault::Store(number, edge) => write!(f, "store({number}:{edge})"),
-            Fault::Claim(number, edge) => write!(f, "claim({number}:{edge})"),
+            Fault::Unsynced(operation, number) => write!(f, "unsynced({}:{number})", operation.as_str()),
+            Fault::Store(operation, number, edge) => {
+                write!(f, "store({}:{number}:{edge})", operation.as_str())
+            }
             Fault::Ask(order, place, edge) => write!(f, "ask({}:{place}:{edge})", order.as_str()),
             Fault::Pause(place, edge) => write!(f, "pause({place}:{edge})"),
         }
@@ -240,14 +240,18 @@ fn read(fault: &str) -> Option<Fault> {
         _ => None,
     };
     let number = |text: &str| text.parse::<u32>().ok();
+    let operation = |text: &str| -> Option<(Operation, u32)> {
+        let (word, count) = text.split_once(':')?;
+        let known = Operation::ALL.into_iter().find(|known| known.as_str() == word)?;
+        Some((known, number(count)?))
+    };
     let place = |text: &str| -> Option<Place> {
         let (what, rest) = text.split_once(':')?;
         let what = match what {
-            "append" => return Some(Place::Append(number(rest)?)),
             "act" => What::Act,
             "undo" => What::Undo,
             "verify" => What::Verify,
-            _ => return None,
+            _ => return operation(text).map(|(operation, count)| Place::Store(operation, count)),
         };
         let (step, count) = last(rest)?;
         Some(Place::Call(step, what, number(&count)?))
@@ -289,14 +293,14 @@ fn read(fault: &str) -> Option<Fault> {
             let (at, when) = last(rest)?;
             Fault::Ask(order, place(&at)?, edge(&when)?)
         }
-        "unsynced" => Fault::Unsynced(number(rest)?),
+        "unsynced" => {
+            let (operation, count) = operation(rest)?;
+            Fault::Unsynced(operation, count)
+        }
         "store" => {
             let (at, when) = last(rest)?;
-            Fault::Store(number(&at)?, edge(&when)?)
-        }
-        "claim" => {
-            let (at, when) = last(rest)?;
-            Fault::Claim(number(&at)?, edge(&when)?)
+            let (operation, count) = operation(&at)?;
+            Fault::Store(operation, count, edge(&when)?)
         }
         _ => return None,
     })
@@ -317,10 +321,10 @@ mod tests {
             Fault::Refuse("x".to_owned(), true),
             Fault::Twice,
             Fault::Crash(call.clone(), Edge::After),
-            Fault::Crash(Place::Append(7), Edge::Before),
-            Fault::Unsynced(2),
-            Fault::Store(1, Edge::After),
-            Fault::Claim(0, Edge::Before),
+            Fault::Crash(Place::Store(Operation::Append, 7), Edge::Before),
+            Fault::Crash(Place::Store(Operation::Leave, 0), Edge::After),
+            Fault::Unsynced(Operation::Claim, 2),
+            Fault::Store(Operation::Append, 1, Edge::After),
             Fault::Pause(call.clone(), Edge::Before),
             Fault::Ask(Ordered::Undone, call, Edge::After),
         ]);

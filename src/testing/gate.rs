@@ -3,8 +3,7 @@
 use std::{any::TypeId, sync::Arc, time::Duration};
 
 use super::{
-    case::{Edge, Fault, Place},
-    check::Bug,
+    check::{Bug, LEASE},
     world::World,
 };
 use crate::{
@@ -14,7 +13,7 @@ use crate::{
             Append, Claim, Forgotten, Head, Journal, Pending, Presence, Query, Refusal, Registered, Request,
             Requested, StoreError, Stored,
         },
-        memory::{self, Memory, Operation},
+        memory::{Memory, Operation},
     },
     sync::lock,
 };
@@ -31,6 +30,27 @@ impl Gate {
         self.world.alive(self.life).await;
         let answer = operation.await;
         self.world.alive(self.life).await;
+        answer
+    }
+
+    /// An operation that changes the store: a place. Whether it has changed nothing worth one is said by `idle`.
+    async fn change<'a, T>(
+        &'a self,
+        operation: Operation,
+        idle: fn(&T) -> bool,
+        change: impl FnOnce() -> Pending<'a, T>,
+    ) -> Result<T, StoreError> {
+        self.world.alive(self.life).await;
+        let (place, before, after) = lock(&self.world.state).enter(operation, &self.store);
+        self.world.stop(before, self.life).await;
+        let answer = change().await;
+        // Nothing else changes what a crash would leave of the saga.
+        if matches!(operation, Operation::Append | Operation::Claim | Operation::Forget) {
+            self.world.probe().await;
+        }
+        self.world.stop(after, self.life).await;
+        self.world.alive(self.life).await;
+        lock(&self.world.state).exit(&place, operation, answer.as_ref().is_ok_and(idle));
         answer
     }
 
@@ -56,6 +76,23 @@ impl Gate {
         batch.into_iter().map(renew).collect()
     }
 
+    /// A claim behind a cache that hears of it when it is written, and gives nothing that it takes for older than what it has heard.
+    fn cached(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
+        Box::pin(async move {
+            let written = Memory::restore(&self.store.snapshot()).claim(claim.clone()).await?;
+            let Some(epoch) = written.iter().map(|stored| stored.head.epoch).max() else {
+                return self.store.claim(claim).await;
+            };
+            let old = {
+                let cached = &mut lock(&self.world.state).cached;
+                let old = epoch <= *cached;
+                *cached = epoch.max(*cached);
+                old
+            };
+            if old { Ok(Vec::new()) } else { self.store.claim(claim).await }
+        })
+    }
+
     /// The work is done in a transaction of its own, before the one that records it; `stale`: only where that will be refused, since nobody has
     /// looked at the owner before.
     fn apart(&self, batch: Vec<Append>, stale: bool) -> Vec<Append> {
@@ -75,8 +112,14 @@ impl Gate {
     }
 }
 
-fn lost() -> StoreError {
-    StoreError::Unavailable("planned".to_owned())
+/// Beginnings without locks.
+fn unlocked(mut batch: Vec<Append>) -> Vec<Append> {
+    batch.iter_mut().filter_map(|item| item.begin.as_mut()).for_each(|begin| begin.locks.clear());
+    batch
+}
+
+fn never<T>(_: &T) -> bool {
+    false
 }
 
 impl Journal for Gate {
@@ -85,44 +128,18 @@ impl Journal for Gate {
     }
 
     fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
-        Box::pin(async move {
-            self.world.alive(self.life).await;
-            let (before, after) = {
-                let mut state = lock(&self.world.state);
-                let number = state.appends;
-                let place = Place::Append(number);
-                state.appends += 1;
-                state.trace.push(place.clone());
-                let plan = |fault: memory::Fault| self.store.fault(Operation::Append, 0, fault);
-                for (edge, fault) in [
-                    (Edge::Before, memory::Fault::Fail(lost())),
-                    (Edge::After, memory::Fault::LoseAnswer(lost())),
-                ] {
-                    if state.fires(|planned| *planned == Fault::Store(number, edge)) {
-                        plan(fault);
-                    }
-                }
-                if state.fires(|planned| *planned == Fault::Unsynced(number)) {
-                    state.dead = state.life;
-                    plan(memory::Fault::CrashUnsynced);
-                }
-                (state.stops(&place, Edge::Before), state.stops(&place, Edge::After))
-            };
+        Box::pin(self.change(Operation::Append, never, || {
             if batch.iter().any(|item| item.begin.is_none()) {
                 self.world.passed.send_modify(|passed| *passed += 1);
             }
-            self.world.stop(before, self.life).await;
-            let batch = match self.world.bug {
+            self.store.append(match self.world.bug {
                 Some(Bug::NoFence) => self.unfenced(batch),
+                Some(Bug::NoLocks) => unlocked(batch),
                 Some(Bug::WorkApart) => self.apart(batch, false),
                 Some(Bug::WorkUnfenced) => self.apart(batch, true),
                 _ => batch,
-            };
-            let answer = self.store.append(batch).await;
-            self.world.stop(after, self.life).await;
-            self.world.alive(self.life).await;
-            answer
-        })
+            })
+        }))
     }
 
     fn does(&self, job: TypeId) -> bool {
@@ -134,15 +151,18 @@ impl Journal for Gate {
     }
 
     fn heartbeat(&self, by: &Incarnation, lease: Duration) -> Pending<'_, ()> {
-        Box::pin(self.through(self.store.heartbeat(by, lease)))
+        let by = by.clone();
+        Box::pin(self.change(Operation::Heartbeat, |()| true, move || self.store.heartbeat(&by, lease)))
     }
 
     fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
-        Box::pin(self.through(self.store.leave(by)))
+        let by = by.clone();
+        Box::pin(self.change(Operation::Leave, never, move || self.store.leave(&by)))
     }
 
     fn announce(&self, by: &Incarnation, presence: Presence) -> Pending<'_, ()> {
-        Box::pin(self.through(self.store.announce(by, presence)))
+        let by = by.clone();
+        Box::pin(self.change(Operation::Announce, never, move || self.store.announce(&by, presence)))
     }
 
     fn orchestrators(&self) -> Pending<'_, Vec<Registered>> {
@@ -151,21 +171,27 @@ impl Journal for Gate {
 
     fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
         Box::pin(async move {
-            self.world.alive(self.life).await;
-            let number = {
-                let mut state = lock(&self.world.state);
-                state.claims += 1;
-                state.claims - 1
-            };
-            for (edge, fault) in [
-                (Edge::Before, memory::Fault::Fail(lost())),
-                (Edge::After, memory::Fault::LoseAnswer(lost())),
-            ] {
-                if lock(&self.world.state).fires(|planned| *planned == Fault::Claim(number, edge)) {
-                    self.store.fault(Operation::Claim, 0, fault);
+            let by = claim.by.clone();
+            let claiming = self.change(Operation::Claim, Vec::is_empty, || match self.world.bug {
+                Some(Bug::ClaimCached) => self.cached(claim),
+                _ => self.store.claim(claim),
+            });
+            match self.world.bug {
+                Some(Bug::ClaimHeld) => {
+                    self.world.alive(self.life).await;
+                    self.store.heartbeat(&by, LEASE * 1_000).await?;
+                    let claimed = claiming.await;
+                    self.store.heartbeat(&by, LEASE).await?;
+                    claimed
                 }
+                Some(Bug::ClaimUnsynced) => {
+                    self.store.acknowledge_unsynced(true);
+                    let claimed = claiming.await;
+                    self.store.acknowledge_unsynced(false);
+                    claimed
+                }
+                _ => claiming.await,
             }
-            self.through(self.store.claim(claim)).await
         })
     }
 
@@ -178,7 +204,7 @@ impl Journal for Gate {
     }
 
     fn request(&self, request: Request) -> Pending<'_, Requested> {
-        Box::pin(self.through(self.store.request(request)))
+        Box::pin(self.change(Operation::Request, never, || self.store.request(request)))
     }
 
     fn requests(&self, by: &Incarnation) -> Pending<'_, Vec<Request>> {
@@ -186,7 +212,8 @@ impl Journal for Gate {
     }
 
     fn forget(&self, by: &str, before: Timestamp, limit: usize) -> Pending<'_, usize> {
-        Box::pin(self.through(self.store.forget(by, before, limit)))
+        let by = by.to_owned();
+        Box::pin(self.change(Operation::Forget, never, move || self.store.forget(&by, before, limit)))
     }
 
     fn forgotten(&self, limit: usize) -> Pending<'_, Vec<Forgotten>> {

@@ -36,11 +36,15 @@
 //! | nothing | the happy case |
 //! | a step | it is rejected; it happens and its answer is lost, by an error, a timeout or a panic; its request is lost |
 //! | a request | it arrives when its compensation is done; every call arrives twice; what is on its way in a crash arrives at the end |
-//! | the process | the power is cut before and after every append and every call, also while unwinding, with [`Check::crash_twice`] also while recovering |
+//! | the process | the power is cut before and after every call and every operation that changes the store, and there also before it is synced; also while unwinding, in the claim and the first call of a recovery, and with [`Check::crash_twice`] anywhere in one |
 //! | the store | an append or a claim fails before it does anything, or its answer is lost |
 //! | the owner | it stands still at every place until its lease is over and another has the saga, then goes on |
 //! | a person | orders of every kind come at every place, also where they cannot be followed |
 //! | a compensation | it fails once, or each time |
+//!
+//! Operations that change the store are appends, claims, heartbeats, announcements, requests, and at the end of a run, when the saga is forgotten
+//! if it is over and the orchestrator leaves. Heartbeats and claims come as long as an orchestrator lives; of those that take nothing, with
+//! nothing between them but each other, only the first one is a place.
 //!
 //! Steps that are done in the transaction of a SQLite journal are given a database by `Check::database`, with feature `sqlite`.
 //!

@@ -22,10 +22,11 @@ pub struct Seen {
     pub stored: Option<Stored>,
     /// Who was called.
     pub calls: Vec<Call>,
-    /// What was passed, in order: the places where something can go wrong.
+    /// What was passed, in order: the places where something can go wrong. Heartbeats, and claims that took nothing, are there only once until
+    /// something else was passed.
     pub places: Vec<Place>,
-    /// How often sagas were claimed.
-    pub claims: u32,
+    /// How often the power was cut. Of two planned crashes the first one may have kept the second one away.
+    pub crashes: u32,
     /// The ledger that the definition was built with.
     pub ledger: Ledger,
 }

@@ -1,7 +1,7 @@
 //! Everything around one saga in a test: the store, the network, and what goes wrong in them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::{Future, pending},
     pin::Pin,
     sync::Arc,
@@ -14,15 +14,17 @@ use super::{
     business::{Business, OnDevice, counting, doubling},
     case::{Case, Edge, Fault, Loss, Ordered, Place},
     check::Bug,
-    evidence::{Call, Said, What},
+    evidence::{Call, Said, Violation, What},
     gate::Gate,
+    plan::is_repeated,
 };
 use crate::{
     saga::{
-        Failure, Key, Order, Payload, SagaId, Verified,
+        Failure, Incarnation, Key, Order, Payload, Phase, SagaId, Verified,
         attempt::{Acted, Pending as Waiting, StepCode, Told},
         definition::Definition,
-        memory::Memory,
+        journal::{Append, Begin, DefinitionId, Journal, Refusal, StoreError, Stored},
+        memory::{self, Memory, Operation},
     },
     sync::{Mutex, lock},
 };
@@ -56,6 +58,8 @@ pub(super) struct World {
     pub(super) passed: watch::Sender<usize>,
     /// What somebody wants to order now.
     asked: watch::Sender<Option<Order>>,
+    /// The locks that the saga is started with.
+    locks: Vec<String>,
     pub(super) bug: Option<Bug>,
     skew: Skew,
     /// Where the work of steps is done.
@@ -79,17 +83,26 @@ pub(super) struct State {
     plan: Vec<(Fault, bool)>,
     calls: Vec<Call>,
     /// What was passed, in order.
-    pub(super) trace: Vec<Place>,
+    trace: Vec<Place>,
+    /// What has changed nothing since something was passed, by this orchestrator: the same again is no place.
+    idle: BTreeSet<Operation>,
     /// The present, on the scale of the calls.
     clock: u64,
     travelling: BTreeMap<usize, Deliver>,
-    pub(super) appends: u32,
-    pub(super) claims: u32,
+    operations: BTreeMap<Operation, u32>,
+    /// Who has called in each epoch.
+    owners: BTreeMap<u64, u32>,
+    violations: Vec<Violation>,
+    /// The highest epoch that a cache in front of the store has seen: a planted bug.
+    pub(super) cached: u64,
+    /// What the store had of the saga before it was told to forget it.
+    kept: Option<Stored>,
     /// The orchestrator that works now; all earlier ones are dead, unless one is paused.
     pub(super) life: u32,
     pub(super) dead: u32,
     steps: Vec<String>,
     order: Option<Order>,
+    problem: Option<String>,
 }
 
 /// What a call is to meet.
@@ -121,12 +134,12 @@ impl World {
         saga: SagaId,
         case: &Case,
         steps: Vec<String>,
+        locks: Vec<String>,
         bug: Option<Bug>,
         skew: Skew,
         business: Option<Arc<dyn Business>>,
     ) -> Arc<Self> {
         let store = Memory::new();
-        store.acknowledge_unsynced(bug == Some(Bug::AcknowledgeBeforeSync));
         if let Some(business) = &business {
             let forgets = bug == Some(Bug::WorkUnsynced);
             store.put_beside(Arc::new(OnDevice::new(business.clone(), forgets)));
@@ -136,14 +149,19 @@ impl World {
             plan: case.0.iter().map(|fault| (fault.clone(), false)).collect(),
             calls: Vec::new(),
             trace: Vec::new(),
+            idle: BTreeSet::new(),
             clock: 0,
             travelling: BTreeMap::new(),
-            appends: 0,
-            claims: 0,
+            operations: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            violations: Vec::new(),
+            cached: 0,
+            kept: None,
             life: 0,
             dead: 0,
             steps,
             order: None,
+            problem: None,
         };
         Arc::new(World {
             saga,
@@ -151,6 +169,7 @@ impl World {
             paused: watch::Sender::new(None),
             passed: watch::Sender::new(0),
             asked: watch::Sender::new(None),
+            locks,
             bug,
             skew,
             business,
@@ -167,10 +186,18 @@ impl World {
     pub(super) fn connect(self: &Arc<Self>) -> Gate {
         let mut state = lock(&self.state);
         state.life += 1;
+        state.idle.clear();
         if state.life > 1 {
             state.store = state.store.connect();
         }
+        // A crash may have come in a claim that this bug is about.
+        state.store.acknowledge_unsynced(self.bug == Some(Bug::AcknowledgeBeforeSync));
         Gate { world: self.clone(), store: state.store.clone(), life: state.life }
+    }
+
+    /// How many orchestrators there have been.
+    pub(super) fn lives(&self) -> u32 {
+        lock(&self.state).life
     }
 
     /// Waits until an orchestrator stands still.
@@ -213,8 +240,50 @@ impl World {
         lock(&self.state).calls.clone()
     }
 
-    pub(super) fn claims(&self) -> u32 {
-        lock(&self.state).claims
+    /// Looks whether the saga has its locks, by what a crash would leave: another one that begins with them is refused while this one is not
+    /// over, and only then.
+    pub(super) async fn probe(&self) {
+        if self.locks.is_empty() {
+            return;
+        }
+        let (image, is_open) = {
+            let state = lock(&self.state);
+            let image = Memory::restore(&state.store.snapshot());
+            let is_open = image.stored(&self.saga).is_some_and(|stored| !stored.head.phase.is_terminal());
+            (image, is_open)
+        };
+        for key in &self.locks {
+            let answer = image.append(vec![another(key)]).await.unwrap_or_default().pop();
+            let held = matches!(&answer, Some(Err(Refusal::Locked { holder, .. })) if *holder == self.saga);
+            if held != is_open || !held && answer != Some(Ok(())) {
+                let why = format!(
+                    "lock {key:?}, while the saga is in the store and not over: {is_open}; {answer:?}"
+                );
+                lock(&self.state).problem.get_or_insert(why);
+            }
+        }
+    }
+
+    pub(super) fn problem(&self) -> Option<String> {
+        lock(&self.state).problem.clone()
+    }
+
+    /// What was seen to be wrong when it happened.
+    pub(super) fn violations(&self) -> Vec<Violation> {
+        lock(&self.state).violations.clone()
+    }
+
+    /// Notes what the store has of the saga if it is over; whether it is.
+    pub(super) fn keep(&self) -> bool {
+        let mut state = lock(&self.state);
+        let over = state.store.stored(&self.saga).filter(|stored| stored.head.phase.is_terminal());
+        let is_over = over.is_some();
+        state.kept = over.or(state.kept.take());
+        is_over
+    }
+
+    pub(super) fn kept(&self) -> Option<Stored> {
+        lock(&self.state).kept.clone()
     }
 
     pub(super) fn unfired(&self) -> Vec<Fault> {
@@ -312,7 +381,7 @@ impl World {
             })
         };
         let Met { id, before, after, answer, twice } =
-            lock(&self.state).meet(&self.saga, &step, what, &told, deliver);
+            lock(&self.state).meet(life, &self.saga, &step, what, &told, deliver);
         self.passed.send_modify(|passed| *passed += 1);
         self.alive(life).await;
         self.stop(before, life).await;
@@ -511,7 +580,44 @@ impl State {
         found
     }
 
-    pub(super) fn stops(&mut self, place: &Place, edge: Edge) -> Option<Stop> {
+    /// An operation on a store begins: its place, and where it stops.
+    pub(super) fn enter(
+        &mut self,
+        operation: Operation,
+        store: &Memory,
+    ) -> (Place, Option<Stop>, Option<Stop>) {
+        let count = self.operations.entry(operation).or_default();
+        let number = *count;
+        *count += 1;
+        let place = Place::Store(operation, number);
+        self.trace.push(place.clone());
+        let lost = || StoreError::Unavailable("planned".to_owned());
+        for (edge, fault) in
+            [(Edge::Before, memory::Fault::Fail(lost())), (Edge::After, memory::Fault::LoseAnswer(lost()))]
+        {
+            if self.fires(|planned| *planned == Fault::Store(operation, number, edge)) {
+                store.fault(operation, 0, fault);
+            }
+        }
+        if self.fires(|planned| *planned == Fault::Unsynced(operation, number)) {
+            self.dead = self.life;
+            store.fault(operation, 0, memory::Fault::CrashUnsynced);
+        }
+        let (before, after) = (self.stops(&place, Edge::Before), self.stops(&place, Edge::After));
+        (place, before, after)
+    }
+
+    /// It was answered. Heartbeats, and claims that take nothing, come as long as an orchestrator lives: of those between which nothing else
+    /// was passed only the first one is a place.
+    pub(super) fn exit(&mut self, place: &Place, operation: Operation, idle: bool) {
+        if !idle {
+            self.idle.clear();
+        } else if !self.idle.insert(operation) {
+            self.trace.retain(|passed| passed != place);
+        }
+    }
+
+    fn stops(&mut self, place: &Place, edge: Edge) -> Option<Stop> {
         let here = |at: &Place, when: &Edge| at == place && *when == edge;
         if self.fires(|fault| matches!(fault, Fault::Crash(at, when) if here(at, when))) {
             return Some(Stop::Crash);
@@ -527,12 +633,34 @@ impl State {
         paused.then_some(Stop::Pause)
     }
 
-    fn meet(&mut self, saga: &SagaId, step: &str, what: What, told: &Told, deliver: Deliver) -> Met {
+    fn meet(
+        &mut self,
+        life: u32,
+        saga: &SagaId,
+        step: &str,
+        what: What,
+        told: &Told,
+        deliver: Deliver,
+    ) -> Met {
         let earlier = |call: &&Call| call.step == step && call.what == what && !call.redelivered;
         let number = u32::try_from(self.calls.iter().filter(earlier).count()).unwrap_or(u32::MAX);
         let place = Place::Call(step.to_owned(), what, number);
-        let (before, after) = (self.stops(&place, Edge::Before), self.stops(&place, Edge::After));
-        self.trace.push(place);
+        // What is sent in the moment of its sender's death is on its way, but nobody passes there any more.
+        let dead = self.dead >= life;
+        let (before, after) = match dead {
+            true => (None, None),
+            false => (self.stops(&place, Edge::Before), self.stops(&place, Edge::After)),
+        };
+        if !is_repeated(&place) {
+            self.idle.clear();
+        }
+        if !dead {
+            self.trace.push(place);
+        }
+        if let Some(owner) = self.owners.insert(told.epoch, life).filter(|owner| *owner != life) {
+            let why = format!("orchestrators {owner} and {life} have both called in epoch {}", told.epoch);
+            self.violations.push(Violation { invariant: "I6", why });
+        }
         let now = |of: &String, always: &bool| of == step && (*always || number == 0);
         let mut answer = None;
         if what == What::Act {
@@ -578,11 +706,29 @@ impl State {
     }
 }
 
+/// The beginning of another saga with this lock.
+fn another(key: &str) -> Append {
+    let definition = DefinitionId { name: "another".to_owned(), version: 1, digest: String::new() };
+    Append {
+        saga: SagaId::new("another").unwrap_or_else(|_| unreachable!("it is one")),
+        by: Incarnation::from_text("another"),
+        epoch: 1,
+        begin: Some(Begin { definition, tag: String::new(), locks: vec![key.to_owned()] }),
+        entries: Vec::new(),
+        work: None,
+        phase: Phase::Running,
+        note: String::new(),
+        wake: None,
+        release: false,
+        answers: Vec::new(),
+    }
+}
+
 fn spelled(order: Ordered, place: &Place) -> Order {
     let reason = "planned".to_owned();
     let step = match place {
         Place::Call(step, ..) => step.clone(),
-        Place::Append(_) => String::new(),
+        Place::Store(..) => String::new(),
     };
     match order {
         Ordered::Cancel => Order::Cancel { reason },

@@ -36,7 +36,7 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Operation; 11] = [
+    pub const ALL: [Operation; 12] = [
         Operation::Append,
         Operation::Heartbeat,
         Operation::Leave,
@@ -48,7 +48,26 @@ impl Operation {
         Operation::Request,
         Operation::Requests,
         Operation::Forget,
+        Operation::Forgotten,
     ];
+
+    /// The operation as a short stable word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Operation::Append => "append",
+            Operation::Heartbeat => "heartbeat",
+            Operation::Leave => "leave",
+            Operation::Announce => "announce",
+            Operation::Orchestrators => "orchestrators",
+            Operation::Claim => "claim",
+            Operation::Load => "load",
+            Operation::List => "list",
+            Operation::Request => "request",
+            Operation::Requests => "requests",
+            Operation::Forget => "forget",
+            Operation::Forgotten => "forgotten",
+        }
+    }
 }
 
 /// What goes wrong in one operation.
