@@ -24,7 +24,7 @@ use crate::{Event, Observer};
 /// | `mainstay_saga_age_seconds` | histogram | `definition`, `phase`: the age at which a saga came into it; for the last ones its duration |
 /// | `mainstay_saga_blocked_total` | counter | `definition` |
 /// | `mainstay_saga_waits_total` | counter | `definition`: how often a step was not let begin |
-/// | `mainstay_saga_overdue_total` | counter | `definition`: sagas whose deadline, or that of a step, came too late to turn them round; again for each process that has one of them then |
+/// | `mainstay_saga_overdue_total` | counter | `definition`: sagas whose deadline, or that of a step, came too late to turn them round; again each time that one is taken up |
 /// | `mainstay_saga_orders_refused_total` | counter | `definition`: orders and messages that could not be followed |
 /// | `mainstay_saga_store_failures_total` | counter | |
 ///

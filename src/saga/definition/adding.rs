@@ -110,7 +110,8 @@ where
     /// How long it may take: from when everything before it is complete until it is, with all attempts, the waits between them, and the time
     /// in which no process was alive. Any length from 1 ms on; none unless set.
     ///
-    /// When its time is over, no further attempt is begun, and one under way is dropped as at the end of an attempt's time. Then
+    /// When its time is over, no further attempt is begun, and one under way is dropped as at the end of an attempt's time; but a pivot that is
+    /// stuck is sent again as any stuck step is. Then
     ///
     /// | the step | may have happened | cannot have |
     /// |---|---|---|
