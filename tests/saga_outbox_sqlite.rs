@@ -31,13 +31,15 @@ impl Directory {
         let path = std::env::temp_dir().join(format!("mainstay-outbox-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).unwrap();
+        // Here and not in `open`: of several that change the mode at once, SQLite refuses all but one, whatever their busy timeouts.
+        Connection::open(path.join("database")).unwrap().execute_batch("pragma journal_mode = wal").unwrap();
         Directory(path)
     }
 
     fn open(&self) -> Sqlite {
         let connection = Connection::open(self.0.join("database")).unwrap();
         connection.busy_timeout(Duration::from_secs(30)).unwrap();
-        connection.execute_batch("pragma journal_mode = wal; pragma synchronous = off").unwrap();
+        connection.execute_batch("pragma synchronous = off").unwrap();
         Sqlite::on(connection)
     }
 }

@@ -50,9 +50,10 @@ pub async fn run(
     let mut chance = Chance::new(seed, u64::MAX);
     let (mut living, mut killed, mut stalls) = (VecDeque::<Worker>::new(), 0, 0);
     for round in 0..kills {
-        let (early, life) = (chance.below(4) == 0, chance.up_to(LIFE));
+        let (early, life) = (chance.below(4) == 0 && round > 0, chance.up_to(LIFE));
         let worker = Worker::start(round, command(data, place, seed, round, options)?, &heard)?;
-        // One in four is not waited for: where one lives at a time, it is killed while it takes up what was left.
+        // One in four is not waited for: where one lives at a time, it is killed while it takes up what was left. The first makes the
+        // files, which two cannot do at once.
         if !early {
             worker.ready()?;
         }
