@@ -4,7 +4,7 @@
 use std::{
     future::Future,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -18,23 +18,13 @@ use mainstay::saga::{
 };
 use serde::{Deserialize, Serialize};
 
+#[path = "support/log.rs"]
+mod log;
+use log::Log;
+
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 struct Order {
     amount: u64,
-}
-
-/// What the participants did, in order.
-#[derive(Debug, Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
-
-impl Log {
-    fn add(&self, what: impl Into<String>) {
-        self.0.lock().unwrap().push(what.into());
-    }
-
-    fn lines(&self) -> Vec<String> {
-        self.0.lock().unwrap().clone()
-    }
 }
 
 type Charge = fn(u32) -> Result<u64, Failure>;

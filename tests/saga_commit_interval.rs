@@ -34,19 +34,7 @@ struct Counted {
 }
 
 impl Journal for Counted {
-    forward_to_store!(the rest);
-
-    fn blocks(&self) -> bool {
-        self.blocks
-    }
-
-    fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
-        self.store.leave(by)
-    }
-
-    fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
-        self.store.claim(claim)
-    }
+    forward_to_store!(all but append);
 
     fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
         self.batches.lock().unwrap().push((Instant::now(), batch.len()));
@@ -54,10 +42,6 @@ impl Journal for Counted {
             tokio::time::sleep(Duration::from_millis(1)).await;
             self.store.append(batch).await
         })
-    }
-
-    fn heartbeat(&self, by: &Incarnation, lease: Duration) -> Pending<'_, ()> {
-        self.store.heartbeat(by, lease)
     }
 }
 

@@ -48,19 +48,7 @@ struct Far {
 }
 
 impl Journal for Far {
-    forward_to_store!(the rest);
-
-    fn blocks(&self) -> bool {
-        self.blocks
-    }
-
-    fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
-        self.store.leave(by)
-    }
-
-    fn claim(&self, claim: Claim) -> Pending<'_, Vec<Stored>> {
-        self.store.claim(claim)
-    }
+    forward_to_store!(all but append);
 
     fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>> {
         let sagas = batch.iter().map(|append| append.saga.clone()).collect();
@@ -77,10 +65,6 @@ impl Journal for Far {
             self.batches.lock().unwrap()[number].over = Some(Instant::now());
             answers
         })
-    }
-
-    fn heartbeat(&self, by: &Incarnation, lease: Duration) -> Pending<'_, ()> {
-        self.store.heartbeat(by, lease)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU32, Ordering::SeqCst},
     },
     time::Duration,
@@ -16,22 +16,9 @@ use mainstay::saga::{
     memory::{Fault, Memory, Operation},
 };
 
-#[derive(Debug, Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
-
-impl Log {
-    fn add(&self, what: impl Into<String>) {
-        self.0.lock().unwrap().push(what.into());
-    }
-
-    fn lines(&self) -> Vec<String> {
-        self.0.lock().unwrap().clone()
-    }
-
-    fn count(&self, what: &str) -> usize {
-        self.lines().iter().filter(|line| *line == what).count()
-    }
-}
+#[path = "support/log.rs"]
+mod log;
+use log::Log;
 
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)

@@ -22,19 +22,9 @@ use mainstay::{
     },
 };
 
-/// What the participants did, in order.
-#[derive(Debug, Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
-
-impl Log {
-    fn add(&self, what: impl Into<String>) {
-        self.0.lock().unwrap().push(what.into());
-    }
-
-    fn lines(&self) -> Vec<String> {
-        self.0.lock().unwrap().clone()
-    }
-}
+#[path = "support/log.rs"]
+mod log;
+use log::Log;
 
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)

@@ -134,11 +134,12 @@ async fn write(journal: Arc<dyn Journal>, mut jobs: mpsc::UnboundedReceiver<Opti
                 true => std::thread::sleep(rest),
                 false => tokio::time::sleep(rest).await,
             }
-            fill(&mut next, &mut jobs);
         }
         let alone = one_by_one || next.len() < BATCH || next.iter().flatten().any(|job| job.follows);
         let place = places.clone().acquire_many_owned(if alone { MOST } else { 1 }).await;
-        fill(&mut next, &mut jobs);
+        // What has come meanwhile.
+        let room = BATCH - next.len();
+        next.extend(std::iter::from_fn(|| jobs.try_recv().ok()).take(room));
         pace.begin(next.len());
         let queued = next.len();
         let batch: Vec<Job> = next.drain(..).map_while(|job| job).collect();
@@ -156,12 +157,6 @@ async fn write(journal: Arc<dyn Journal>, mut jobs: mpsc::UnboundedReceiver<Opti
             return;
         }
     }
-}
-
-/// Takes what has come meanwhile.
-fn fill(next: &mut Vec<Option<Job>>, jobs: &mut mpsc::UnboundedReceiver<Option<Job>>) {
-    let room = BATCH - next.len();
-    next.extend(std::iter::from_fn(|| jobs.try_recv().ok()).take(room));
 }
 
 async fn write_all(journal: &Arc<dyn Journal>, batch: Vec<Job>) {

@@ -20,10 +20,11 @@ use super::{
 };
 use crate::{
     saga::{
-        Failure, Incarnation, Key, Order, Payload, Phase, SagaId, Verified,
+        Failure, Incarnation, Key, Order, Payload, SagaId, Timestamp, Verified,
         attempt::{Acted, Pending as Waiting, StepCode, Told},
+        conformance::Pen,
         definition::Definition,
-        journal::{Append, Begin, DefinitionId, Journal, Refusal, StoreError, Stored},
+        journal::{Append, DefinitionId, Journal, Refusal, StoreError, Stored},
         memory::{self, Memory, Operation},
     },
     sync::{Mutex, lock},
@@ -709,19 +710,10 @@ impl State {
 /// The beginning of another saga with this lock.
 fn another(key: &str) -> Append {
     let definition = DefinitionId { name: "another".to_owned(), version: 1, digest: String::new() };
-    Append {
-        saga: SagaId::new("another").unwrap_or_else(|_| unreachable!("it is one")),
-        by: Incarnation::from_text("another"),
-        epoch: 1,
-        begin: Some(Begin { definition, tag: String::new(), locks: vec![key.to_owned()] }),
-        entries: Vec::new(),
-        work: None,
-        phase: Phase::Running,
-        note: String::new(),
-        wake: None,
-        release: false,
-        answers: Vec::new(),
-    }
+    let by = Incarnation::from_text("another");
+    let mut append = Pen::new("another", &by, Timestamp::default()).begin(&definition);
+    append.begin.iter_mut().for_each(|begin| begin.locks.push(key.to_owned()));
+    append
 }
 
 fn spelled(order: Ordered, place: &Place) -> Order {

@@ -183,14 +183,12 @@ pub fn over<T: Sync>(work: &[T], run: impl Fn(&mut Count, &T) + Sync) -> Count {
     all
 }
 
+fn each(dags: impl Iterator<Item = Dag>, depth: Depth, skews: &[Skew]) -> Vec<(Dag, Skew, Depth)> {
+    dags.flat_map(|dag| skews.iter().map(move |skew| (dag.clone(), *skew, depth))).collect()
+}
+
 pub fn shapes(from: usize, to: usize, depth: Depth, skews: &[Skew]) -> Vec<(Dag, Skew, Depth)> {
-    let mut work = Vec::new();
-    for n in from..=to {
-        for dag in Dag::variants(n) {
-            work.extend(skews.iter().map(|skew| (dag.clone(), *skew, depth)));
-        }
-    }
-    work
+    each((from..=to).flat_map(Dag::variants), depth, skews)
 }
 
 /// Shapes with one special step, shapes with a deadline, and shapes with a step whose time is limited.
@@ -201,12 +199,10 @@ pub fn specials(from: usize, to: usize, depth: Depth, skews: &[Skew]) -> Vec<(Da
     let special: Vec<Dag> = plain.iter().flat_map(Dag::specials).collect();
     let limit = |dag: &Dag, at: usize| deadlines.map(|after| Dag { limit: Some((at, after)), ..dag.clone() });
     let limited = plain.iter().flat_map(|dag| (0..dag.len()).flat_map(move |at| limit(dag, at)));
-    let dags = plain.iter().flat_map(due).chain(special).chain(limited);
-    dags.flat_map(|dag| skews.iter().map(move |skew| (dag.clone(), *skew, depth))).collect()
+    each(plain.iter().flat_map(due).chain(special).chain(limited), depth, skews)
 }
 
 /// Shapes with a definition in the place of one step.
 pub fn nested(from: usize, to: usize, depth: Depth, skews: &[Skew]) -> Vec<(Dag, Skew, Depth)> {
-    let dags = (from..=to).flat_map(Dag::variants).flat_map(|dag| dag.nested());
-    dags.flat_map(|dag| skews.iter().map(move |skew| (dag.clone(), *skew, depth))).collect()
+    each((from..=to).flat_map(Dag::variants).flat_map(|dag| dag.nested()), depth, skews)
 }

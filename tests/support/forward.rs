@@ -1,14 +1,28 @@
 //! What a journal that wraps another leaves as it is.
 
-/// All methods of `Journal` but `append` and `heartbeat`, answered by the field `store`, which does not block; or those that nobody
-/// wraps.
+/// All methods of `Journal` but `append` and `heartbeat`, answered by the field `store`, which does not block; all but `append`, with a
+/// field that says whether it does; or those that nobody wraps.
 macro_rules! forward_to_store {
     () => {
-        forward_to_store!(the rest);
+        forward_to_store!(claims and leaves);
 
         fn blocks(&self) -> bool {
             false
         }
+    };
+    (all but append) => {
+        forward_to_store!(claims and leaves);
+
+        fn blocks(&self) -> bool {
+            self.blocks
+        }
+
+        fn heartbeat(&self, by: &Incarnation, lease: Duration) -> Pending<'_, ()> {
+            self.store.heartbeat(by, lease)
+        }
+    };
+    (claims and leaves) => {
+        forward_to_store!(the rest);
 
         fn leave(&self, by: &Incarnation) -> Pending<'_, ()> {
             self.store.leave(by)

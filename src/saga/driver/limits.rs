@@ -8,7 +8,7 @@ use std::{
 use super::{Driver, outcomes::millis};
 use crate::{
     event::Event,
-    saga::{ledger::Stop, machine::Outcome, record::Cause, shape::Unknown, steps::Steps},
+    saga::{Timestamp, ledger::Stop, machine::Outcome, record::Cause, shape::Unknown, steps::Steps},
     time,
 };
 
@@ -68,6 +68,7 @@ impl Driver {
             }
         }
         let (late, touched) = (self.late(step), self.touched().contains(step));
+        // A step that ends and had no effect can always be given up; if it could not, it would be like one of which nothing is known.
         if !touched && self.abort(late.clone(), Steps::NONE, Vec::new(), Vec::new()).await? {
             return Ok(());
         }
@@ -83,11 +84,15 @@ impl Driver {
         self.decide(step, Outcome::Unknown(late.to_string()), None, spent).await
     }
 
+    /// The limit of a step that ends with it.
+    fn end(&self, step: usize) -> Option<Timestamp> {
+        let machine = self.machine();
+        machine.limit(step).filter(|_| machine.shape().ends_in_time(step))
+    }
+
     /// Whether the time of a step is over that ends with it.
     pub(super) fn is_late(&self, step: usize) -> bool {
-        let machine = self.machine();
-        machine.shape().ends_in_time(step)
-            && machine.limit(step).is_some_and(|limit| limit <= self.inner.now())
+        self.end(step).is_some_and(|end| end <= self.inner.now())
     }
 
     /// That a step was not over in time.
@@ -98,9 +103,7 @@ impl Driver {
 
     /// When the time of a step is over that ends with it, by this process's clock.
     pub(super) fn ends_at(&self, step: usize) -> Option<Instant> {
-        let machine = self.machine();
-        let limit = machine.limit(step).filter(|_| machine.shape().ends_in_time(step))?;
-        let now = self.inner.now();
-        (limit > now).then(|| time::later(time::now(), limit.since(now)))
+        let (end, now) = (self.end(step)?, self.inner.now());
+        (end > now).then(|| time::later(time::now(), end.since(now)))
     }
 }
