@@ -1,7 +1,11 @@
 //! The store in memory: it keeps every promise of a journal, its faults are what they say, and the suite notices journals
 //! that break a promise.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures::FutureExt;
 use mainstay::saga::{
@@ -30,7 +34,7 @@ async fn append(store: &Memory, append: Append) -> Result<Result<(), Refusal>, S
 
 /// Memory stores that are opened again after a power cut.
 fn subject(wrap: impl Fn(Memory) -> Arc<dyn Journal> + Send + Sync + Clone + 'static) -> Subject {
-    let latest = Arc::new(std::sync::Mutex::new(Memory::new()));
+    let latest = Arc::new(Mutex::new(Memory::new()));
     let (opened, wrapped) = (latest.clone(), wrap.clone());
     Subject::new(
         move || {
@@ -64,6 +68,7 @@ enum Bug {
     AcceptsASecondBegin,
     RefusesTheWholeBatch,
     AnswersInAnotherOrder,
+    MixesUpBatches,
     WritesAPartOfAnAppend,
     ClaimsFromTheLiving,
     ClaimsWithoutAnEpoch,
@@ -100,13 +105,14 @@ enum Bug {
 
 use Bug::*;
 
-const BUGS: [Bug; 38] = [
+const BUGS: [Bug; 39] = [
     IgnoresTheOwner,
     IgnoresTheEpoch,
     AcceptsAGap,
     AcceptsASecondBegin,
     RefusesTheWholeBatch,
     AnswersInAnotherOrder,
+    MixesUpBatches,
     WritesAPartOfAnAppend,
     ClaimsFromTheLiving,
     ClaimsWithoutAnEpoch,
@@ -144,6 +150,8 @@ const BUGS: [Bug; 38] = [
 struct Planted {
     inner: Memory,
     bug: Bug,
+    /// The answers of the last batch, while another one is waited for.
+    last: Mutex<Vec<Result<(), Refusal>>>,
 }
 
 impl Planted {
@@ -200,6 +208,12 @@ impl Journal for Planted {
             let mut answers = self.inner.append(batch).await?;
             if self.is(AnswersInAnotherOrder) {
                 answers.reverse();
+            }
+            if self.is(MixesUpBatches) {
+                // Whoever is answered next gets what came last.
+                *self.last.lock().unwrap() = answers.clone();
+                tokio::task::yield_now().await;
+                answers.clone_from(&self.last.lock().unwrap());
             }
             Ok(answers)
         })
@@ -354,7 +368,7 @@ impl Journal for Planted {
 async fn verdict(bug: Bug) -> Vec<(&'static str, Broken)> {
     let subject = subject(move |inner| {
         inner.acknowledge_unsynced(matches!(bug, AcknowledgesUnsynced));
-        Arc::new(Planted { inner, bug })
+        Arc::new(Planted { inner, bug, last: Mutex::default() })
     });
     let mut broken = Vec::new();
     for rule in conformance::rules() {

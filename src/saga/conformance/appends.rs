@@ -216,6 +216,31 @@ pub(super) async fn the_first_of_a_batch_gets_the_lock(subject: &Subject) -> Che
     Ok(())
 }
 
+pub(super) async fn of_two_batches_at_once_one_comes_first(subject: &Subject) -> Checked {
+    let journal = subject.opened().await;
+    let by = incarnation("one");
+    for round in 0..10 {
+        let new = |name: &str| Pen::new(&format!("{name} {round}"), &by, Timestamp(1));
+        let key = format!("key {round}");
+        let batch = |side: &str| {
+            let locks = locking(&mut new(&format!("locks of {side}")), &[&key]);
+            vec![locks, new(side).begin(&definition())]
+        };
+        let (one, two) = tokio::join!(journal.append(batch("one")), journal.append(batch("two")));
+        let (one, two) = (one?, two?);
+        let (side, first, second) =
+            if one.first() == Some(&Ok(())) { ("one", one, two) } else { ("two", two, one) };
+        same!(first, vec![Ok(()); 2], "one batch is answered as if it had come alone");
+        let holder = new(&format!("locks of {side}")).saga().clone();
+        let expected = vec![Err(Refusal::Locked { key, holder }), Ok(())];
+        same!(second, expected, "the other one is answered as if it had come behind it");
+        for side in ["one", "two"] {
+            same!(whole(&journal, new(side).saga()).await?.head.len, 1, "what only batch {side} has");
+        }
+    }
+    Ok(())
+}
+
 pub(super) async fn an_append_is_there_whole_or_not_at_all(subject: &Subject) -> Checked {
     let journal = subject.opened().await;
     let mut holder = Pen::new("holder", &incarnation("one"), Timestamp(1));

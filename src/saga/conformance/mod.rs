@@ -191,6 +191,7 @@ static RULES: &[Rule] = rules! {
         a_stranger_is_refused
         one_refusal_does_not_touch_the_others
         the_first_of_a_batch_gets_the_lock
+        of_two_batches_at_once_one_comes_first
         an_append_is_there_whole_or_not_at_all
         the_row_changes_without_entries
         an_end_ends_everything
