@@ -32,7 +32,8 @@ pub trait Journal: Send + Sync + 'static {
 
     /// Appends to any number of sagas, with one forced write for all. The answers are in the order of the batch.
     ///
-    /// A saga may come more than once: its items are then taken in their order, each behind the one before it. Of two that begin with the same lock the first one gets it.
+    /// A saga may come more than once: its items are then taken in their order, each behind the one before it. Of two that begin
+    /// with the same lock the first one gets it.
     ///
     /// It may be called while earlier batches have no answer yet, but not with a saga that is in one of these.
     fn append(&self, batch: Vec<Append>) -> Pending<'_, Vec<Result<(), Refusal>>>;

@@ -337,11 +337,10 @@ where
                 let (orchestrator, wrapped) = &present;
                 let alone = stale.is_none();
                 let living = async {
-                    let problem = self.live(&world, orchestrator, wrapped, &acknowledged).await;
-                    if problem.is_none() {
-                        self.end(&world, orchestrator, alone).await;
+                    match self.live(&world, orchestrator, wrapped, &acknowledged).await {
+                        None => self.end(&world, orchestrator, alone).await,
+                        problem => problem,
                     }
-                    problem
                 };
                 tokio::pin!(living);
                 loop {
@@ -488,15 +487,18 @@ where
         }
     }
 
-    /// A saga that is over is forgotten, and the orchestrator leaves.
-    async fn end(&self, world: &World, orchestrator: &Orchestrator, alone: bool) {
+    /// A saga that is over is forgotten, and the orchestrator leaves; what was wrong with it.
+    async fn end(&self, world: &World, orchestrator: &Orchestrator, alone: bool) -> Option<String> {
+        let mut left = false;
         // What another one does that will go on is still to be seen.
         if alone && world.keep() {
             // Behind the moment in which it has ended.
             tokio::time::sleep(Duration::from_millis(2)).await;
-            let _ = orchestrator.forget(Duration::ZERO, 1).await;
+            let done = orchestrator.forget(Duration::ZERO, 1).await;
+            left = done.is_ok() && world.keep();
         }
         orchestrator.clone().shutdown(Duration::from_secs(1)).await;
+        left.then(|| "it is over, and was there when it was said to be forgotten".to_owned())
     }
 
     /// One orchestrator's life with the saga, until it is over or held up; what was wrong with it.
