@@ -107,8 +107,8 @@ fn two_batches_that_lose_one_connection_are_done_once_each() {
             let begun = pens.iter_mut().map(|pen| pen.begin(&definition())).collect();
             assert!(journal.append(begun).await.unwrap().iter().all(Result::is_ok));
             let [one, two] = [0, 1].map(|pen| pens[pen].step("a"));
-            proxy.cut(APPEND, cut);
             // Both are sent before the first one has its answer, and neither has one before the connection is gone.
+            proxy.cut_two(APPEND, cut);
             let answers = tokio::join!(append(&journal, one), append(&journal, two));
             assert_eq!(answers, (Ok(()), Ok(())), "cut {cut:?}");
             assert_eq!(proxy.happened(), n + 1, "the connection was cut, {cut:?}");

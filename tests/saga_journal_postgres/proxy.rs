@@ -39,6 +39,8 @@ pub enum Cut {
 #[derive(Debug, Default)]
 struct Plan {
     next: Option<(Message, Cut)>,
+    /// Not before the client has sent something else behind the message.
+    two: bool,
     /// How often it has.
     happened: usize,
 }
@@ -73,6 +75,16 @@ impl Reader {
         let kind = if self.started { bytes[0] } else { 0 };
         self.started = true;
         Ok((kind, bytes))
+    }
+
+    /// A message and the rest of its group, up to where the server acts: a `Sync`, unless it is a plain query.
+    async fn group(&mut self, mut kind: u8, mut bytes: Vec<u8>) -> std::io::Result<Vec<u8>> {
+        while !matches!(kind, b'Q' | b'S') {
+            let (next, rest) = self.next().await?;
+            bytes.extend(rest);
+            kind = next;
+        }
+        Ok(bytes)
     }
 }
 
@@ -117,7 +129,14 @@ impl Proxy {
 
     /// Cuts a connection at the next such message.
     pub fn cut(&self, message: Message, cut: Cut) {
-        self.plan.lock().unwrap().next = Some((message, cut));
+        let mut plan = self.plan.lock().unwrap();
+        (plan.next, plan.two) = (Some((message, cut)), false);
+    }
+
+    /// The same, once the client has sent what comes next as well, which the server never sees.
+    pub fn cut_two(&self, message: Message, cut: Cut) {
+        let mut plan = self.plan.lock().unwrap();
+        (plan.next, plan.two) = (Some((message, cut)), true);
     }
 
     /// How often a connection was cut as planned.
@@ -188,62 +207,42 @@ async fn relay(client: TcpStream, server: TcpStream, plan: Arc<Mutex<Plan>>) -> 
                 }
                 _ => false,
             };
-            if met {
-                plan.happened += 1;
-                plan.next.take().map(|(_, cut)| cut)
-            } else {
-                None
-            }
+            if met { plan.next.take().map(|(_, cut)| (cut, plan.two)) } else { None }
         };
         if kind == b'P' {
             let name = text(&bytes, 5).to_owned();
             let sql = text(&bytes, 5 + name.len() + 1).to_owned();
             statements.push((name, sql));
         }
-        match due {
-            None => to_server.write_all(&bytes).await?,
-            Some(Cut::Before) => {
-                answers.abort();
-                return Ok(());
-            }
-            Some(Cut::After) => {
+        let Some((cut, two)) = due else {
+            to_server.write_all(&bytes).await?;
+            continue;
+        };
+        if matches!(cut, Cut::Late(_)) {
+            // Its answers go nowhere, its client sees the end at once, and the server learns nothing of that.
+            answers.abort();
+        }
+        let group = reader.group(kind, bytes).await?;
+        if two {
+            let (kind, bytes) = reader.next().await?;
+            reader.group(kind, bytes).await?;
+        }
+        plan.lock().unwrap().happened += 1;
+        match cut {
+            Cut::Before => answers.abort(),
+            Cut::After => {
                 quiet.send_replace(true);
-                to_server.write_all(&bytes).await?;
-                forward_rest(kind, &mut reader, &mut to_server).await?;
+                to_server.write_all(&group).await?;
                 let _ = answers.await;
-                return Ok(());
             }
-            Some(Cut::Late(by)) => {
-                // Its answers go nowhere, its client sees the end at once, and the server learns nothing of that.
-                answers.abort();
+            Cut::Late(by) => {
                 let _ = answers.await;
-                let mut rest = bytes;
-                let mut last = kind;
-                while !matches!(last, b'Q' | b'S') {
-                    let (kind, bytes) = reader.next().await?;
-                    rest.extend(bytes);
-                    last = kind;
-                }
                 drop(reader);
                 tokio::time::sleep(by).await;
-                to_server.write_all(&rest).await?;
+                to_server.write_all(&group).await?;
                 tokio::time::sleep(Duration::from_millis(300)).await;
-                return Ok(());
             }
         }
+        return Ok(());
     }
-}
-
-/// The rest of a chosen message's group, up to where the server acts: a `Sync`, unless it is a plain query.
-async fn forward_rest(
-    mut kind: u8,
-    reader: &mut Reader,
-    to: &mut tokio::net::tcp::OwnedWriteHalf,
-) -> std::io::Result<()> {
-    while !matches!(kind, b'Q' | b'S') {
-        let (next, bytes) = reader.next().await?;
-        to.write_all(&bytes).await?;
-        kind = next;
-    }
-    Ok(())
 }
