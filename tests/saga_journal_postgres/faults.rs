@@ -120,6 +120,43 @@ fn two_batches_that_lose_one_connection_are_done_once_each() {
     });
 }
 
+/// The second of two batches waits for the first one at the server, which is no silence.
+#[test]
+fn a_batch_behind_a_slow_one_is_waited_for() {
+    with_place("a_batch_behind_a_slow_one_is_waited_for", |place| async move {
+        // Half of it is silence: the second batch takes longer, and does not after the first one's answer.
+        let patience = Duration::from_secs(5);
+        let journal = Postgres::connect(&place.url).schema(&place.schema).patience(patience).await.unwrap();
+        let (me, client) = (by("me"), place.client().await);
+        let mut pens = ["one", "two"].map(|name| Pen::new(name, &me, at()));
+        for pen in &mut pens {
+            append(&journal, pen.begin(&definition())).await.unwrap();
+        }
+        let session = format!("SELECT session FROM \"{}\".writer", place.schema);
+        let session = async || client.query_one(&session, &[]).await.unwrap().get::<_, String>(0);
+        let before = session().await;
+        let held = |saga: &'static str, millis| {
+            let place = place.clone();
+            tokio::spawn(async move {
+                let client = place.client().await;
+                let hold =
+                    format!("BEGIN; SELECT 1 FROM \"{}\".saga WHERE id = '{saga}' FOR UPDATE", place.schema);
+                client.batch_execute(&hold).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+            })
+        };
+        let both = [held("one", 1_700), held("two", 3_200)];
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let [one, two] = pens.each_mut().map(|pen| pen.step("a"));
+        let answers = tokio::join!(append(&journal, one), append(&journal, two));
+        assert_eq!(answers, (Ok(()), Ok(())));
+        for held in both {
+            held.await.unwrap();
+        }
+        assert_eq!(session().await, before, "no other connection was needed");
+    });
+}
+
 #[test]
 fn a_statement_that_comes_late_changes_nothing() {
     with_place("a_statement_that_comes_late_changes_nothing", |place| async move {

@@ -3,13 +3,13 @@
 use std::{
     future::Future,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::Poll,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{sync::Mutex, task::AbortHandle, time::timeout};
@@ -23,6 +23,8 @@ use crate::{
     backoff::{Jitter, Schedule},
     chance::Chance,
     saga::journal::StoreError,
+    sync::{self, lock},
+    time,
 };
 
 /// Why a statement has no answer, by what has become of it.
@@ -139,6 +141,8 @@ pub(super) struct Session {
     statements: Vec<Statement>,
     driver: Driver,
     cut: AtomicBool,
+    /// When the server has last said something.
+    heard: sync::Mutex<Instant>,
 }
 
 /// The task behind a connection. When this is dropped, so is the connection, and the server undoes what it has not committed.
@@ -159,6 +163,28 @@ impl Session {
     pub(super) fn cut(&self) {
         self.cut.store(true, Relaxed);
         self.driver.0.abort();
+    }
+
+    /// Waits for an answer, unless the server says nothing for so long: what others have asked over this connection before is answered
+    /// before.
+    async fn answer<T>(
+        &self,
+        silence: Duration,
+        answer: impl Future<Output = Result<T, Trouble>>,
+    ) -> Result<T, Trouble> {
+        let mut answer = pin!(answer);
+        let mut since = time::now();
+        loop {
+            let left = silence.saturating_sub(time::now().saturating_duration_since(since));
+            if let Ok(answer) = timeout(left, answer.as_mut()).await {
+                *lock(&self.heard) = time::now();
+                return answer;
+            }
+            match *lock(&self.heard) {
+                heard if heard > since => since = heard,
+                _ => return Err(Trouble::Lost("no answer in time".to_owned())),
+            }
+        }
     }
 
     fn is_usable(&self) -> bool {
@@ -200,7 +226,9 @@ impl Place {
         let texts = Sql::ALL.map(|sql| self.schema.sql(sql.text()));
         let prepared = together(texts.iter().map(|text| Box::pin(client.prepare(text)) as _).collect()).await;
         let statements = prepared.into_iter().collect::<Result<_, _>>()?;
-        Ok(Session { client, name, turn: Mutex::new(()), statements, driver, cut: AtomicBool::new(false) })
+        let heard = sync::Mutex::new(time::now());
+        let cut = AtomicBool::new(false);
+        Ok(Session { client, name, turn: Mutex::new(()), statements, driver, cut, heard })
     }
 }
 
@@ -264,8 +292,7 @@ impl Link {
                 Ok(session) => session?,
                 Err(_) => return Err(Trouble::Lost("no connection in time".to_owned())),
             };
-            let done = timeout(silence, act(session.clone())).await;
-            let done = done.unwrap_or_else(|_| Err(Trouble::Lost("no answer in time".to_owned())));
+            let done = session.answer(silence, act(session.clone())).await;
             if let Err(Trouble::Lost(_)) = done {
                 session.cut();
             }
