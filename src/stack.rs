@@ -79,8 +79,8 @@ macro_rules! Stack {
 /// The stack that [`recommended`] builds.
 pub type Recommended = Stack![Deadline, CircuitBreaker, Retry, Bulkhead, Timeout];
 
-/// The recommended stack: a deadline for the whole call, a circuit breaker that counts calls, a retry with a
-/// success-funded budget, a bulkhead of `concurrency` attempts, and a timeout of `attempt` for each.
+/// The recommended stack: a deadline for the whole call, a circuit breaker that counts calls and leaves its probes their place for as long
+/// as a call may take, a retry with a success-funded budget, a bulkhead of `concurrency` attempts, and a timeout of `attempt` for each.
 ///
 /// Put a fallback around it where there is something sensible to fall back to.
 ///
@@ -93,9 +93,11 @@ pub fn recommended(
     attempt: Duration,
     concurrency: usize,
 ) -> Result<Recommended, ConfigError> {
+    // A probe has its place for as long as it may take.
+    let probe = deadline.max(Duration::from_secs(10));
     stack(name)
         .deadline(deadline)
-        .circuit_breaker(CircuitBreaker::config())
+        .circuit_breaker(CircuitBreaker::config().probe_timeout(probe))
         .retry(retry::Config::default())
         .bulkhead(concurrency)
         .timeout(attempt)

@@ -281,6 +281,46 @@ async fn a_probe_that_hangs_loses_its_place_and_is_not_heard_later() {
     assert_eq!((totals.late, totals.succeeded, totals.failed), (2, 1, 1));
 }
 
+/// Under steady traffic another probe takes the place of each before it has ended.
+#[tokio::test(start_paused = true)]
+async fn healthy_calls_that_take_longer_than_a_lease_close_the_breaker() {
+    let breaker = half_open(touchy().probe_timeout(3 * SEC)).await;
+    let healthy = || sleep(5 * SEC).map(|()| Unit::Ok(()));
+    let mut flying = Vec::new();
+    for _ in 0..100 {
+        flying.push(Box::pin(breaker.call(healthy)));
+        flying.retain_mut(|call| call.as_mut().now_or_never().is_none());
+        advance(100 * MS).await;
+    }
+    assert_eq!(breaker.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_is_slow_before_it_ends_is_in_the_totals() {
+    let breaker = half_open(touchy().slow_rate(1.0, 10 * MS)).await;
+    let mut probe = Box::pin(breaker.call(|| sleep(SEC).map(|()| Unit::Ok(()))));
+    begin(probe.as_mut());
+    advance(10 * MS).await;
+    begin(probe.as_mut());
+    assert_eq!(breaker.state(), State::Open, "slow is bad");
+    assert!(probe.await.is_ok());
+    let totals = breaker.snapshot().totals;
+    assert_eq!((totals.failed, totals.slow, totals.late, totals.admitted()), (1, 1, 1, 2));
+}
+
+/// Buckets are counted with 32 bits where nobody locks, and half of that many milliseconds are 25 days.
+#[tokio::test(start_paused = true)]
+async fn a_window_of_many_small_buckets_outlasts_a_month_without_calls() {
+    let breaker = CircuitBreaker::config().time_window(SEC, 1_000).minimum_calls(2).build().unwrap();
+    for _ in 0..3 {
+        assert!(ok(&breaker).await);
+    }
+    advance(30 * 86_400 * SEC).await;
+    assert!(fail(&breaker).await);
+    assert!(fail(&breaker).await);
+    assert_eq!(breaker.state(), State::Open);
+}
+
 #[tokio::test(start_paused = true)]
 async fn half_open_admits_its_probes_and_tells_the_others_when_to_come_back() {
     let breaker = half_open(touchy().probes(3)).await;

@@ -286,7 +286,9 @@ impl<C> Config<C> {
         self
     }
 
-    /// A probe that has not reported after so long loses its place to another; what it says later is not heard.
+    /// A probe that has not reported after so long loses its place to another. That it was good is still heard as long as the breaker is
+    /// half-open; that it was not is not, since it may have met what was there when it began. So this may be less than a healthy call
+    /// takes, and one that is longer lets fewer calls through to what does not answer.
     pub fn probe_timeout(mut self, timeout: Duration) -> Self {
         self.settings.probe_timeout = timeout;
         self

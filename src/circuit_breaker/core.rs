@@ -325,7 +325,7 @@ impl Core {
     #[cold]
     fn report(&self, ticket: u64, report: Report, now: Instant) {
         let random = self.chance.next();
-        let mut shared = self.collected(now);
+        let mut shared = self.collected();
         let transition = shared.machine.settle(ticket, report, now, random);
         if report.class == Class::Success {
             self.turn_counter(&mut shared, now);
@@ -340,7 +340,7 @@ impl Core {
             return InFlight::Settled;
         }
         let random = self.chance.next();
-        let mut shared = self.collected(now);
+        let mut shared = self.collected();
         let (known, transition) = shared.machine.slow_in_flight(ticket, now, random);
         self.release(shared, transition);
         known
@@ -350,7 +350,7 @@ impl Core {
     #[cold]
     pub(crate) fn settle_slow(&self, ticket: u64, mark: Mark, class: Class, now: Instant) {
         let random = self.chance.next();
-        let mut shared = self.collected(now);
+        let mut shared = self.collected();
         let transition = shared.machine.settle_slow(ticket, mark, class, now, random);
         self.release(shared, transition);
     }
@@ -358,23 +358,23 @@ impl Core {
     // === orders and questions
 
     pub(crate) fn set_mode(&self, mode: Mode, now: Instant) {
-        self.change(now, |machine| machine.set_mode(mode, now));
+        self.change(|machine| machine.set_mode(mode, now));
     }
 
     pub(crate) fn reset(&self, now: Instant) {
-        self.change(now, |machine| machine.reset(now));
+        self.change(|machine| machine.reset(now));
     }
 
     pub(crate) fn reconfigure(&self, rules: Rules, cancelled_is_failure: bool, now: Instant) {
         self.cancelled_is_failure.store(cancelled_is_failure, Relaxed);
-        self.change(now, |machine| {
+        self.change(|machine| {
             machine.reconfigure(rules, now);
             None
         });
     }
 
-    fn change(&self, now: Instant, order: impl FnOnce(&mut Machine) -> Option<Transition>) {
-        let mut shared = self.collected(now);
+    fn change(&self, order: impl FnOnce(&mut Machine) -> Option<Transition>) {
+        let mut shared = self.collected();
         let transition = order(&mut shared.machine);
         self.release(shared, transition);
     }
@@ -400,7 +400,7 @@ impl Core {
     }
 
     pub(crate) fn snapshot(&self, now: Instant) -> Snapshot {
-        let mut shared = self.collected(now);
+        let mut shared = self.collected();
         let mut totals = shared.machine.totals();
         for rest in self.hot.slots.iter().map(|slot| &slot.rest).chain([&self.rest]) {
             totals.refused += rest.refused.load(Relaxed);
@@ -428,10 +428,10 @@ impl Core {
     // === inside the lock
 
     /// The lock, with everything in the window that was counted beside it.
-    fn collected(&self, now: Instant) -> MutexGuard<'_, Shared> {
+    fn collected(&self) -> MutexGuard<'_, Shared> {
         let mut shared = lock(&self.shared);
         let Shared { machine, seen, .. } = &mut *shared;
-        let (generation, epoch) = (machine.generation(), machine.epoch(now));
+        let generation = machine.generation();
         for (slot, seen) in self.hot.slots.iter().zip(seen) {
             let good = slot.good.load(Acquire);
             // The tag is the same: whoever changes it sets `seen`.
@@ -441,9 +441,7 @@ impl Core {
             }
             *seen = good;
             if good >> 48 == generation & 0xffff && machine.counts_successes() {
-                // Counted in a bucket near this one, perhaps by a thread that read the clock later.
-                let ahead = ((good >> 16) as u32).wrapping_sub(epoch as u32) as i32;
-                machine.successes(epoch.saturating_add_signed(ahead.into()), n);
+                machine.successes(machine.rules().shape.epoch(slot.from.load(Relaxed)), n);
             } else {
                 machine.late(n);
             }

@@ -427,6 +427,8 @@ impl Machine {
         // It has not succeeded yet.
         self.totals.succeeded -= 1;
         if !matches!(self.phase, Phase::Closed) {
+            // How it ends is not heard.
+            self.totals.late += 1;
             return (InFlight::Settled, self.judge(bad, now, random));
         }
         self.seq += 1;
@@ -567,7 +569,11 @@ impl Machine {
             (_, Mode::ForcedOpen | Mode::Disabled) | (Phase::Open { .. }, _) => false,
             (Phase::HalfOpen { given, .. }, _) => {
                 let at = given.iter().position(|lease| lease.ticket == ticket);
-                at.map(|at| given.swap_remove(at)).is_some()
+                // One that has lost its place may have met what was there when it began, and is heard only with what is good: or calls that
+                // are well and take longer than a lease would keep the breaker half-open for ever.
+                let good = report.class == Class::Success && !(report.slow && self.rules.slow_rate.is_some());
+                let lapsed = good && self.valid_from < ticket && ticket <= self.generation;
+                at.map(|at| given.swap_remove(at)).is_some() || lapsed
             }
             (Phase::Closed | Phase::Recovering { .. }, _) => {
                 (self.valid_from..=self.generation).contains(&ticket)

@@ -167,7 +167,8 @@ pub struct Totals {
     pub slow: u64,
     /// Admitted, and neutral: ignored or cancelled.
     pub neutral: u64,
-    /// Admitted, but their result came when the breaker was in another state than the one that had admitted them.
+    /// Admitted, but their result came when the breaker was in another state than the one that had admitted them, or when their place as
+    /// a probe was lost and it was not good, or behind the verdict that they are slow.
     pub late: u64,
     /// Refused; in observe-only mode those that would have been.
     pub refused: u64,

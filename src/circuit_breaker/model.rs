@@ -167,6 +167,8 @@ enum Mutant {
     LateProbeCounts,
     CancelledProbeCloses,
     CancelledProbeKeepsItsPlace,
+    LapsedProbeIsNotHeard,
+    LapsedProbeIsHeardWhole,
     LeaseNeverEnds,
     OneProbeTooMany,
     WindowSurvivesClosing,
@@ -184,6 +186,7 @@ enum Mutant {
     ForcedClosedTrips,
     DisabledCounts,
     SlowEndsTwice,
+    SlowProbesAreLost,
     OldRulesStay,
     ChangeForgets,
     ChangeMakesCallsLate,
@@ -196,7 +199,7 @@ enum Mutant {
     LongerRowRemembersMore,
 }
 
-const MUTANTS: [Mutant; 33] = {
+const MUTANTS: [Mutant; 36] = {
     use Mutant::*;
     [
         GreaterInsteadOfAtLeast,
@@ -205,6 +208,8 @@ const MUTANTS: [Mutant; 33] = {
         LateProbeCounts,
         CancelledProbeCloses,
         CancelledProbeKeepsItsPlace,
+        LapsedProbeIsNotHeard,
+        LapsedProbeIsHeardWhole,
         LeaseNeverEnds,
         OneProbeTooMany,
         WindowSurvivesClosing,
@@ -222,6 +227,7 @@ const MUTANTS: [Mutant; 33] = {
         ForcedClosedTrips,
         DisabledCounts,
         SlowEndsTwice,
+        SlowProbesAreLost,
         OldRulesStay,
         ChangeForgets,
         ChangeMakesCallsLate,
@@ -686,6 +692,9 @@ impl Model {
     fn end(&mut self, token: Token, class: Class, in_flight: bool) -> Option<(u64, u64)> {
         token.round?;
         let mutant = self.mutant;
+        let good =
+            class == Class::Success && !self.is_slow(token) || mutant == Mutant::LapsedProbeIsHeardWhole;
+        let lapsed = good && mutant != Mutant::LapsedProbeIsNotHeard;
         let current = match (&mut self.phase, self.mode) {
             (_, Mode::ForcedOpen) | (Phase::Open(_), _) => false,
             (_, Mode::Disabled) => mutant == Mutant::DisabledCounts,
@@ -697,7 +706,7 @@ impl Model {
                 if let Some(at) = at.filter(|_| token.round == Some(self.round) && !keep) {
                     given.remove(at);
                 }
-                at.is_some() && token.round == Some(self.round)
+                (at.is_some() || lapsed) && token.round == Some(self.round)
             }
             (Phase::Closed | Phase::Recovering { .. }, _) => {
                 token.round == Some(self.round) || mutant == Mutant::LateCounts
@@ -750,6 +759,9 @@ impl Model {
                     false => self.row.clear(),
                 }
             }
+        } else if in_flight && mutant != Mutant::SlowProbesAreLost {
+            // How it ends is not heard.
+            self.totals.late += 1;
         }
         if let Class::OpenFor(wait) = class {
             if self.mode != Mode::ForcedClosed {
