@@ -157,6 +157,32 @@ fn a_batch_behind_a_slow_one_is_waited_for() {
     });
 }
 
+/// Who stands still in the middle of a transaction leaves rows locked, for as long as the server lets it.
+#[test]
+fn a_lease_is_prolonged_while_a_row_is_locked_by_somebody_else() {
+    with_place("a_lease_is_prolonged_while_a_row_is_locked_by_somebody_else", |place| async move {
+        let journal = Arc::new(place.named_journal().await);
+        let (me, holder) = (by("me"), place.client().await);
+        let mut pen = Pen::new("locked", &me, at());
+        append(&journal, pen.begin(&definition())).await.unwrap();
+        let hold = format!("BEGIN; SELECT 1 FROM \"{}\".saga FOR UPDATE", place.schema);
+        holder.batch_execute(&hold).await.unwrap();
+        let (held, next) = (journal.clone(), pen.step("a"));
+        let waiting = tokio::spawn(async move { append(&held, next).await });
+        let waits =
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND wait_event_type = 'Lock'";
+        let name = place.schema[..63.min(place.schema.len())].to_owned();
+        while holder.query_one(waits, &[&name]).await.unwrap().get::<_, i64>(0) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        journal.heartbeat(&me, LONG).await.unwrap();
+        journal.now().await.unwrap();
+        assert!(!waiting.is_finished(), "the append waits all the same");
+        holder.batch_execute("ROLLBACK").await.unwrap();
+        waiting.await.unwrap().unwrap();
+    });
+}
+
 #[test]
 fn a_statement_that_comes_late_changes_nothing() {
     with_place("a_statement_that_comes_late_changes_nothing", |place| async move {

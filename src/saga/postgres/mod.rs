@@ -33,7 +33,8 @@
 //! | an answer that was lost | found out before the call returns: the next connection first makes sure that nothing that was sent before it can still take effect, then looks which items are written, then sends the others |
 //!
 //! Connections: one that writes, on which appends follow each other without waiting for the answer of the one before; one that reads, so
-//! that reading does not wait for a writer that hangs; one for claims and for forgetting. Each is made when it is first needed and made
+//! that reading does not wait for a writer that hangs; one for claims and for forgetting; one for the lease and the clock, which a row
+//! that somebody else has locked must not hold up. Each is made when it is first needed and made
 //! anew when it has broken. Steps that have [work](in_transaction) for a transaction have up to [`TRANSACTIONS`] more.
 //!
 //! What holds for servers that only speak Postgres's protocol: needed are statements with several changes
@@ -82,8 +83,8 @@
 //!
 //! # Cost
 //!
-//! Three connections, and those of transactions with work. An append of one entry costs a round trip and a flush of the server's log; the entries of a batch share both. What
-//! that comes to beside the server's own insert is measured by the test `measure` of `tests/saga_journal_postgres`, and for whole sagas
+//! Four connections, and those of transactions with work. An append of one entry costs a round trip and a flush of the server's log; the
+//! entries of a batch share both. What that comes to beside the server's own insert is measured by the test `measure` of `tests/saga_journal_postgres`, and for whole sagas
 //! by the benchmark `saga`.
 
 mod append;
@@ -149,6 +150,8 @@ struct Links {
     writer: Link,
     reader: Link,
     claimer: Link,
+    /// For what has to be in time, whatever the others wait for.
+    lease: Link,
     unreadable: Mutex<Option<Unreadable>>,
     lanes: Lanes,
 }
@@ -203,7 +206,8 @@ impl Connect {
 
     /// How long a call goes on trying while the database does not answer, before it fails with
     /// [`Unavailable`](StoreError::Unavailable); [`DEFAULT_PATIENCE`] unless set, at least 10 ms. A connection that says nothing
-    /// for half of it is given up, and another one made.
+    /// for half of it is given up, and another one made: also the one that prolongs an orchestrator's lease, which should therefore be no
+    /// shorter than this.
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience.max(Duration::from_millis(10));
         self
@@ -223,6 +227,7 @@ impl Connect {
             writer: Link::new(&place, true),
             reader: Link::new(&place, false),
             claimer: Link::new(&place, false),
+            lease: Link::new(&place, false),
             unreadable: Mutex::new(None),
             lanes: Lanes::new(&place),
             place,
@@ -257,7 +262,7 @@ impl fmt::Debug for Postgres {
 
 impl Journal for Postgres {
     fn now(&self) -> Pending<'_, Timestamp> {
-        Box::pin(self.links.reader.persist(|session| async move {
+        Box::pin(self.links.lease.persist(|session| async move {
             let row = session.client.query_one(session.statement(Sql::Now), &[]).await?;
             Ok(Timestamp(u64::try_from(row.try_get::<_, i64>(0)?).unwrap_or(0)))
         }))
@@ -299,7 +304,7 @@ impl Journal for Postgres {
                 session.client.execute(session.statement(Sql::Heartbeat), &[&by, lease]).await?;
                 Ok(())
             };
-            self.links.writer.persist(heartbeat).await
+            self.links.lease.persist(heartbeat).await
         })
     }
 
@@ -311,7 +316,7 @@ impl Journal for Postgres {
                 session.client.execute(session.statement(Sql::Leave), &[&by]).await?;
                 Ok(())
             };
-            self.links.writer.persist(leave).await
+            self.links.lease.persist(leave).await
         })
     }
 
@@ -323,7 +328,7 @@ impl Journal for Postgres {
                 session.client.execute(session.statement(Sql::Announce), &[&by, says]).await?;
                 Ok(())
             };
-            self.links.writer.persist(announce).await
+            self.links.lease.persist(announce).await
         })
     }
 
