@@ -13,7 +13,7 @@ use std::{
 use mainstay::saga::{
     Entry, Failure, Incarnation, Orchestrator, Outcome, Output, Payload, Phase, Record, Saga, SagaId, Step,
     Timestamp, Unknown,
-    journal::{Append, Begin, DefinitionId, Journal, Presence},
+    journal::{Append, Begin, DefinitionId, Journal, Presence, StoreError},
     sqlite::Sqlite,
 };
 use serde_json::Value;
@@ -58,11 +58,17 @@ async fn words(store: &Path, words: Vec<String>) -> Said {
 }
 
 async fn run(words: Vec<&str>) -> Said {
+    run_with(words, &[]).await
+}
+
+async fn run_with(words: Vec<&str>, variables: &[(&str, &str)]) -> Said {
     let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+    let owned = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+    let variables: Vec<(String, String)> = variables.iter().map(owned).collect();
     let output = tokio::task::spawn_blocking(move || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay-saga"));
-        command.env_remove("MAINSTAY_SAGA_STORE").env("USER", "ada");
-        command.args(words).output().unwrap()
+        command.env_remove("MAINSTAY_SAGA_STORE").env_remove("MAINSTAY_SAGA_SCHEMA");
+        command.env("USER", "ada").envs(variables).args(words).output().unwrap()
     });
     let output = output.await.unwrap();
     Said {
@@ -465,4 +471,63 @@ async fn a_store_in_postgres_is_reached_by_its_address() {
     let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
     tokio::spawn(connection);
     client.batch_execute(&format!("drop schema {schema} cascade")).await.unwrap();
+}
+
+/// A schema that is mistaken would have nothing that needs a person. Needs a server, which `MAINSTAY_TEST_POSTGRES` names.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_in_postgres_that_is_not_there_is_not_made() {
+    let Ok(url) = std::env::var("MAINSTAY_TEST_POSTGRES") else {
+        eprintln!("skipped: MAINSTAY_TEST_POSTGRES is not set");
+        return;
+    };
+    let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let named = |what: &str| format!("mainstay_cli_{what}_{}", std::process::id());
+    let (absent, empty, there) = (named("absent"), named("empty"), named("there"));
+    let drop =
+        [&absent, &empty, &there].map(|name| format!("drop schema if exists {name} cascade")).join("; ");
+    client.batch_execute(&drop).await.unwrap();
+    client.batch_execute(&format!("create schema {empty}")).await.unwrap();
+    let postgres = |schema: &str| mainstay::saga::postgres::Postgres::connect(&url).schema(schema);
+    postgres(&there).await.unwrap();
+
+    let mut wrong = Vec::new();
+    for schema in [&absent, &empty] {
+        let none = StoreError::Absent(format!("no tables of sagas in the schema {schema:?}"));
+        let opened = postgres(schema).existing().await.map(|_| ());
+        if opened != Err(none.clone()) {
+            wrong.push(format!("existing in {schema}: {opened:?}"));
+        }
+        let problem =
+            format!("mainstay-saga: {none}; another one is named by --schema S, or MAINSTAY_SAGA_SCHEMA\n");
+        for command in ["stuck --json", "check", "list", "audit", "show x", "retry x", "gc --older-than 30d"]
+        {
+            let words = ["--store", &url].into_iter().chain(command.split(' ')).collect();
+            let said = run_with(words, &[("MAINSTAY_SAGA_SCHEMA", schema)]).await;
+            if (said.code, &*said.out, &*said.err) != (1, "", &problem) {
+                wrong.push(format!("{command} in {schema}: {said:?}"));
+            }
+        }
+    }
+    // What is said counts before the variable.
+    let words = vec!["--store", &url, "--schema", &there, "check"];
+    for (words, schema) in [(words, &absent), (vec!["--store", &url, "check"], &there)] {
+        let said = run_with(words, &[("MAINSTAY_SAGA_SCHEMA", schema)]).await;
+        if (said.code, &*said.out) != (0, "0 sagas read, 0 damaged\n") {
+            wrong.push(format!("check with {schema} in the variable: {said:?}"));
+        }
+    }
+    if let Err(error) = postgres(&there).existing().await {
+        wrong.push(format!("existing in {there}: {error}"));
+    }
+    let made = "select count(*) from pg_class join pg_namespace on pg_namespace.oid = relnamespace where nspname = $1";
+    let schemas = "select count(*) from pg_namespace where nspname = $1";
+    for (query, schema) in [(schemas, &absent), (made, &empty)] {
+        let found: i64 = client.query_one(query, &[schema]).await.unwrap().get(0);
+        if found != 0 {
+            wrong.push(format!("{schema} was made"));
+        }
+    }
+    client.batch_execute(&drop).await.unwrap();
+    assert_eq!(wrong, Vec::<String>::new());
 }

@@ -165,7 +165,9 @@ struct Said {
 /// `list`, with the options and variables that matter here.
 async fn list(store: &str, options: &[&str], variables: &[(&str, &str)]) -> Said {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay-saga"));
-    for name in ["MAINSTAY_SAGA_STORE", "MAINSTAY_SAGA_CA", "SSL_CERT_FILE", "SSL_CERT_DIR"] {
+    for name in
+        ["MAINSTAY_SAGA_STORE", "MAINSTAY_SAGA_SCHEMA", "MAINSTAY_SAGA_CA", "SSL_CERT_FILE", "SSL_CERT_DIR"]
+    {
         command.env_remove(name);
     }
     command.envs(variables.iter().copied()).args(["--store", store, "list"]).args(options);
@@ -227,6 +229,7 @@ async fn a_connection_is_encrypted_and_verified_as_the_address_says() {
     }
     let schema = format!("mainstay_cli_tls_{}", std::process::id());
     let _gone = Dropped { url: url.clone(), schema: schema.clone() };
+    drop(mainstay::saga::postgres::Postgres::connect(&url).schema(&schema).await.unwrap());
 
     let given = ["--ca", &ca];
     let require = "sslmode=require";

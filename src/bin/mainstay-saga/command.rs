@@ -82,7 +82,8 @@ impl Invocation {
             words.option("by").or_else(|| variable("USER")).unwrap_or_else(|| "mainstay-saga".to_owned());
         let wait = words.option("wait").map_or(Ok(Duration::from_secs(5)), |text| duration("wait", &text))?;
         let json = words.flag("json");
-        let schema = words.option("schema").unwrap_or_else(|| DEFAULT_SCHEMA.to_owned());
+        let schema = words.option("schema").or_else(|| variable("MAINSTAY_SAGA_SCHEMA"));
+        let schema = schema.unwrap_or_else(|| DEFAULT_SCHEMA.to_owned());
         let ca = words.option("ca").or_else(|| variable("MAINSTAY_SAGA_CA"));
         let command = command(&name, &mut words)?;
         words.end()?;

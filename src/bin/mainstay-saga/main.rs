@@ -48,12 +48,14 @@ Tidies up:
 
 Options:
   --store sqlite:FILE | postgres://USER@HOST/DATABASE   or the variable MAINSTAY_SAGA_STORE
-  --schema S  where the tables are in Postgres (mainstay_saga)
+  --schema S  where the tables are in Postgres; or the variable MAINSTAY_SAGA_SCHEMA (mainstay_saga)
   --ca FILE   the connection to Postgres has to be encrypted, with a certificate that one of the roots in this PEM file
               has signed; or the variable MAINSTAY_SAGA_CA
   --json     list, stuck, audit: an object for each line; show, timeline: one object
   --by WHO   in whose name an order is left, or sagas are forgotten (the variable USER)
   --wait T   how long to wait for what becomes of an order (5s)
+
+The store has to be there: none is made.
 
 A connection to Postgres is encrypted where the server offers it. With ?sslmode=require behind the address it has to
 be, and the server's certificate has to be signed, for that host, by a root of this system or of --ca; with

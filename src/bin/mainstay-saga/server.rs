@@ -17,7 +17,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::Error;
 
-/// The store at this address. `ca` is a file of root certificates, and asks for a connection that is verified by them.
+/// The store that is at this address: none is made. `ca` is a file of root certificates, and asks for a connection that is verified by them.
 pub async fn open(address: &str, schema: &str, ca: Option<&str>) -> Result<Postgres, Error> {
     let config = configure(address, ca)?;
     let mode = config.get_ssl_mode();
@@ -28,7 +28,7 @@ pub async fn open(address: &str, schema: &str, ca: Option<&str>) -> Result<Postg
             Postgres::connect_with(config, tls)
         }
     };
-    connect.schema(schema).await.map_err(|error| match advice(&error.to_string(), mode) {
+    connect.schema(schema).existing().await.map_err(|error| match advice(&error.to_string(), mode) {
         Some(advice) => format!("{error}; {advice}").into(),
         None => error.into(),
     })
@@ -105,9 +105,12 @@ fn roots(ca: Option<&str>) -> Result<RootCertStore, Error> {
     }
 }
 
-/// What to do about an error that comes of encryption, or of doing without.
+/// What to do about an error that comes of a wrong place, of encryption, or of doing without.
 fn advice(error: &str, mode: SslMode) -> Option<&'static str> {
     let says = |words: &[&str]| words.iter().any(|word| error.contains(word));
+    if says(&["no tables of sagas in the schema"]) {
+        return Some("another one is named by --schema S, or MAINSTAY_SAGA_SCHEMA");
+    }
     if mode == SslMode::Disable {
         // Each server, and each proxy before one, has its own words for it.
         return says(&["no encryption", "SSL", "TLS", "insecure"]).then_some(

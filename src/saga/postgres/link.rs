@@ -208,10 +208,10 @@ impl Place {
         Ok((client, Driver(tokio::spawn(driven).abort_handle())))
     }
 
-    /// Makes the tables if there are none, and checks their format.
-    pub(super) async fn prepare(&self) -> Result<(), Trouble> {
+    /// Makes the tables if there are none, unless they have to be there, and checks their format.
+    pub(super) async fn prepare(&self, existing: bool) -> Result<(), Trouble> {
         let (client, _driver) = self.dial().await?;
-        self.schema.prepare(&client).await
+        self.schema.prepare(&client, existing).await
     }
 
     async fn open(&self, writes: bool) -> Result<Session, Trouble> {
@@ -273,10 +273,10 @@ impl Link {
         Ok(session)
     }
 
-    /// Makes the tables if there are none, checks their format, and connects.
-    pub(super) async fn prepare(&self) -> Result<(), StoreError> {
+    /// Makes the tables if there are none, unless they have to be there, checks their format, and connects.
+    pub(super) async fn prepare(&self, existing: bool) -> Result<(), StoreError> {
         let place = &self.place;
-        persevere(place, || async { place.prepare().await }).await?;
+        persevere(place, || async { place.prepare(existing).await }).await?;
         self.persist(|_| async { Ok(()) }).await
     }
 

@@ -19,8 +19,9 @@
 //!
 //! # Semantics
 //!
-//! The tables are those of `docs/saga-format.md`, in a schema of their own, which is made with them when it is not there. Who may not make
-//! it can have it made by somebody else: then nothing but `SELECT`, `INSERT`, `UPDATE` and `DELETE` on its tables is needed.
+//! The tables are those of `docs/saga-format.md`, in a schema of their own, which is made with them when it is not there,
+//! unless it [has to be](Connect::existing). Who may not make it can have it made by somebody else: then nothing but `SELECT`, `INSERT`,
+//! `UPDATE` and `DELETE` on its tables is needed.
 //!
 //! | | how |
 //! |---|---|
@@ -58,7 +59,7 @@
 //! | | when |
 //! |---|---|
 //! | [`Unavailable`](StoreError::Unavailable) | the server did not answer, or answered that it cannot now, for as long as the [patience](Connect::patience) lasts; with the last reason |
-//! | [`Absent`](StoreError::Absent) | there is no such database, user, or schema any more, the password is wrong, or the two sides do not agree on encryption: a certificate that does not verify, a server without TLS |
+//! | [`Absent`](StoreError::Absent) | there is no such database, user, or schema any more, no tables where they [have to be](Connect::existing), the password is wrong, or the two sides do not agree on encryption: a certificate that does not verify, a server without TLS |
 //! | [`Format`](StoreError::Format) | the tables are of a later version |
 //! | [`Full`](StoreError::Full) | the server's disk is full |
 //! | [`Io`](StoreError::Io) | the server refuses for any other reason |
@@ -162,6 +163,7 @@ pub struct Connect {
     config: Result<Config, StoreError>,
     dial: Box<dyn Dial>,
     schema: String,
+    existing: bool,
     patience: Duration,
 }
 
@@ -172,7 +174,8 @@ impl Postgres {
     /// # Errors
     ///
     /// When the builder is awaited: [`Absent`](StoreError::Absent) when the address makes no sense, names no database, the
-    /// user is refused, or encryption is not agreed upon; [`Format`](StoreError::Format) when the tables are of a later version;
+    /// user is refused, encryption is not agreed upon, or there are no tables where they [have to be](Connect::existing);
+    /// [`Format`](StoreError::Format) when the tables are of a later version;
     /// [`Unavailable`](StoreError::Unavailable) when the database could not be reached within the
     /// [patience](Connect::patience).
     pub fn connect(url: &str) -> Connect {
@@ -195,12 +198,21 @@ impl Postgres {
 
 impl Connect {
     fn new(config: Result<Config, StoreError>, dial: Box<dyn Dial>) -> Self {
-        Connect { config, dial, schema: DEFAULT_SCHEMA.to_owned(), patience: DEFAULT_PATIENCE }
+        let schema = DEFAULT_SCHEMA.to_owned();
+        Connect { config, dial, schema, existing: false, patience: DEFAULT_PATIENCE }
     }
 
-    /// The schema that the tables are in, made when it is not there; [`DEFAULT_SCHEMA`] unless set.
+    /// The schema that the tables are in, made when it is not there unless it has to [exist](Connect::existing); [`DEFAULT_SCHEMA`] unless
+    /// set.
     pub fn schema(mut self, name: &str) -> Self {
         name.clone_into(&mut self.schema);
+        self
+    }
+
+    /// Makes no tables and no schema where there are none: that is [`Absent`](StoreError::Absent), with the schema's name. For whoever
+    /// looks at a store, and would see an empty one where a name is mistaken.
+    pub fn existing(mut self) -> Self {
+        self.existing = true;
         self
     }
 
@@ -232,7 +244,7 @@ impl Connect {
             lanes: Lanes::new(&place),
             place,
         };
-        links.writer.prepare().await?;
+        links.writer.prepare(self.existing).await?;
         Ok(Postgres { links: Arc::new(links) })
     }
 }
@@ -249,7 +261,11 @@ impl IntoFuture for Connect {
 impl fmt::Debug for Connect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Without the address, which may have a password in it.
-        f.debug_struct("Connect").field("schema", &self.schema).field("patience", &self.patience).finish()
+        f.debug_struct("Connect")
+            .field("schema", &self.schema)
+            .field("existing", &self.existing)
+            .field("patience", &self.patience)
+            .finish()
     }
 }
 

@@ -33,11 +33,15 @@ impl Schema {
         text.replace('~', "(extract(epoch FROM clock_timestamp()) * 1000)::bigint").replace('@', &self.quoted)
     }
 
-    /// Makes what is not there yet, and checks the format of what is.
-    pub(super) async fn prepare(&self, client: &Client) -> Result<(), Trouble> {
+    /// Makes what is not there yet, unless it has to be there, and checks the format of what is.
+    pub(super) async fn prepare(&self, client: &Client, existing: bool) -> Result<(), Trouble> {
         let there = "SELECT to_regclass($1) IS NOT NULL";
         let meta = format!("{}.meta", self.quoted);
         if !client.query_one(there, &[&meta]).await?.get::<_, bool>(0) {
+            if existing {
+                let none = format!("no tables of sagas in the schema {:?}", self.name);
+                return Err(Trouble::Final(StoreError::Absent(none)));
+            }
             self.create(client).await?;
         }
         let format = self.sql("SELECT value FROM @.meta WHERE name = 'format'");
