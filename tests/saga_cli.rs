@@ -236,6 +236,26 @@ async fn what_is_parked_is_resolved_and_what_makes_no_sense_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_cannot_be_read_is_refused_however_often_it_is_left() {
+    let directory = Directory::new("unread");
+    let (saga, file) = (waiting(), directory.file());
+    let orchestrator = orchestrate(&file, &saga).await;
+    let handle = orchestrator.start(&saga, "w", &1).await.unwrap();
+    let why = "mainstay-saga: refused: this code cannot read it, and it waits for code that can: invalid type: integer";
+    for _ in 0..2 {
+        let said = say(&file, "signal w approval m-1 7").await;
+        assert!(said.code == 1 && said.out.is_empty() && said.err.starts_with(why), "{said:?}");
+    }
+    let said = say(&file, "signal w approval m-2 7 --wait 1s").await;
+    assert!(said.code == 1 && said.out.is_empty() && said.err.contains("invalid type: integer"), "{said:?}");
+    // A name that was used for something else says nothing of this.
+    let known = say(&file, "signal w approval m-1 8").await;
+    assert!(known.code == 0 && known.out.contains("left before"), "{known:?}");
+    orchestrator.signal("w", "approval", "right", "yes").await.unwrap();
+    assert_eq!(handle.finished().await.unwrap(), Outcome::Completed(Some("yes".to_owned())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_takes_up_stays_and_is_obeyed_later() {
     let directory = Directory::new("later");
     let (saga, file) = (waiting(), directory.file());

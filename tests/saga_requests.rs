@@ -142,6 +142,110 @@ async fn a_message_that_does_not_fit_and_comes_another_way_leaves_a_bounded_trac
     assert_eq!(end(&handle).await, Outcome::Completed(7));
 }
 
+#[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+enum Older {
+    Yes,
+}
+
+/// What a later version of the code makes of it.
+#[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+enum Newer {
+    Yes,
+    Later,
+}
+
+/// Has one digest whatever a vote is.
+fn voting<T>() -> Saga<u32, Output<Option<T>>>
+where
+    T: serde::Serialize + serde::de::DeserializeOwned + Send + 'static,
+{
+    let mut saga = Saga::define::<u32>("voting", 1);
+    let vote = saga.signal::<T, _>("vote", (), None);
+    let _closed = saga.signal::<(), _>("close", vote, None);
+    saga.build(vote).unwrap()
+}
+
+fn epoch(store: &Memory, id: &str) -> u64 {
+    store.stored(&SagaId::new(id).unwrap()).unwrap().head.epoch
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_only_later_code_can_read_waits_for_it() {
+    let (store, older, newer) = (Memory::new(), voting::<Older>(), voting::<Newer>());
+    let told = Arc::new(AtomicU32::new(0));
+    let listener = told.clone();
+    let observer = move |event: &Event<'_>| {
+        if let Event::SagaOrderRefused { .. } = event {
+            listener.fetch_add(1, SeqCst);
+        }
+    };
+    let old = Orchestrator::open(store.clone()).register(&older).observe(observer).start().await.unwrap();
+    old.start(&older, "s", &1).await.unwrap();
+    // As a process with later code leaves it, which has read it.
+    let vote = || {
+        let payload = Payload::encode(&Newer::Later).unwrap();
+        store.request(Request::signal(SagaId::new("s").unwrap(), "web", "vote", "m", payload))
+    };
+    assert_eq!(vote().await.unwrap(), Requested::Left);
+    tokio::time::sleep(seconds(3_600)).await;
+    let said = refused(&store, "s");
+    let why = "this code cannot read it, and it waits for code that can: unknown variant `Later`";
+    assert!(said.len() == 1 && said[0].0 == "web" && said[0].2.starts_with(why), "{said:?}");
+    assert_eq!(told.load(SeqCst), 1);
+    assert!((2..90).contains(&epoch(&store, "s")), "claimed {} times in an hour", epoch(&store, "s"));
+    assert_eq!(vote().await.unwrap(), Requested::Known);
+
+    let new = open(&store.connect(), &newer).await;
+    let handle = new.handle(&newer, "s").unwrap();
+    new.signal("s", "close", "m", &()).await.unwrap();
+    assert_eq!(end(&handle).await, Outcome::Completed(Some(Newer::Later)));
+    assert_eq!((refused(&store, "s").len(), told.load(SeqCst)), (1, 1));
+    assert_eq!(vote().await.unwrap(), Requested::Known, "it was read");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_cannot_be_read_waits_no_longer_than_its_step() {
+    let (store, saga) = (Memory::new(), voting::<Older>());
+    let orchestrator = open(&store, &saga).await;
+    let handle = orchestrator.start(&saga, "s", &1).await.unwrap();
+    let id = SagaId::new("s").unwrap();
+    let payload = Payload::encode(&Newer::Later).unwrap();
+    store.request(Request::signal(id.clone(), "web", "vote", "m", payload)).await.unwrap();
+    tokio::time::sleep(seconds(60)).await;
+    orchestrator.signal("s", "vote", "right", &Older::Yes).await.unwrap();
+    tokio::time::sleep(seconds(600)).await;
+    let before = epoch(&store, "s");
+    tokio::time::sleep(seconds(3_600)).await;
+    assert_eq!(epoch(&store, "s"), before, "nothing waits that would have it claimed");
+    orchestrator.signal("s", "close", "m", &()).await.unwrap();
+    assert_eq!(end(&handle).await, Outcome::Completed(Some(Older::Yes)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn few_messages_that_cannot_be_read_wait() {
+    let (store, saga) = (Memory::new(), asking());
+    let orchestrator = open(&store, &saga).await;
+    let handle = orchestrator.start(&saga, "s", &1).await.unwrap();
+    let leave = |n: u32, says: String| {
+        let payload = Payload::encode(&says).unwrap();
+        store.request(Request::signal(SagaId::new("s").unwrap(), "web", "answer", &format!("m-{n}"), payload))
+    };
+    // The second says what the first has said.
+    for n in 0..50 {
+        assert_eq!(leave(n, n.max(1).to_string()).await.unwrap(), Requested::Left);
+    }
+    // Its first step is still under way.
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    let waiting = store.requests(orchestrator.incarnation()).await.unwrap();
+    assert_eq!((waiting.len(), refused(&store, "s").len()), (7, 8), "{waiting:?}");
+    tokio::time::sleep(seconds(600)).await;
+    assert_eq!(refused(&store, "s").len(), 8);
+    orchestrator.signal("s", "answer", "right", &7).await.unwrap();
+    assert_eq!(end(&handle).await, Outcome::Completed(7));
+    assert_eq!(leave(0, String::new()).await.unwrap(), Requested::Over(Phase::Completed), "it has waited");
+    assert_eq!(leave(49, String::new()).await.unwrap(), Requested::Known);
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_has_asked_stands_in_the_record() {
     let (store, saga) = (Memory::new(), asking());

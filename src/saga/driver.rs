@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::{
     attempt::{self, Ended, Flags, Handed, Pending, Told},
     definition::Definition,
-    journal::Request,
+    journal::{Ask, Request},
     key::Direction,
     ledger::{Ledger, Stop},
     machine::{Machine, Outcome},
@@ -94,6 +94,8 @@ pub(crate) struct Driver {
     patience: Option<Instant>,
     /// The requests that were answered: they are handed over again until that is seen in the store.
     answered: HashSet<String>,
+    /// The messages that this code cannot read and that stay where they are, for code that can.
+    unread: Vec<Ask>,
     /// How often the lease had run out when the saga was last known to be its owner's.
     lapses: u64,
     draining: bool,
@@ -132,6 +134,7 @@ impl Driver {
             looked: Timestamp(0),
             patience: None,
             answered: HashSet::new(),
+            unread: Vec::new(),
             lapses,
             draining: false,
             in_vain: recovered,

@@ -580,7 +580,8 @@ pub enum Ask {
 pub enum Requested {
     /// It waits for the owner.
     Left,
-    /// One with the same id was left before, and still waits or was answered; whether the saga is over or not.
+    /// One with the same id was left before, and still waits or was answered; whether the saga is over or not. What the answer was it does
+    /// not say: the saga's records do, where a [`Refused`](super::Record::Refused) one says that it could not be followed.
     Known,
     /// The saga is over.
     Over(Phase),

@@ -22,7 +22,7 @@ use super::{
 };
 
 /// The most refused messages that are recorded of a saga: its journal is bounded, whatever is sent to it.
-pub(crate) const REFUSED: u32 = 8;
+pub(crate) const REFUSED: usize = 8;
 
 /// The state of one saga.
 #[derive(Debug, Clone)]
@@ -31,8 +31,8 @@ pub(crate) struct Machine {
     input: Option<Payload>,
     outputs: Box<[Option<Payload>]>,
     signals: Vec<(usize, Payload)>,
-    /// How many messages were refused.
-    refused: u32,
+    /// The messages that were refused; few.
+    refused: Vec<Ask>,
     armed: Vec<(usize, Timestamp)>,
     /// For steps that have a limit: when the last of what is before them was complete, as far as it is.
     since: Vec<(usize, Timestamp)>,
@@ -76,7 +76,7 @@ impl Machine {
             input: None,
             outputs,
             signals: Vec::new(),
-            refused: 0,
+            refused: Vec::new(),
             armed: Vec::new(),
             since: Vec::new(),
             deadline: None,
@@ -168,6 +168,11 @@ impl Machine {
     /// The message for `step` that has come.
     pub(crate) fn signal(&self, step: usize) -> Option<&Payload> {
         self.signals.iter().find(|(to, _)| *to == step).map(|(_, payload)| payload)
+    }
+
+    /// Whether this message was refused before, and that is recorded.
+    pub(crate) fn has_refused(&self, message: &Ask) -> bool {
+        self.refused.contains(message)
     }
 
     /// What is to be done going forward: everything before it is complete, it is not, and the saga was not turned round.
@@ -323,11 +328,12 @@ impl Machine {
             }
             Record::Ordered { order, clean, .. } => self.obey(record, order, clean, at)?,
             Record::Refused { ask, .. } => {
-                let message = matches!(ask, Ask::Signal { .. });
-                if message && self.refused >= REFUSED {
-                    return illegal("enough messages were refused");
+                if let Ask::Signal { .. } = ask {
+                    if self.refused.len() >= REFUSED {
+                        return illegal("enough messages were refused");
+                    }
+                    self.refused.push(ask.clone());
                 }
-                self.refused += u32::from(message);
             }
         }
         Ok(())

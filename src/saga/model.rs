@@ -380,7 +380,7 @@ impl Model<'_> {
                 let message =
                     |record: &&Record| matches!(record, Record::Refused { ask: Ask::Signal { .. }, .. });
                 let many = self.records.iter().filter(message).count();
-                many < REFUSED as usize || self.bug == Bug::RefusedWithoutEnd
+                many < REFUSED || self.bug == Bug::RefusedWithoutEnd
             }
         }
     }

@@ -322,7 +322,8 @@ pub enum Record {
         #[serde(skip_serializing_if = "Vec::is_empty", default)]
         clean: Vec<String>,
     },
-    /// An order could not be followed where the saga stood, or a message not be read. Nothing follows from it.
+    /// An order could not be followed where the saga stood, or a message not be read. Nothing follows from it; a message of which `why` says
+    /// that it waits is still read by code that can.
     Refused {
         /// Who asked.
         by: String,

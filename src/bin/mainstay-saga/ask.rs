@@ -89,7 +89,13 @@ pub async fn ask(
     };
     match store.request(request.clone()).await? {
         Requested::Left => {}
-        Requested::Known => return Ok(Told::Known),
+        Requested::Known => {
+            // What became of it has no name in the records, but what it said.
+            return Ok(match refused_before(before, &request) {
+                Some(why) => Told::Refused(Some(why), before.head.clone()),
+                None => Told::Known,
+            });
+        }
         Requested::Over(phase) => return Ok(Told::Over(phase)),
         _ => return Err(format!("there is no saga {}", request.saga).into()),
     }
@@ -116,13 +122,27 @@ pub async fn ask(
         if began.elapsed() >= wait {
             // Somebody has taken the saga up since, has let it go again, and left no record: there are enough of its kind.
             let looked_at = now.head.owner.is_none() && now.head.epoch > before.head.epoch;
-            if looked_at {
-                return Ok(Told::Refused(None, now.head));
+            // Of a message that cannot be read that is recorded once.
+            let why = refused_before(before, &request);
+            if looked_at || why.is_some() {
+                return Ok(Told::Refused(why, now.head));
             }
             return Ok(Told::Left(why_not(store, &now).await?));
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Why a message that says the same was refused, if none was accepted since.
+fn refused_before(stored: &Stored, request: &Request) -> Option<String> {
+    let Ask::Signal { step: to, payload: said } = &request.ask else { return None };
+    let of_it = |record: Record| match record {
+        Record::Refused { ask, why, .. } if ask == request.ask => Some(Some(why)),
+        Record::Signalled { step, payload } if step == *to && payload == *said => Some(None),
+        _ => None,
+    };
+    let records = stored.entries.iter().rev().filter_map(|entry| entry.record().ok());
+    records.filter_map(of_it).next().flatten()
 }
 
 /// Why nobody has taken it up.

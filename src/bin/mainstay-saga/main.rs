@@ -62,7 +62,8 @@ be, and the server's certificate has to be signed, for that host, by a root of t
 ?sslmode=disable it is not encrypted.
 
 It ends with 0 when it is done, 1 when it failed or the order was refused, 2 when it was not understood, and 3 when
-the order was left and nobody has taken it up yet: it stays, and is obeyed when an orchestrator comes by.
+the order was left and nobody has taken it up yet: it stays, and is obeyed when an orchestrator comes by. A message
+that is refused because the code that runs cannot read it stays, too, for code that can.
 ";
 
 #[tokio::main(flavor = "current_thread")]

@@ -21,16 +21,20 @@ impl Driver {
         }
         match ask {
             Ask::Signal { step, payload } => {
+                let record = Record::Signalled { step: step.clone(), payload: payload.clone() };
+                let fits = self.inner.fits(&payload).map_err(|error| Illegal(error.to_string()));
                 let read = match self.definition.message_of(&step) {
-                    Some(code) => code.accepts_message(&payload).map_err(Illegal),
+                    Some(code) => {
+                        fits.and_then(|()| self.is_legal(&record)).map(|()| code.accepts_message(&payload))
+                    }
                     None => Err(Illegal(format!("no step {step:?} waits for a message"))),
                 };
-                let fits = self.inner.fits(&payload).map_err(|error| Illegal(error.to_string()));
-                let record = Record::Signalled { step: step.clone(), payload: payload.clone() };
-                // What its step could not read would block the saga.
-                match read.and(fits).and_then(|()| self.is_legal(&record)) {
-                    Ok(()) => self.answer(vec![record], vec![id]).await,
-                    Err(illegal) => self.refuse(id, by, Ask::Signal { step, payload }, illegal).await,
+                let ask = Ask::Signal { step, payload };
+                match read {
+                    Ok(Ok(())) => self.answer(vec![record], vec![id]).await,
+                    // What its step could not read would block the saga.
+                    Ok(Err(why)) => self.leave_unread(id, by, ask, why).await,
+                    Err(illegal) => self.refuse(id, by, ask, illegal).await,
                 }
             }
             Ask::Order(Order::Cancel { reason }) => {
@@ -74,14 +78,40 @@ impl Driver {
         }
     }
 
-    /// Says that a request cannot be followed: to the listeners, and in the journal for whoever has left it.
-    async fn refuse(&mut self, id: String, by: String, ask: Ask, illegal: Illegal) -> Result<(), Stop> {
-        let why = illegal.to_string();
+    /// A message that this code cannot read, and later code may: whoever has left it was told that it counts, and will not leave it again. So
+    /// it waits for such code, as a request does of which this version knows nothing, until its step needs it no more. That is said once
+    /// of each, and no more of them wait than are recorded.
+    async fn leave_unread(&mut self, id: String, by: String, ask: Ask, why: String) -> Result<(), Stop> {
+        if self.unread.contains(&ask) {
+            // One is enough.
+            let why = format!("one that says the same waits for code that can read it: {why}");
+            return self.refuse(id, by, ask, Illegal(why)).await;
+        }
+        if !self.machine().has_refused(&ask) {
+            let waits = format!("this code cannot read it, and it waits for code that can: {why}");
+            let refused = Record::Refused { by: by.clone(), ask: ask.clone(), why: waits.clone() };
+            if self.is_legal(&refused).is_err() {
+                return self.refuse(id, by, ask, Illegal(why)).await;
+            }
+            self.tell_refused(&waits);
+            self.answer(vec![refused], Vec::new()).await?;
+        }
+        self.unread.push(ask);
+        Ok(())
+    }
+
+    fn tell_refused(&self, why: &str) {
         self.inner.identity.emit(&Event::SagaOrderRefused {
             definition: &self.machine().shape().id.name,
             saga: self.ledger.id.as_str(),
-            why: &why,
+            why,
         });
+    }
+
+    /// Says that a request cannot be followed: to the listeners, and in the journal for whoever has left it.
+    async fn refuse(&mut self, id: String, by: String, ask: Ask, illegal: Illegal) -> Result<(), Stop> {
+        let why = illegal.to_string();
+        self.tell_refused(&why);
         // What is too large is not stored for being so.
         let ask = match ask {
             Ask::Signal { step, payload } if self.inner.fits(&payload).is_err() => {

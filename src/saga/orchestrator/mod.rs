@@ -158,7 +158,8 @@ impl Orchestrator {
     /// The message id has at most [`InvalidText::MAX`] bytes and no control characters. Of two messages with the same `message` id at the same saga the second changes nothing. It is durable when this returns. A message
     /// that nobody waits for any more is dropped. Whether the message fits is looked at here when this orchestrator has the saga's definition,
     /// which costs reading the saga while it is not driven here; otherwise its driver refuses it, with [`Record::Refused`](super::Record::Refused)
-    /// in the saga's journal for the first eight of a saga, and an event for each.
+    /// in the saga's journal for the first eight of a saga, and an event for each. Where the driver's code is older, and cannot read what this
+    /// one can, the message is not lost: it waits for code that can read it, as long as its step waits. At most eight of a saga do so.
     ///
     /// # Errors
     ///
