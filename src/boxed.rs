@@ -146,6 +146,10 @@ impl<O: Operation + ?Sized> Operation for Pin<&mut O> {
         (**self).has_begun()
     }
 
+    fn waits(&self) -> bool {
+        (**self).waits()
+    }
+
     fn can_repeat(&self) -> bool {
         (**self).can_repeat()
     }

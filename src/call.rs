@@ -199,6 +199,11 @@ pub trait Operation {
     /// Whether the attempt in progress has begun; not while it waits for a service to be ready, when nothing was sent.
     fn has_begun(&self) -> bool;
 
+    /// Whether the attempt in progress, or the next one, has to wait for a service to be ready before it begins.
+    fn waits(&self) -> bool {
+        false
+    }
+
     /// Whether another attempt can be started after the one in progress.
     fn can_repeat(&self) -> bool {
         true
@@ -481,8 +486,8 @@ run_through_pointer!(&L);
 #[cfg(feature = "tower")]
 run_through_pointer!(crate::tower::Held<L>);
 
-/// Inside all policies: the operation itself. It is not begun in a call that comes after the deadline around it; policies that
-/// begin it later, after a wait, look at the deadline themselves.
+/// Inside all policies: the operation itself. It is not begun in a call that comes after the deadline around it, nor when a
+/// service becomes ready after the deadline; policies that begin it later, after a wait, look at the deadline themselves.
 impl<R, T, E> Run<R, T, E> for () {
     type Notes = ();
     type Pinned = ();
@@ -500,11 +505,12 @@ impl<R, T, E> Run<R, T, E> for () {
     where
         O: Operation<Request = R, Output = T, Error = E> + ?Sized,
     {
-        if cx.facts.late {
-            return refuse(
-                out,
-                Refused::ended(Kind::DeadlineExceeded, &Name::new("deadline"), cx.facts.started),
-            );
+        if cx.facts.late || cx.facts.deadline.is_some() && op.waits() && cx.is_late() {
+            if cx.facts.watched {
+                // The policy that watches ends the call, under its own name.
+                return Poll::Pending;
+            }
+            return refuse(out, too_late(op, cx.facts.started));
         }
         let attempt = Attempt { number: cx.facts.attempt, last: cx.facts.last, deadline: cx.facts.deadline };
         let readable = cx.facts.deadline.map(deadline::enter);
@@ -531,6 +537,13 @@ impl<R, T, E> Run<R, T, E> for () {
     }
 }
 
+/// Takes away an operation that was not begun before the deadline around its call.
+#[cold]
+fn too_late<O: Operation + ?Sized>(op: Pin<&mut O>, started: bool) -> Refused {
+    op.abandon();
+    Refused::ended(Kind::DeadlineExceeded, &Name::new("deadline"), started)
+}
+
 /// What the policies of one call share while it is polled.
 pub struct Cx<'a, 'w> {
     task: &'a mut Context<'w>,
@@ -551,6 +564,8 @@ pub(crate) struct Facts {
     pub(crate) last: bool,
     /// Whether the call begins after the deadline around it.
     late: bool,
+    /// Whether a policy ends the call at the deadline; if not, the deadline came from around the call.
+    pub(crate) watched: bool,
     /// Whether the operation was ever started in this call.
     pub(crate) started: bool,
     /// Whether a fallback made the answer.
@@ -568,6 +583,7 @@ impl<'a, 'w> Cx<'a, 'w> {
             attempt: 1,
             last: true,
             late: false,
+            watched: false,
             started: false,
             degraded: false,
         };

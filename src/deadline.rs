@@ -227,6 +227,7 @@ where
             }
         };
         cx.facts.deadline = Some(until);
+        cx.facts.watched = true;
         let polled = inner.poll(&mut notes.inner, pinned.as_mut(), op.as_mut(), cx, out);
         cx.facts.deadline = around;
         if polled.is_ready() {

@@ -259,6 +259,15 @@ where
         matches!(self.running, Some(Asked::Called { .. }))
     }
 
+    #[inline]
+    fn waits(&self) -> bool {
+        match self.running {
+            None => !self.ready,
+            Some(Asked::Waiting { .. }) => true,
+            Some(Asked::Called { .. }) => false,
+        }
+    }
+
     fn can_repeat(&self) -> bool {
         self.request.is_some()
     }

@@ -16,11 +16,13 @@ use std::{
 };
 
 use futures::{
+    FutureExt,
     future::{join_all, poll_fn},
     poll,
 };
 use mainstay::{
-    Bulkhead, CircuitBreaker, Deadline, Error, Fallback, Keyed, Kind, Timeout, circuit_breaker::State,
+    Bulkhead, CircuitBreaker, Deadline, Error, Fallback, Keyed, Kind, RateLimiter, Timeout,
+    circuit_breaker::State, deadline,
 };
 use support::*;
 use tower::{Layer, Service, ServiceExt};
@@ -412,4 +414,146 @@ async fn a_service_that_never_fails_needs_only_a_lift() {
     let never = tower::service_fn(|_: u32| pending::<Result<u32, Infallible>>());
     let refused = full().lift().layer(never).oneshot(1).await.unwrap_err();
     assert_eq!(refused.refused().map(|refused| refused.kind()), Some(Kind::TimedOut));
+}
+
+/// Is ready as often as it is let; fails its first call if `fails`, and leaves the others without an answer.
+#[derive(Clone, Default)]
+struct Door {
+    lets: Arc<AtomicUsize>,
+    calls: Arc<AtomicUsize>,
+    fails: bool,
+}
+
+impl Service<u32> for Door {
+    type Response = u32;
+    type Error = Failed;
+    type Future =
+        futures::future::Either<Ready<Result<u32, Failed>>, futures::future::Pending<Result<u32, Failed>>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        let let_in = self.lets.fetch_update(Relaxed, Relaxed, |lets| lets.checked_sub(1));
+        if let_in.is_ok() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    fn call(&mut self, _: u32) -> Self::Future {
+        let first = self.calls.fetch_add(1, Relaxed) == 0;
+        if self.fails && first {
+            ready(Err(Failed::Down)).left_future()
+        } else {
+            futures::future::pending().right_future()
+        }
+    }
+}
+
+fn after(time: std::time::Duration) -> std::time::Instant {
+    (tokio::time::Instant::now() + time).into_std()
+}
+
+/// The clock moves on while the runtime's timers have no turn.
+fn busy(time: std::time::Duration) {
+    assert!(tokio::time::advance(time).now_or_never().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_sent_if_the_service_is_ready_after_a_deadline_around_the_call() {
+    for at in [99, 100, 150] {
+        let (breaker, bulkhead) = (open(), Bulkhead::new(2).unwrap());
+        let limiter = RateLimiter::new(2, 1_000 * MS).unwrap();
+        let stack = mainstay::stack("door")
+            .rate_limiter(limiter.clone())
+            .circuit_breaker(breaker.clone())
+            .bulkhead(bulkhead.clone())
+            .timeout(1_000 * MS)
+            .build()
+            .unwrap();
+        let door = Door::default();
+        let mut service = stack.layer(door.clone());
+        // The breaker is shut, so the service is asked inside the call.
+        service.ready().await.unwrap();
+        tokio::time::advance(100 * MS).await;
+        let mut call = Box::pin(deadline::within(after(100 * MS), service.call(1)));
+        assert!(poll!(&mut call).is_pending());
+        assert_eq!((bulkhead.in_use(), limiter.quota().remaining), (1, 1));
+        tokio::time::advance(at * MS).await;
+        door.lets.store(1, Relaxed);
+        let polled = poll!(&mut call);
+        if at < 100 {
+            assert_eq!((polled, door.calls.load(Relaxed)), (Poll::Pending, 1));
+            continue;
+        }
+        let Poll::Ready(Err(Failed::Refused(refused))) = polled else { panic!("{at} ms: {polled:?}") };
+        assert_eq!((refused.kind(), refused.was_started()), (Kind::DeadlineExceeded, false));
+        assert_eq!(door.calls.load(Relaxed), 0);
+        assert_eq!(door.lets.load(Relaxed), 1, "the service was asked for nothing");
+        assert_eq!((bulkhead.in_use(), limiter.quota().remaining), (0, 2), "given back");
+        let totals = breaker.snapshot().totals;
+        // The failure is the one that had opened it.
+        assert_eq!((breaker.state(), totals.failed, totals.neutral), (State::HalfOpen, 1, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_further_attempt_is_sent_if_the_service_is_ready_after_a_deadline_around_the_call() {
+    let (breaker, bulkhead) = (CircuitBreaker::config().build().unwrap(), Bulkhead::new(2).unwrap());
+    let stack = mainstay::stack("door")
+        .retry(stubborn(3))
+        .circuit_breaker(breaker.clone())
+        .bulkhead(bulkhead.clone())
+        .timeout(1_000 * MS)
+        .in_any_order()
+        .build()
+        .unwrap();
+    let door = Door { lets: Arc::new(1.into()), fails: true, ..Door::default() };
+    let mut service = stack.layer(door.clone());
+    let call = service.ready().await.unwrap().call(1);
+    let mut call = Box::pin(deadline::within(after(100 * MS), call));
+    assert!(poll!(&mut call).is_pending());
+    tokio::time::advance(10 * MS).await;
+    assert!(poll!(&mut call).is_pending());
+    assert_eq!((door.calls.load(Relaxed), bulkhead.in_use()), (1, 1), "the second attempt waits");
+    tokio::time::advance(190 * MS).await;
+    door.lets.store(1, Relaxed);
+    let Poll::Ready(Err(Failed::Refused(refused))) = poll!(&mut call) else { panic!("not refused") };
+    assert_eq!((refused.kind(), refused.was_started()), (Kind::DeadlineExceeded, true));
+    assert_eq!((door.calls.load(Relaxed), bulkhead.in_use()), (1, 0));
+    let totals = breaker.snapshot().totals;
+    assert_eq!((totals.failed, totals.neutral), (1, 1), "the second attempt says nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_sent_if_the_service_is_ready_when_its_own_deadline_has_passed() {
+    for timers_had_a_turn in [true, false] {
+        let (breaker, bulkhead) = (open(), Bulkhead::new(2).unwrap());
+        let limiter = RateLimiter::new(2, 1_000 * MS).unwrap();
+        let heard = Heard::default();
+        let stack = mainstay::stack("door")
+            .observe(heard.clone())
+            .deadline(100 * MS)
+            .rate_limiter(limiter.clone())
+            .circuit_breaker(breaker.clone())
+            .bulkhead(bulkhead.clone())
+            .timeout(1_000 * MS)
+            .build()
+            .unwrap();
+        let door = Door::default();
+        let mut service = stack.layer(door.clone());
+        service.ready().await.unwrap();
+        tokio::time::advance(100 * MS).await;
+        let mut call = Box::pin(service.call(1));
+        assert!(poll!(&mut call).is_pending());
+        if timers_had_a_turn {
+            tokio::time::advance(150 * MS).await;
+        } else {
+            busy(150 * MS);
+        }
+        door.lets.store(1, Relaxed);
+        let Err(Failed::Refused(refused)) = soon(call).await else { panic!("not refused") };
+        assert_eq!((refused.kind(), refused.was_started()), (Kind::DeadlineExceeded, false));
+        assert_eq!(refused.name(), "door");
+        assert_eq!(door.calls.load(Relaxed), 0);
+        assert_eq!((bulkhead.in_use(), limiter.quota().remaining), (0, 2), "given back");
+        let totals = breaker.snapshot().totals;
+        assert_eq!((breaker.state(), totals.failed, totals.neutral), (State::HalfOpen, 1, 1));
+        assert_eq!((heard.count("Refused"), heard.all().len()), (1, 1), "{:?}", heard.all());
+    }
 }
