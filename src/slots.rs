@@ -4,7 +4,7 @@
 //! A thread takes an index at its first use and gives it back when it ends. As long as it holds the index it is
 //! the *only writer* of that slot in every [`Slots`], so a plain load and store replace an atomic
 //! add; everybody may read. Threads that find no free index get `None` and use the slow path of
-//! whatever they are counting. The successor of a thread sees its predecessor's writes: the index
+//! whatever they are counting; now and then they ask again. The successor of a thread sees its predecessor's writes: the index
 //! passes through a mutex.
 
 use crate::sync::Padded;
@@ -74,7 +74,15 @@ mod index {
     };
 
     const UNASSIGNED: usize = usize::MAX;
-    const NONE: usize = usize::MAX - 1;
+    /// There was none. It is one less with each question since, down to [`AGAIN`].
+    const NONE: usize = UNASSIGNED - 1;
+    /// Perhaps one was given back meanwhile.
+    const AGAIN: usize = NONE - PATIENCE;
+    /// The thread ends.
+    const GONE: usize = AGAIN - 1;
+
+    /// So many questions of a thread without an index are answered without a look whether there is one now.
+    pub(super) const PATIENCE: usize = 1_024;
 
     thread_local! {
         static INDEX: Cell<usize> = const { Cell::new(UNASSIGNED) };
@@ -99,13 +107,17 @@ mod index {
     #[inline]
     pub(super) fn get() -> usize {
         match known() {
-            UNASSIGNED => assign(),
+            UNASSIGNED | AGAIN => assign(),
+            index if index > AGAIN => {
+                INDEX.set(index - 1);
+                index
+            }
             index => index,
         }
     }
 
     /// Indexes that are not in use; the smallest are given out first, so that they stay warm.
-    fn free() -> &'static Mutex<Vec<usize>> {
+    pub(super) fn free() -> &'static Mutex<Vec<usize>> {
         static FREE: OnceLock<Mutex<Vec<usize>>> = OnceLock::new();
         FREE.get_or_init(|| Mutex::new((0..limit()).rev().collect()))
     }
@@ -115,7 +127,7 @@ mod index {
         // Registers the destructor; refused while the thread is being torn down.
         let index = match RETURN.try_with(|_| ()) {
             Ok(()) => free().lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or(NONE),
-            Err(_) => NONE,
+            Err(_) => GONE,
         };
         INDEX.set(index);
         index
@@ -125,8 +137,8 @@ mod index {
 
     impl Drop for ReturnOnExit {
         fn drop(&mut self) {
-            let index = INDEX.replace(NONE);
-            if index < NONE {
+            let index = INDEX.replace(GONE);
+            if index < GONE {
                 free().lock().unwrap_or_else(PoisonError::into_inner).push(index);
             }
         }
@@ -164,7 +176,15 @@ pub(crate) mod index {
 #[cfg(all(test, not(mainstay_loom)))]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    use std::{
+        cell::Cell,
+        process::Command,
+        sync::{
+            atomic::{AtomicU64, Ordering::Relaxed},
+            mpsc,
+        },
+        thread,
+    };
 
     #[test]
     fn no_two_living_threads_share_a_slot_and_indexes_are_reused() {
@@ -185,5 +205,68 @@ mod tests {
         // Single-writer slots lose no update: the total is a whole number of threads' work.
         let total: u64 = slots.iter().map(|slot| slot.load(Relaxed)).sum();
         assert!(total > 0 && total.is_multiple_of(1_000), "{total}");
+    }
+
+    /// In a process of its own, since it leaves no slot to other tests.
+    #[test]
+    fn a_thread_that_found_no_slot_gets_one_that_is_given_back() {
+        const ALONE: &str = "MAINSTAY_SLOTS_ALONE";
+        if std::env::var_os(ALONE).is_some() {
+            return asks_again();
+        }
+        let name = "slots::tests::a_thread_that_found_no_slot_gets_one_that_is_given_back";
+        let mut alone = Command::new(std::env::current_exe().unwrap());
+        let ended = alone.args(["--exact", name]).env(ALONE, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stdout);
+        assert!(ended.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    fn asks_again() {
+        let slots = Slots::<AtomicU64>::new();
+        let mut holders: Vec<_> = (0..index::limit()).map(|_| holder()).collect();
+        for question in 0..3 * index::PATIENCE {
+            assert!(slots.mine().is_none(), "question {question}: all are held");
+        }
+        let (end, thread) = holders.pop().unwrap();
+        drop(end);
+        thread.join().unwrap();
+        let question = (0..=index::PATIENCE).find(|_| slots.mine().is_some());
+        assert!(question.is_some(), "one was given back");
+        assert_eq!(slots.mine().map(|(index, _)| index), Some(index::known()));
+
+        // Whoever asks while the thread ends takes none along.
+        for (end, thread) in holders {
+            drop(end);
+            thread.join().unwrap();
+        }
+        assert_eq!(index::free().lock().unwrap().len(), index::limit() - 1, "all but this thread's");
+    }
+
+    /// A thread that has a slot until it is let go.
+    fn holder() -> (mpsc::Sender<()>, thread::JoinHandle<()>) {
+        struct Asks(Cell<usize>);
+
+        impl Drop for Asks {
+            fn drop(&mut self) {
+                for _ in 0..=2 * index::PATIENCE {
+                    self.0.set(index::get());
+                }
+            }
+        }
+
+        thread_local! {
+            static LAST: Asks = const { Asks(Cell::new(0)) };
+        }
+
+        let (end, ended) = mpsc::channel::<()>();
+        let (say, said) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            // Before the slot, so that it outlives it.
+            LAST.with(|last| last.0.set(0));
+            say.send(index::get()).unwrap();
+            assert!(ended.recv().is_err());
+        });
+        assert!(said.recv().unwrap() < index::limit());
+        (end, thread)
     }
 }
