@@ -482,6 +482,22 @@ fn impossible_partitions_are_refused() {
     assert!(Partitions::new(3, [("a", 1); 0]).is_err(), "no partition");
 }
 
+#[test]
+fn a_partition_that_could_never_admit_a_call_is_refused() {
+    let error = Partitions::new(20, [("gold", 10), ("silver", 10), ("batch", 0)]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "partitions.shares = [10, 10, 0] is not possible: allowed is shares that add up to 19 at most, \
+         since that of \"batch\" is 0"
+    );
+    for (total, shares) in [(1, [1, 0]), (1, [0, 1]), (2, [1, 1]), (2, [1, 0]), (1, [0, 0])] {
+        let built = Partitions::new(total, [("a", shares[0]), ("b", shares[1])]);
+        let admits = |parts: Partitions| parts.iter().all(|part| part.try_acquire().is_ok());
+        assert_eq!(built.is_ok(), shares.iter().sum::<usize>() < total || !shares.contains(&0), "{shares:?}");
+        assert!(built.is_err() || admits(built.unwrap()), "{total}: {shares:?}");
+    }
+}
+
 #[cfg(feature = "serde")]
 #[test]
 fn settings_in_a_file_are_checked_like_those_in_code() {

@@ -20,7 +20,7 @@ use crate::{
 /// ```
 ///
 /// Shares that add up to the total make hard walls; the less they add up to, the more capacity floats. A share of zero
-/// is best effort. Partitions refuse at once, they have no queue.
+/// is best effort, and is refused where all permits are guaranteed to others. Partitions refuse at once, they have no queue.
 ///
 /// ```
 /// use mainstay::bulkhead::Partitions;
@@ -43,8 +43,8 @@ impl Partitions {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Setting`] when `total` is zero, there is no partition, two have one name, or the shares add up to more than
-    /// `total`.
+    /// [`ConfigError::Setting`] when `total` is zero, there is no partition, two have one name, the shares add up to more than
+    /// `total`, or they add up to `total` and one is zero: that partition could never admit a call.
     pub fn new<N: Into<Name>>(
         total: usize,
         shares: impl IntoIterator<Item = (N, usize)>,
@@ -62,6 +62,13 @@ impl Partitions {
             let allowed = format!("shares that add up to {total} at most");
             return Err(ConfigError::setting("partitions.shares", shares, allowed));
         };
+        // The one way to a limit of zero: nothing of its own, and nothing left over by the others.
+        let shut = shares.iter().position(|&share| share == 0 && guaranteed == total);
+        if let Some(at) = shut {
+            let most = total - 1;
+            let allowed = format!("shares that add up to {most} at most, since that of {:?} is 0", names[at]);
+            return Err(ConfigError::setting("partitions.shares", shares, allowed));
+        }
         let machine = Arc::new(Mutex::new(Shares::new(total, shares.iter().copied())));
         let parts = names.into_iter().zip(shares).enumerate().map(|(index, (name, share))| {
             let mut id = Identity::new("bulkhead");
