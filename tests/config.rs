@@ -627,6 +627,36 @@ fn no_budget_beside_a_budget_is_refused() {
 }
 
 #[test]
+fn what_is_on_by_default_can_be_switched_off_in_a_file() {
+    let read = serde_json::from_value::<circuit_breaker::Config>;
+    let debug = |file| format!("{:?}", read(file).unwrap());
+    let neither = format!("{:?}", CircuitBreaker::config().failure_rate(None).immediate_close());
+    for file in [
+        json!({"no_failure_rate": true, "immediate_close": true}),
+        json!({"failure_rate": null, "ramp": null}),
+        json!({"failure_rate": null, "no_failure_rate": true, "ramp": null, "immediate_close": true}),
+        json!({"failure_rate": null, "no_failure_rate": false, "ramp": null, "immediate_close": false}),
+    ] {
+        assert_eq!(debug(file), neither);
+    }
+    let both = json!({"failure_rate": 0.5, "no_failure_rate": false, "ramp": 3, "immediate_close": false});
+    assert_eq!(debug(both), format!("{:?}", CircuitBreaker::config()));
+    // The values of the defaults, which were said all the same.
+    for (file, message) in [
+        (
+            json!({"failure_rate": 0.5, "no_failure_rate": true}),
+            "circuit_breaker.no_failure_rate = true is not possible: allowed is false beside circuit_breaker.failure_rate",
+        ),
+        (
+            json!({"ramp": 3, "immediate_close": true}),
+            "circuit_breaker.immediate_close = true is not possible: allowed is false beside circuit_breaker.ramp",
+        ),
+    ] {
+        assert_eq!(read(file).unwrap_err().to_string(), message);
+    }
+}
+
+#[test]
 fn an_empty_file_is_the_defaults() {
     let same = |read: Value, built: Value| assert_eq!(read, built);
     same(
@@ -797,8 +827,22 @@ fn survives<T: Serialize + DeserializeOwned>(config: &T) -> Result<T, TestCaseEr
     let text = serde_json::to_string(config).map_err(|error| TestCaseError::fail(error.to_string()))?;
     let read: T =
         serde_json::from_str(&text).map_err(|error| TestCaseError::fail(format!("{error} in {text}")))?;
-    prop_assert_eq!(serde_json::to_string(&read).unwrap(), text);
+    prop_assert_eq!(&serde_json::to_string(&read).unwrap(), &text);
+    let bare: T = serde_json::from_value(without_nulls(serde_json::to_value(config).unwrap())).unwrap();
+    prop_assert_eq!(&serde_json::to_string(&bare).unwrap(), &text, "in a format that has no null");
     Ok(read)
+}
+
+/// What a format that has no null makes of a value: TOML leaves such fields out.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let there = fields.into_iter().filter(|(_, value)| !value.is_null());
+            there.map(|(field, value)| (field, without_nulls(value))).collect()
+        }
+        Value::Array(items) => items.into_iter().map(without_nulls).collect(),
+        value => value,
+    }
 }
 
 proptest! {

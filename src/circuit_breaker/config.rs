@@ -44,7 +44,7 @@ pub enum Verdict {
 /// The rule for slow calls.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
-struct SlowRate {
+pub(super) struct SlowRate {
     rate: f64,
     #[cfg_attr(feature = "serde", serde(with = "crate::human"))]
     threshold: Duration,
@@ -53,7 +53,7 @@ struct SlowRate {
 /// The rule "k of the last n".
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
-struct OfLast {
+pub(super) struct OfLast {
     failures: u32,
     calls: u32,
 }
@@ -61,7 +61,7 @@ struct OfLast {
 /// The rule for failures in a row that are close together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
-struct Within {
+pub(super) struct Within {
     failures: u32,
     #[cfg_attr(feature = "serde", serde(with = "crate::human"))]
     time: Duration,
@@ -69,36 +69,26 @@ struct Within {
 
 /// Everything that can stand in a file.
 #[derive(Debug, Clone, PartialEq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(default, deny_unknown_fields)
-)]
-struct Settings {
-    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
-    name: Option<Name>,
-    window: Window,
-    minimum_calls: Option<u32>,
-    failure_rate: Option<f64>,
-    slow_rate: Option<SlowRate>,
-    consecutive_failures: Option<u32>,
-    consecutive_failures_within: Option<Within>,
-    failures_of_last: Option<OfLast>,
-    probes: u32,
-    probe_verdict: Verdict,
-    #[cfg_attr(feature = "serde", serde(with = "crate::human"))]
-    probe_timeout: Duration,
-    #[cfg_attr(feature = "serde", serde(with = "crate::human"))]
-    open_wait: Duration,
-    open_wait_growth: f64,
-    open_wait_jitter: f64,
-    #[cfg_attr(feature = "serde", serde(with = "crate::human"))]
-    open_wait_max: Duration,
-    #[cfg_attr(feature = "serde", serde(with = "crate::human"))]
-    open_for_max: Duration,
-    ramp: Option<u32>,
-    count_cancelled_as_failure: bool,
-    seed: Option<u64>,
+pub(super) struct Settings {
+    pub(super) name: Option<Name>,
+    pub(super) window: Window,
+    pub(super) minimum_calls: Option<u32>,
+    pub(super) failure_rate: Option<f64>,
+    pub(super) slow_rate: Option<SlowRate>,
+    pub(super) consecutive_failures: Option<u32>,
+    pub(super) consecutive_failures_within: Option<Within>,
+    pub(super) failures_of_last: Option<OfLast>,
+    pub(super) probes: u32,
+    pub(super) probe_verdict: Verdict,
+    pub(super) probe_timeout: Duration,
+    pub(super) open_wait: Duration,
+    pub(super) open_wait_growth: f64,
+    pub(super) open_wait_jitter: f64,
+    pub(super) open_wait_max: Duration,
+    pub(super) open_for_max: Duration,
+    pub(super) ramp: Option<u32>,
+    pub(super) count_cancelled_as_failure: bool,
+    pub(super) seed: Option<u64>,
 }
 
 /// The minimum of calls where none is set and the window is not smaller.
@@ -153,11 +143,13 @@ impl Default for Settings {
 /// | [`seed`](Self::seed) | by the operating system |
 ///
 /// With the feature `serde` the settings can stand in a file, without the classifier and the listeners. Durations are
-/// written as `"250ms"`, and a field that does not exist is an error.
+/// written as `"250ms"`, and a field that does not exist is an error. `no_failure_rate = true` is a failure rate of `None`, and
+/// `immediate_close = true` is no ramp; beside the setting that it switches off each is an error. Where a format has
+/// a `null`, that in place of the setting is read as the same.
 #[must_use = "settings do nothing until a breaker is built from them"]
 pub struct Config<C = ()> {
     pub(crate) id: Identity,
-    settings: Settings,
+    pub(super) settings: Settings,
     pub(super) classify: C,
     pub(super) restore: Option<Box<Snapshot>>,
 }
@@ -405,23 +397,6 @@ impl<C> fmt::Debug for Config<C> {
             .field("id", &self.id)
             .field("settings", &self.settings)
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(feature = "serde")]
-impl<C> serde::Serialize for Config<C> {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.settings.serialize(serializer)
-    }
-}
-
-#[cfg(feature = "serde")]
-impl<'de> serde::Deserialize<'de> for Config {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let config = Config::from(Settings::deserialize(deserializer)?);
-        // The same checks as `build`, so that a bad file is found where it is read.
-        config.rules().map_err(serde::de::Error::custom)?;
-        Ok(config)
     }
 }
 

@@ -17,6 +17,8 @@ use crate::{
 
 mod config;
 mod core;
+#[cfg(feature = "serde")]
+mod file;
 mod future;
 #[cfg(all(test, mainstay_loom))]
 mod loom;
