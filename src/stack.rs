@@ -86,7 +86,8 @@ pub type Recommended = Stack![Deadline, CircuitBreaker, Retry, Bulkhead, Timeout
 ///
 /// # Errors
 ///
-/// [`ConfigError::Setting`] when a duration or the concurrency is zero.
+/// [`ConfigError::Setting`] when a duration or the concurrency is zero, or `attempt` is not below `deadline`: such a timeout leaves
+/// no time for another attempt, and the two are easily given in the wrong order.
 pub fn recommended(
     name: impl Into<Name>,
     deadline: Duration,
@@ -95,13 +96,18 @@ pub fn recommended(
 ) -> Result<Recommended, ConfigError> {
     // A probe has its place for as long as it may take.
     let probe = deadline.max(Duration::from_secs(10));
-    stack(name)
+    let stack = stack(name)
         .deadline(deadline)
         .circuit_breaker(CircuitBreaker::config().probe_timeout(probe))
         .retry(retry::Config::default())
         .bulkhead(concurrency)
         .timeout(attempt)
-        .build()
+        .build()?;
+    if attempt >= deadline {
+        let allowed = format!("a duration below the deadline, {deadline:?}");
+        return Err(ConfigError::setting("timeout.limit", attempt, allowed));
+    }
+    Ok(stack)
 }
 
 impl<L> Stack<L> {

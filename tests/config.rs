@@ -560,6 +560,17 @@ fn an_impossible_setting_of_a_stack_is_refused_when_it_is_built() {
 }
 
 #[test]
+fn the_recommended_stacks_attempt_is_shorter_than_its_call() {
+    let error = mainstay::recommended("s", 500 * MS, 2 * S, 1).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "timeout.limit = 2s is not possible: allowed is a duration below the deadline, 500ms"
+    );
+    assert!(mainstay::recommended("s", S, S, 1).is_err());
+    assert!(mainstay::recommended("s", S, S - Duration::from_nanos(1), 1).is_ok());
+}
+
+#[test]
 fn a_field_that_does_not_exist_is_refused_by_name() {
     fn error_of<T: DeserializeOwned + Debug>(file: Value) -> String {
         serde_json::from_value::<T>(file).unwrap_err().to_string()
