@@ -258,6 +258,9 @@ impl fmt::Display for Described<'_> {
 }
 
 /// How much load a stack adds, as factors of the calls made through it; see `docs/stacking.md`.
+///
+/// Where several stacks share one [`Budget`](crate::retry::Budget), or one built [`Retry`], the bound is that of all of them
+/// together: one alone may retry with what the others' successes have paid.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Amplification {

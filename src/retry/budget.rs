@@ -128,6 +128,9 @@ fn thousandths(ratio: f64) -> u64 {
 /// Every success deposits 0.1 token, every retry costs one. The bucket holds at most a tenth of the calls of the
 /// last three seconds, at least 1 and at most 100, and starts full but with at most 3. All but the last of
 /// these numbers are [settings](Budget::config).
+///
+/// What bounds the retries is the account: where stacks share one, what
+/// [`max_amplification`](crate::Stack::max_amplification) says of each holds for all of them together.
 #[derive(Clone)]
 pub struct Budget(Arc<Padded<Shared>>);
 
