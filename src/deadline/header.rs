@@ -19,12 +19,17 @@
 //! # async fn ask_next(name: &str, value: String) -> Result<String, std::io::Error> { Ok(format!("{name}: {value}")) }
 //! /// For those who say nothing, and the most that anybody gets.
 //! const LONGEST: Duration = Duration::from_secs(10);
+//! /// Less is no time to ask anybody: longer than what is behind here usually takes.
+//! const SHORTEST: Duration = Duration::from_millis(50);
 //!
 //! async fn serve(request: Request) -> Result<String, Box<dyn std::error::Error>> {
 //!     let given = match request.header(REQUEST_TIMEOUT_MS) {
 //!         Some(text) => header::from_millis(text)?,           // 400 Bad Request
 //!         None => LONGEST,
 //!     };
+//!     if given < SHORTEST {
+//!         return Err("no time for that".into());              // 504 Gateway Timeout
+//!     }
 //!     deadline::within(deadline::after(given.min(LONGEST)), handle()).await
 //! }
 //!
@@ -42,10 +47,17 @@
 //! let asked = serve(Request { timeout: Some("250") }).await.unwrap();
 //! assert_eq!(asked, "x-request-timeout-ms: 245");
 //! assert!(serve(Request { timeout: Some("soon") }).await.is_err());
+//! assert!(serve(Request { timeout: Some("5") }).await.is_err());
 //! # });
 //! ```
 //!
-//! In the tower form the limit comes from the request: `Deadline::per_request(|request| ..)` with the same functions.
+//! Both bounds are needed. The upper one is for clients that would wait for ever. The lower one is for everybody else: a call that a
+//! deadline ends after it was started is a failure to the circuit breaker inside, whoever set the deadline, since a dependency that hangs must
+//! open it. Without a floor a client who sends `5` some twenty times, which is as many calls as a breaker wants by default, can open
+//! one that others share.
+//!
+//! In the tower form the limit comes from the request: `Deadline::per_request(|request| ..)` with the same functions and the same
+//! bounds. A limit of zero is the answer at once: the call is refused before anything inside sees it.
 
 use std::{error, fmt, time::Duration};
 
