@@ -150,7 +150,8 @@ impl<W, C> Config<W, C> {
     }
 
     /// Declares that doing the operation twice is the same as doing it once, so that it is
-    /// repeated also where its outcome is unknown: after a timeout, and where the predicate says so.
+    /// repeated also where its outcome is unknown: after a timeout, and where the predicate says so. A predicate is asked about
+    /// timeouts too, with [`Failure::refused`] in place of [`Failure::error`], and has to say yes to them.
     pub fn idempotent(mut self) -> Self {
         self.plain.idempotent = true;
         self
