@@ -170,6 +170,17 @@ fn a_definition_without_its_undo_or_with_the_wrong_types_does_not_compile() {
             "`Adding<",
         ),
         (
+            "the remedy for it",
+            r#"let reserved = order.step("reserve", (), reserve); order.pivot("charge", reserved, charge).add();"#
+                .to_owned(),
+            "end the step with `.compensate(..)` or `.without_compensation(..)`",
+        ),
+        (
+            "a saga that comes to a step whose undo was not said",
+            r#"let _ = order.build(order.step("reserve", (), reserve));"#.to_owned(),
+            "end the step with `.compensate(..)` or `.without_compensation(..)`",
+        ),
+        (
             "a step that is given what it does not take",
             r#"order.pivot("charge", (), charge).add();"#.to_owned(),
             "type mismatch in function arguments",

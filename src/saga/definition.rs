@@ -42,6 +42,11 @@ impl<T> fmt::Debug for Output<T> {
 }
 
 /// What a step is behind, and what it is given: `()`, an [`Output`], or a tuple of up to six.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not the output of a step, nor `()`, nor a tuple of up to six of these",
+    note = "a step has an output when it is ended: end the step with `.compensate(..)` or `.without_compensation(..)`",
+    note = "a step of another kind is ended with `.add()`"
+)]
 pub trait Inputs: Copy + Send + Sync + 'static {
     /// The values that the step is given.
     type Values: Send + 'static;
