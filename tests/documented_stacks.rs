@@ -26,7 +26,6 @@ const CALLED_HERE: &[&str] = &[
     "README.md: payments",
     "README.md: users",
     "README.md: search",
-    "README.md: files",
     "docs/stacking.md: payments",
     "docs/stacking.md: replicas",
 ];
