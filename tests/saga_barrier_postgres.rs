@@ -191,20 +191,23 @@ fn whoever_ends_last_is_answered_what_the_other_one_has_stored() {
     let (mut last, mut first) = (Postgres::on(&schema), Postgres::on(&schema));
     block_on(async {
         for (id, mine) in [("ok", Ok(Ok(2))), ("rejected", Ok(Err(2))), ("failed", Err("failed"))] {
-            for other in [DO, UNDO] {
-                let saga = saga(format!("{id}-{}", other.phase.as_str()));
+            for (other, expected, effects) in [
+                (&[DO][..], Action::Repeated(Ok(1)), (1, 0)),
+                (&[UNDO], Action::Refused, (0, 0)),
+                (&[DO, UNDO], Action::Refused, (1, 1)),
+            ] {
+                let saga = saga(format!("{id}-{}-{}", effects.0, effects.1));
                 let key = key(&saga, Direction::Do);
                 let action = last.2.action_or_rejection(&mut last.0, &key, async |tx| {
                     tx.execute("insert into ledger values ($1, 1)", &[&saga.as_str()]).await.unwrap();
-                    first.deliver(&saga, 1, other).await;
+                    for delivery in other {
+                        first.deliver(&saga, 1, *delivery).await;
+                    }
                     mine
                 });
-                let (expected, done) = match other.phase {
-                    Direction::Do => (Action::Repeated(Ok(1)), 1),
-                    Direction::Undo => (Action::Refused, 0),
-                };
                 assert_eq!(action.await.unwrap(), expected, "{saga}");
-                assert_eq!(last.effects(&saga).await, Effects { done, undone: 0 }, "{saga}");
+                let (done, undone) = effects;
+                assert_eq!(last.effects(&saga).await, Effects { done, undone }, "{saga}");
             }
         }
     });
@@ -406,6 +409,92 @@ fn under_serializable_the_second_of_two_is_told_to_try_again() {
     });
 }
 
+/// One that took its snapshot before the compensation is answered as of then.
+#[test]
+fn what_was_undone_is_refused_at_every_isolation_level() {
+    let Some(schema) = Schema::new("what_was_undone_is_refused_at_every_isolation_level") else { return };
+    let (Postgres(mut client, _, barrier), mut other) = (Postgres::on(&schema), Postgres::on(&schema));
+    block_on(async {
+        for (level, name, before) in [
+            (IsolationLevel::ReadCommitted, "read committed", Action::Refused),
+            (IsolationLevel::RepeatableRead, "repeatable read", Action::Repeated(0)),
+            (IsolationLevel::Serializable, "serializable", Action::Repeated(0)),
+        ] {
+            let saga = saga(name.replace(' ', "-"));
+            let key = key(&saga, Direction::Do);
+            let business = async |_: &Transaction<'_>| -> Result<u32, tokio_postgres::Error> {
+                panic!("it runs although it was done")
+            };
+            assert_eq!(other.deliver(&saga, 0, DO).await, Answer::Action(Action::Done(Ok(0))));
+            let tx = client.build_transaction().isolation_level(level).start().await.unwrap();
+            tx.query_one("select count(*) from ledger", &[]).await.unwrap();
+            assert_eq!(other.deliver(&saga, 1, UNDO).await, Answer::Compensation(Compensation::Undone));
+            assert_eq!(barrier::postgres::action(&tx, &key, business).await.unwrap(), before, "{name}");
+            tx.commit().await.unwrap();
+
+            let tx = client.build_transaction().isolation_level(level).start().await.unwrap();
+            let told = barrier::postgres::action(&tx, &key, business).await;
+            assert_eq!(told.unwrap(), Action::Refused, "{name}");
+            let told = barrier.action_within(&tx, &key, business).await;
+            assert_eq!(told.unwrap(), Action::Refused, "{name}");
+            tx.commit().await.unwrap();
+            client.batch_execute(&format!("set default_transaction_isolation to '{name}'")).await.unwrap();
+            for barrier in [barrier.clone(), barrier.clone().without_look_up()] {
+                let told = barrier.action(&mut client, &key, async |_| Ok::<_, tokio_postgres::Error>(7));
+                assert_eq!(told.await.unwrap(), Action::Refused, "{name}");
+            }
+            assert_eq!(other.effects(&saga).await, Effects { done: 1, undone: 1 });
+        }
+    });
+}
+
+/// It waits for the row, and whoever has that ends with both.
+#[test]
+fn what_is_undone_while_an_action_waits_is_refused() {
+    let Some(schema) = Schema::new("what_is_undone_while_an_action_waits_is_refused") else { return };
+    let (Postgres(mut client, _, barrier), mut other) = (Postgres::on(&schema), Postgres::on(&schema));
+    let watch = schema.connect();
+    schema.runtime.block_on(async {
+        let id = client.query_one("select pg_backend_pid()", &[]).await.unwrap();
+        let id: i32 = id.get(0);
+        for way in 0..4 {
+            let saga = saga(way);
+            let (action, undo) = (key(&saga, Direction::Do), key(&saga, Direction::Undo));
+            let tx = other.0.transaction().await.unwrap();
+            let done = barrier::postgres::action(&tx, &action, async |_| Ok::<_, tokio_postgres::Error>(1));
+            assert_eq!(done.await.unwrap(), Action::Done(1));
+            let undone = barrier::postgres::compensation(&tx, &undo, async |_, _: i32| {
+                Ok::<_, tokio_postgres::Error>(())
+            });
+            assert_eq!(undone.await.unwrap(), Compensation::Undone);
+            let end = async {
+                let waits = "select exists (select from pg_locks where pid = $1 and not granted)";
+                while !watch.query_one(waits, &[&id]).await.unwrap().get::<_, bool>(0) {}
+                tx.commit().await.unwrap();
+            };
+            let arrives = async {
+                if way < 2 {
+                    let barrier = barrier.clone();
+                    let barrier = if way == 0 { barrier } else { barrier.without_look_up() };
+                    let business = async |_: &Client| Ok::<_, tokio_postgres::Error>(2);
+                    return barrier.action(&mut client, &action, business).await;
+                }
+                let tx = client.transaction().await?;
+                let business = async |_: &Transaction<'_>| Ok::<_, tokio_postgres::Error>(2);
+                let told = if way == 2 {
+                    barrier::postgres::action(&tx, &action, business).await
+                } else {
+                    barrier.action_within(&tx, &action, business).await
+                };
+                tx.commit().await?;
+                told
+            };
+            let (told, ()) = futures::join!(arrives, end);
+            assert_eq!(told.unwrap(), Action::Refused, "{way}");
+        }
+    });
+}
+
 #[test]
 fn installing_at_the_same_time_and_twice_is_harmless() {
     let Some(schema) = Schema::new("installing_at_the_same_time_and_twice_is_harmless") else { return };
@@ -456,7 +545,8 @@ fn pruning_spares_every_row_of_a_saga_that_was_heard_of_lately() {
     }
     assert_eq!(pruned, [3, 1, 0]);
     assert_eq!(participant.rows(), 4);
-    assert_eq!(block_on(participant.deliver(&saga("half"), 9, DO)), Answer::Action(Action::Repeated(Ok(0))));
+    // Were it forgotten, it would be done.
+    assert_eq!(block_on(participant.deliver(&saga("half"), 9, DO)), Answer::Action(Action::Refused));
     let forever = Retention { longest_saga: Duration::MAX, longest_delivery: Duration::MAX };
     assert_eq!(block_on(barrier::postgres::prune(&participant.0, forever, usize::MAX)).unwrap(), 0);
 }

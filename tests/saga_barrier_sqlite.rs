@@ -1,14 +1,22 @@
 //! The barrier on `rusqlite`.
 #![cfg(feature = "sqlite")]
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use mainstay::saga::{
-    Direction, Key, Payload, SagaId, Verified,
+    Direction, Failure, Key, Orchestrator, Outcome, Payload, Saga, SagaId, Step, Verified,
     barrier::{
         self, Action, Compensation, Error, Lookup, Retention,
         sqlite::{Pruned, Pruning},
     },
+    memory::Memory,
 };
 use proptest::test_runner::{Config, TestRunner};
 use rusqlite::{
@@ -143,6 +151,7 @@ fn the_property_sees_every_planted_fault() {
     run(None, See::EffectsAndAnswers).expect("the twin without a fault is as it should be");
     for (fault, see) in [
         (Fault::LateActionRuns, See::Effects),
+        (Fault::OwnRowOnly, See::Effects),
         (Fault::CompensationTwice, See::Effects),
         (Fault::EmptyRollbackRuns, See::Effects),
         (Fault::AttemptInKey, See::Effects),
@@ -302,6 +311,52 @@ fn lookup_says_what_a_verifying_step_asks() {
     assert_eq!(text.into_verified(), Verified::Rejected("over the limit".to_owned()));
 }
 
+/// The journal has forgotten the first order, the barrier has not.
+#[tokio::test(start_paused = true)]
+async fn an_order_under_the_id_of_one_that_was_undone_and_forgotten_is_not_completed_for_nothing() {
+    let payments = Arc::new(Mutex::new(Sqlite::in_memory()));
+    let (charges, refunds, out_of_stock) = (payments.clone(), payments.clone(), AtomicBool::new(true));
+    let mut order = Saga::define::<()>("order", 1);
+    let charged = order
+        .step("charge", (), move |step: Step<()>, ()| {
+            let saga = step.key().saga().clone();
+            let answer = now(charges.lock().unwrap().deliver(&saga, 1, DO));
+            let Answer::Action(action) = answer else { panic!("{answer:?}") };
+            let answer = action.into_result().and_then(|answer| answer.map_err(Failure::rejected));
+            async move { answer }
+        })
+        .compensate(move |step, (), _| {
+            let saga = step.key().saga().clone();
+            let _ = now(refunds.lock().unwrap().deliver(&saga, 2, UNDO));
+            async { Ok(()) }
+        });
+    let sent = order
+        .step("send", charged, move |_, _| {
+            let sent =
+                if out_of_stock.swap(false, Relaxed) { Err(Failure::rejected("empty")) } else { Ok(()) };
+            async move { sent }
+        })
+        .without_compensation("nothing is sent back");
+    let order = order.build(sent).unwrap();
+    let orders = Orchestrator::open(Memory::new()).register(&order).start().await.unwrap();
+    for _ in 0..2 {
+        let outcome = orders.run(&order, "order-17", &()).await.unwrap();
+        assert!(matches!(outcome, Outcome::Compensated(_)), "{outcome:?}");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(orders.forget(Duration::ZERO, 10).await.unwrap(), 1);
+    }
+    let effects = now(payments.lock().unwrap().effects(&saga("order-17")));
+    assert_eq!(effects, Effects { done: 1, undone: 1 });
+    // Under an id of its own it is.
+    assert!(matches!(orders.run(&order, "order-18", &()).await.unwrap(), Outcome::Completed(())));
+    orders.shutdown(Duration::from_secs(1)).await;
+}
+
+/// What waits for nothing, within a runtime.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    futures::FutureExt::now_or_never(future).expect("it waits for nothing")
+}
+
 #[test]
 fn pruning_spares_every_row_of_a_saga_that_was_heard_of_lately() {
     let mut participant = Sqlite::in_memory();
@@ -324,7 +379,8 @@ fn pruning_spares_every_row_of_a_saga_that_was_heard_of_lately() {
     }
     assert_eq!(pruned, [3, 1, 0]);
     assert_eq!(participant.rows(), 4);
-    assert_eq!(block_on(participant.deliver(&saga("half"), 9, DO)), Answer::Action(Action::Repeated(Ok(0))));
+    // Were it forgotten, it would be done.
+    assert_eq!(block_on(participant.deliver(&saga("half"), 9, DO)), Answer::Action(Action::Refused));
     let forever = Retention { longest_saga: Duration::MAX, longest_delivery: Duration::MAX };
     assert_eq!(barrier::sqlite::prune(&participant.0, forever, usize::MAX).unwrap(), 0);
 }

@@ -461,6 +461,36 @@ fn under_serializable_the_second_of_two_is_told_to_try_again() {
     });
 }
 
+/// One that took its snapshot before the compensation is answered as of then.
+#[test]
+fn what_was_undone_is_refused_at_every_isolation_level() {
+    let Some(schema) = Schema::new("what_was_undone_is_refused_at_every_isolation_level") else { return };
+    let (mut connection, mut other) = (Service::on(&schema).connection, Service::with_neighbour(&schema));
+    block_on(async {
+        for (level, before) in [
+            ("begin isolation level read committed", Action::Refused),
+            ("begin isolation level repeatable read", Action::Repeated(0)),
+            ("begin isolation level serializable", Action::Repeated(0)),
+        ] {
+            let saga = saga(level.replace(' ', "-"));
+            let key = key(&saga, Direction::Do);
+            let business =
+                async |_: &mut Tx<'_>| -> Result<u32, sqlx::Error> { panic!("it runs although it was done") };
+            assert_eq!(other.deliver(&saga, 0, DO).await, Answer::Action(Action::Done(Ok(0))));
+            let mut tx = connection.begin_with(level).await.unwrap();
+            sqlx::query("select count(*) from ledger").fetch_one(&mut *tx).await.unwrap();
+            assert_eq!(other.deliver(&saga, 1, UNDO).await, Answer::Compensation(Compensation::Undone));
+            let (tx, told) = barrier::sqlx::action(tx, &key, business).await.unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(told, before, "{level}");
+            let tx = connection.begin_with(level).await.unwrap();
+            let (tx, told) = barrier::sqlx::action(tx, &key, business).await.unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(told, Action::Refused, "{level}");
+        }
+    });
+}
+
 #[test]
 fn installing_at_the_same_time_and_twice_is_harmless() {
     let Some(schema) = Schema::new("installing_at_the_same_time_and_twice_is_harmless") else { return };
@@ -524,7 +554,8 @@ fn pruning_spares_every_row_of_a_saga_that_was_heard_of_lately() {
     }
     assert_eq!(pruned, [3, 1, 0]);
     assert_eq!(service.rows(), 4);
-    assert_eq!(block_on(service.deliver(&saga("half"), 9, DO)), Answer::Action(Action::Repeated(Ok(0))));
+    // Were it forgotten, it would be done.
+    assert_eq!(block_on(service.deliver(&saga("half"), 9, DO)), Answer::Action(Action::Refused));
     let forever = Retention { longest_saga: Duration::MAX, longest_delivery: Duration::MAX };
     assert_eq!(block_on(barrier::sqlx::prune(&mut service.connection, forever, usize::MAX)).unwrap(), 0);
 }

@@ -63,7 +63,9 @@
 //! | arrives | found | the closure | answer |
 //! |---|---|---|---|
 //! | action | nothing | runs; its result is stored | [`Action::Done`] |
-//! | action | the action's result or rejection | does not run | [`Action::Repeated`], with what was stored, also after a compensation |
+//! | action | the action's result | does not run | [`Action::Repeated`], with the result |
+//! | action | the action's result, and the compensation's row | does not run | [`Action::Refused`]: it was undone |
+//! | action | the action's rejection, also after a compensation | does not run | [`Action::Repeated`], with the rejection |
 //! | action | the action's row, taken by the compensation | does not run | [`Action::Refused`] |
 //! | compensation | nothing | does not run; the action's row is taken | [`Compensation::Nothing`] |
 //! | compensation | the action's result | runs with the result | [`Compensation::Undone`] |
@@ -89,7 +91,9 @@
 //!
 //! `prune` deletes the rows of sagas whose last arrival here is longer ago than a [`Retention`]: the longest time
 //! from a step of a saga to the end of that saga, plus the longest time for which a request can be on its way. Rows that are deleted too early
-//! are forgotten effects: a compensation would find nothing and undo nothing, a late action would run. In SQLite it walks through the
+//! are forgotten effects: a compensation would find nothing and undo nothing, a late action would run. And as long as rows are there, the id of their saga
+//! is not to be used for another one, whatever the journal has forgotten: what was done for the first is answered as done and is not done for the second,
+//! and what was undone is refused. In SQLite it walks through the
 //! table, since an index for it would cost each transaction a page; in Postgres it has an index that is next to nothing.
 //!
 //! # Cancel safety
@@ -108,7 +112,7 @@
 //!
 //! # Cost
 //!
-//! In SQLite an action costs a look-up and an insert, and a compensation costs two look-ups and one insert, or two when there is nothing to
+//! In SQLite an action costs a look-up and an insert, one that was done before two look-ups, and a compensation costs two look-ups and one insert, or two when there is nothing to
 //! undo; all are of one page, within a savepoint. In Postgres an action costs one insert and one update of the same row, a compensation
 //! two inserts and a read, and each of them is a round trip and is planned anew, which is felt beside a business of a few short
 //! statements. `postgres::Barrier` has its statements prepared: `action_within` costs about two thirds of that. Its `action` has no round
@@ -132,6 +136,9 @@ use super::{
     step::{Failure, Verified},
 };
 
+/// Why an action without an effect will never have one.
+pub(crate) const COMPENSATED: &str = "it was compensated, or its compensation came first";
+
 /// What came of an action that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "a refused action did nothing"]
@@ -140,7 +147,7 @@ pub enum Action<T> {
     Done(T),
     /// It was done before, and this was its result.
     Repeated(T),
-    /// Its compensation came first. It was not done and never will be.
+    /// Its compensation came first, or has undone it since. It has no effect and never will.
     Refused,
 }
 
@@ -157,9 +164,9 @@ impl<T> Action<T> {
     ///
     /// # Errors
     ///
-    /// [`Failure::rejected`] when it was refused: it has not happened and never will.
+    /// [`Failure::rejected`] when it was refused: it has no effect and never will, and there is nothing to undo.
     pub fn into_result(self) -> Result<T, Failure> {
-        self.result().ok_or_else(|| Failure::rejected("its compensation came first"))
+        self.result().ok_or_else(|| Failure::rejected(COMPENSATED))
     }
 
     #[cfg(any(feature = "sqlite", feature = "postgres", feature = "sqlx"))]
@@ -210,9 +217,7 @@ impl<T> Lookup<T> {
             Lookup::Rejected(answer) => {
                 Verified::Rejected(answer.decode().unwrap_or_else(|_| answer.as_str().to_owned()))
             }
-            Lookup::Compensated => {
-                Verified::Rejected("it was compensated, or its compensation came first".to_owned())
-            }
+            Lookup::Compensated => Verified::Rejected(COMPENSATED.to_owned()),
             Lookup::NotApplied => Verified::Resend,
         }
     }
@@ -326,13 +331,16 @@ mod row {
         })
     }
 
-    /// The answer to an action that finds its row.
+    /// The answer to an action that finds its row, with its compensation's row beside it or not.
     pub(super) fn repeated<T: DeserializeOwned, R: DeserializeOwned>(
         state: &str,
         result: Option<&str>,
+        compensated: bool,
     ) -> Result<Action<Result<T, R>>, Error> {
         let result = result.unwrap_or("null");
         Ok(match state {
+            // Whoever was told of the result would go forward on what is not there any more.
+            DONE if compensated => Action::Refused,
             DONE => Action::Repeated(Ok(serde_json::from_str(result)?)),
             REJECTED => Action::Repeated(Err(serde_json::from_str(result)?)),
             REFUSED => Action::Refused,
@@ -345,7 +353,8 @@ mod row {
         state: &str,
         result: Option<&str>,
     ) -> Result<Option<T>, Error> {
-        Ok(match repeated(state, result)? {
+        // Whether it was undone before is told by the row of the compensation, when that is claimed.
+        Ok(match repeated(state, result, false)? {
             Action::Done(Ok(result)) | Action::Repeated(Ok(result)) => Some(result),
             Action::Done(Err(IgnoredAny)) | Action::Repeated(Err(IgnoredAny)) | Action::Refused => None,
         })
@@ -359,10 +368,9 @@ mod row {
         let Some((state, result)) = action else {
             return Ok(Lookup::NotApplied);
         };
-        Ok(match repeated(&state, result.as_deref())? {
+        Ok(match repeated(&state, result.as_deref(), compensated)? {
             Action::Refused => Lookup::Compensated,
             Action::Done(Err(rejection)) | Action::Repeated(Err(rejection)) => Lookup::Rejected(rejection),
-            _ if compensated => Lookup::Compensated,
             Action::Done(Ok(result)) | Action::Repeated(Ok(result)) => Lookup::Applied(result),
         })
     }

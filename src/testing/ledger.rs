@@ -7,13 +7,13 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     saga::{
         Direction, Failure, Key, Payload, SagaId, Verified,
-        barrier::{Action, Compensation},
+        barrier::{Action, COMPENSATED, Compensation},
     },
     sync::{Mutex, lock},
 };
 
 /// A participant in memory with the semantics of [`barrier`](crate::saga::barrier): a duplicate has one effect and the same answer, a
-/// compensation without its action does nothing and is remembered, an action behind its compensation is refused.
+/// compensation without its action does nothing and is remembered, an action behind its compensation is refused, whether it was done before or not.
 ///
 /// Cloning shares it. It counts the net effects of each step, which is what the checker asks for.
 ///
@@ -27,6 +27,7 @@ use crate::{
 /// assert_eq!(ledger.act(&charge, || 7), Action::Done(7));
 /// assert_eq!(ledger.act(&charge, || 8), Action::Repeated(7));
 /// assert_eq!(ledger.undo(&charge.with_phase(Direction::Undo)), Compensation::Undone);
+/// assert_eq!(ledger.act(&charge, || 9), Action::Refused);
 /// assert_eq!(ledger.net(&saga, "charge"), 0);
 /// # Ok(())
 /// # }
@@ -80,13 +81,14 @@ impl Ledger {
         let mut rows = lock(&self.0);
         let flaw = rows.flaw;
         let row = rows.rows.entry((key.saga().clone(), key.step().to_owned())).or_default();
-        if let Some(result) = &row.result {
-            let repeated = result.decode().unwrap_or_else(|error| panic!("{key} was another type: {error}"));
-            row.net += i64::from(flaw == Some(Flaw::Duplicates));
-            return Action::Repeated(repeated);
-        }
+        row.net += i64::from(row.result.is_some() && flaw == Some(Flaw::Duplicates));
         if row.rejected.is_some() || row.compensated && flaw != Some(Flaw::LateAction) {
             return Action::Refused;
+        }
+        if let Some(result) = &row.result {
+            return Action::Repeated(
+                result.decode().unwrap_or_else(|error| panic!("{key} was another type: {error}")),
+            );
         }
         let result = make();
         let stored = Payload::encode(&result).unwrap_or_else(|error| panic!("{key} has no JSON: {error}"));
@@ -99,7 +101,7 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// [`Failure::rejected`] when the compensation came first.
+    /// [`Failure::rejected`] when the compensation came first, or has undone it.
     ///
     /// # Panics
     ///
@@ -111,7 +113,7 @@ impl Ledger {
     ) -> Result<T, Failure> {
         let refused = || match self.verify::<T>(key) {
             Verified::Rejected(why) => Failure::rejected(why),
-            _ => Failure::rejected("its compensation came first"),
+            _ => Failure::rejected(COMPENSATED),
         };
         self.act(key, make).result().ok_or_else(refused)
     }
@@ -157,7 +159,7 @@ impl Ledger {
         };
         match (&row.rejected, &row.result) {
             (Some(why), _) => Verified::Rejected(why.clone()),
-            _ if row.compensated => Verified::Rejected("its compensation came first".to_owned()),
+            _ if row.compensated => Verified::Rejected(COMPENSATED.to_owned()),
             (None, Some(result)) => Verified::Applied(
                 result.decode().unwrap_or_else(|error| panic!("{key} was another type: {error}")),
             ),

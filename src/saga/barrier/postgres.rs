@@ -2,7 +2,8 @@
 //!
 //! The table is found by the connection's `search_path`. Every isolation level will do; under repeatable read and serializable
 //! the second of two simultaneous arrivals is told of a serialization failure (SQLSTATE 40001) instead of the first one's result, and
-//! is repeated like any transaction that was told so.
+//! is repeated like any transaction that was told so. A compensation counts for an action that was done as soon as it is committed; for a transaction of those
+//! levels, if it was when that took its snapshot, with its first statement.
 //!
 //! Postgres turns the commit of a transaction in which a statement has failed into a rollback, and reports no error. A closure that passes
 //! over such a failure is therefore told so here, behind its end: it has not done its business.
@@ -39,7 +40,10 @@ use std::{
 };
 
 use serde::{Serialize, de::DeserializeOwned};
-use tokio_postgres::{Client, GenericClient, SimpleQueryMessage, Transaction, types::Type};
+use tokio_postgres::{
+    Client, GenericClient, Row, SimpleQueryMessage, Transaction,
+    types::{ToSql, Type},
+};
 
 use super::{Action, Compensation, Error, Lookup, Retention, row, sql};
 use crate::saga::{
@@ -117,8 +121,8 @@ where
     let to_undo = if step.claim(Direction::Do, row::REFUSED).await? {
         None
     } else {
-        let (state, result) = step.read().await?;
-        row::to_undo(&state, result.as_deref()).map_err(Error::Result)?
+        let row = step.read(sql::READ).await?;
+        row::to_undo(row.try_get(0)?, row.try_get(1)?).map_err(Error::Result)?
     };
     let state = if to_undo.is_some() { row::UNDONE } else { row::NOTHING };
     let compensation = if !step.claim(Direction::Undo, state).await? {
@@ -183,10 +187,10 @@ impl Barrier {
                          values ($1, $2, 'do', $3, $4::text::json);
                      prepare mainstay_barrier_find (text, text) as
                          select from mainstay_barrier where saga = $1 and step = $2 and phase = 'do';
-                     prepare mainstay_barrier_read (text, text) as {};
+                     prepare mainstay_barrier_answer (text, text) as {};
                      prepare mainstay_barrier_claim (text, text, text, text) as {};
                      prepare mainstay_barrier_finish (text, text, text, text) as {}",
-                    sql::READ,
+                    sql::ANSWER,
                     sql::CLAIM,
                     sql::FINISH
                 ))
@@ -249,13 +253,13 @@ impl Barrier {
         check(key, Direction::Do)?;
         let (client, open) = (&*client, Open(client));
         let arguments = arguments(key);
-        let read = format!("execute mainstay_barrier_read({arguments})");
+        let answer = format!("execute mainstay_barrier_answer({arguments})");
         if self.look_up {
             // Without a column: to bring the result along costs as much as to find the row, and as a rule there is none.
             let found =
                 client.simple_query(&format!("begin; execute mainstay_barrier_find({arguments})")).await?;
             if found.iter().any(|told| matches!(told, SimpleQueryMessage::Row(_))) {
-                if let Some(action) = stored(client.simple_query(&read).await?)? {
+                if let Some(action) = stored(client.simple_query(&answer).await?)? {
                     return Ok(action);
                 }
             }
@@ -282,7 +286,7 @@ impl Barrier {
         // Over what the same request, or the compensation, has done here before, or meanwhile on another connection? The row is taken then;
         // or the business has failed, or passed over a failure.
         drop(open);
-        match (error, client.simple_query(&read).await.map(stored)) {
+        match (error, client.simple_query(&answer).await.map(stored)) {
             (_, Ok(Ok(Some(action)))) => Ok(action),
             (Error::Database(_), Ok(Err(of_another_type))) => Err(of_another_type),
             (error, _) => Err(error),
@@ -351,7 +355,9 @@ fn stored<T: DeserializeOwned, R: DeserializeOwned, E>(
     });
     let Some(row) = row else { return Ok(None) };
     let (state, result) = (row.try_get(0)?.unwrap_or_default(), row.try_get(1)?);
-    row::repeated(state, result).map(Some).map_err(Error::Result)
+    // This protocol has texts alone.
+    let compensated = row.try_get(2)? == Some("t");
+    row::repeated(state, result, compensated).map(Some).map_err(Error::Result)
 }
 
 /// The arguments that every statement begins with that is prepared.
@@ -451,16 +457,11 @@ impl Step<'_> {
         Ok(inserted == 1)
     }
 
-    /// State and result of the action's row, which is there.
-    async fn read(&self) -> Result<(String, Option<String>), tokio_postgres::Error> {
-        let row = self
-            .tx
-            .query_typed_one(
-                sql::READ,
-                &[(&self.key.saga().as_str(), Type::TEXT), (&self.key.step(), Type::TEXT)],
-            )
-            .await?;
-        Ok((row.try_get(0)?, row.try_get(1)?))
+    /// Reads by a statement that finds the action's row, which is there.
+    async fn read(&self, statement: &str) -> Result<Row, tokio_postgres::Error> {
+        let step =
+            [(&self.key.saga().as_str() as &(dyn ToSql + Sync), Type::TEXT), (&self.key.step(), Type::TEXT)];
+        self.tx.query_typed_one(statement, &step).await
     }
 
     /// Writes what came of the action into its row, which is claimed.
@@ -496,8 +497,9 @@ where
     check(step.key, Direction::Do)?;
     let unfinished = Unfinished::begin(step.tx);
     if !step.claim(Direction::Do, row::DONE).await? {
-        let (state, result) = step.read().await?;
-        let action = row::repeated(&state, result.as_deref()).map_err(Error::Result)?;
+        let row = step.read(sql::ANSWER).await?;
+        let action =
+            row::repeated(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?).map_err(Error::Result)?;
         unfinished.finish();
         return Ok(action);
     }

@@ -22,7 +22,12 @@ pub(super) const CLAIM: &str =
 #[cfg(feature = "sqlx")]
 pub(super) const CLAIMED: &str = "select from mainstay_barrier where saga = $1 and step = $2 and phase = $3";
 
-/// Saga, step. State and result of the action's row.
+/// Saga, step. State and result of the action's row, and whether its compensation's row is there: in one statement, so that both are of one moment.
+pub(super) const ANSWER: &str = "select state, result::text, exists (
+         select from mainstay_barrier where saga = $1 and step = $2 and phase = 'undo'
+     ) from mainstay_barrier where saga = $1 and step = $2 and phase = 'do'";
+
+/// Saga, step. State and result of the action's row, for a compensation.
 pub(super) const READ: &str =
     "select state, result::text from mainstay_barrier where saga = $1 and step = $2 and phase = 'do'";
 

@@ -75,7 +75,8 @@ where
     check(tx, key, Direction::Do)?;
     // Nobody can take the row between the look and the insert: the transaction has the write lock.
     if let Some((state, result)) = find(tx, key, Direction::Do)? {
-        return row::repeated(&state, result.as_deref()).map_err(Error::Result);
+        let compensated = state == row::DONE && find(tx, key, Direction::Undo)?.is_some();
+        return row::repeated(&state, result.as_deref(), compensated).map_err(Error::Result);
     }
     let unfinished = Unfinished::begin(tx)?;
     let answer = business(tx).map_err(Error::Inner)?;

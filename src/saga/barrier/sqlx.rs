@@ -3,7 +3,8 @@
 //! The table and its rows are those of `barrier::postgres`: one service may use both clients, and two services on one database may
 //! use one each. So are the rules: the table is found by the connection's `search_path`, and every isolation level will do; under repeatable
 //! read and serializable the second of two simultaneous arrivals is told of a serialization failure (SQLSTATE 40001) and repeated like
-//! any transaction that was told so.
+//! any transaction that was told so. A compensation counts for an action that was done as soon as it is committed; for a transaction of those levels,
+//! if it was when that took its snapshot, with its first statement.
 //!
 //! # The transaction is given away, and given back
 //!
@@ -60,7 +61,7 @@
 pub use sqlx;
 
 use serde::{Serialize, de::DeserializeOwned};
-use sqlx::{PgExecutor, Postgres, Row, Transaction};
+use sqlx::{PgExecutor, Postgres, Row, Transaction, postgres::PgRow};
 
 use super::{Action, Compensation, Error, Lookup, Retention, row, sql};
 use crate::saga::{
@@ -127,8 +128,8 @@ where
 {
     check(key, Direction::Do)?;
     if !claim(tx, key, Direction::Do, row::DONE).await? {
-        let (state, result) = read(tx, key).await?;
-        return row::repeated(&state, result.as_deref()).map_err(Error::Result);
+        let row = read(tx, key, sql::ANSWER).await?;
+        return row::repeated(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?).map_err(Error::Result);
     }
     let answer = business(tx).await.map_err(Error::Inner)?;
     let (state, result) = row::finished(&answer).map_err(Error::Result)?;
@@ -177,8 +178,8 @@ where
     let to_undo = if claim(tx, key, Direction::Do, row::REFUSED).await? {
         None
     } else {
-        let (state, result) = read(tx, key).await?;
-        row::to_undo(&state, result.as_deref()).map_err(Error::Result)?
+        let row = read(tx, key, sql::READ).await?;
+        row::to_undo(row.try_get(0)?, row.try_get(1)?).map_err(Error::Result)?
     };
     let state = if to_undo.is_some() { row::UNDONE } else { row::NOTHING };
     if !claim(tx, key, Direction::Undo, state).await? {
@@ -281,10 +282,11 @@ async fn claim(
     Ok(inserted.rows_affected() == 1)
 }
 
-/// State and result of the action's row, which is there.
+/// Reads by a statement that finds the action's row, which is there.
 async fn read(
     tx: &mut Transaction<'_, Postgres>,
     key: &Key,
-) -> Result<(String, Option<String>), sqlx::Error> {
-    sqlx::query_as(sql::READ).bind(key.saga().as_str()).bind(key.step()).fetch_one(&mut **tx).await
+    statement: &'static str,
+) -> Result<PgRow, sqlx::Error> {
+    sqlx::query(statement).bind(key.saga().as_str()).bind(key.step()).fetch_one(&mut **tx).await
 }

@@ -82,7 +82,9 @@ pub enum StartError {
         why: String,
     },
     /// There was a saga with this id: it is over, and was [forgotten](super::Orchestrator::forget) before it could be looked at. Whether it was
-    /// started with the same input, and what became of it, is not known any more. Started again it begins anew.
+    /// started with the same input, and what became of it, is not known any more. Started again it begins anew, here: services that remember
+    /// the first one by its id, as those with a [`barrier`](crate::saga::barrier) do for the time of its
+    /// [`Retention`](crate::saga::barrier::Retention), answer what was done for it as done, without doing it again, and refuse what was undone.
     Forgotten {
         /// The id.
         id: SagaId,

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `POST /inventory/reserve` for the first time, or again | 200, the same each time |
 //! | … what is not there | 409 `out_of_stock`, the same each time, also when there is more by then |
-//! | … after its release | if it was done before: the answer of that time; if not: 409 `already_compensated`, and nothing is held |
+//! | … after its release | 409 `already_compensated`, whether it was done before or not, and nothing is held |
 //! | `POST /inventory/release`, for what was reserved, refused, or never heard of | 200, as often as it comes |
 //! | … for what was committed | 409 `already_committed` |
 //! | `POST /inventory/commit` | 200 as often as it comes |

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `POST /payments/charge` for the first time, or again | 200, the same each time |
 //! | … for a card that is declined | 402 `card_declined`, the same each time, also when the card is good by then |
-//! | … after its refund | if it was charged before: the answer of that time; if not: 409 `already_compensated`, and nothing is charged |
+//! | … after its refund | 409 `already_compensated`, whether it was charged before or not, and nothing is charged |
 //! | … for an order that was charged under another key | 409 `already_charged` |
 //! | … when the provider gives no answer | 503 `Payment temporarily unavailable`: nobody knows; the same key again finds out |
 //! | `POST /payments/refund`, for what was charged, declined, or never heard of | 200, as often as it comes |

@@ -160,6 +160,7 @@ async fn a_step_is_done_once_and_undone_once() {
         };
         assert!(matches!(undo(&key).await, Compensation::Undone));
         assert!(matches!(undo(&key).await, Compensation::Repeated));
+        assert!(matches!(once(&key, Ok(9)).await, Action::Refused), "it was undone");
         assert!(matches!(undo(&declined).await, Compensation::Nothing));
         assert_eq!(names(&db).await, ["refund"]);
         let early: Key = "charge.do@order-3".parse().unwrap();
