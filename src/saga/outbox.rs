@@ -70,7 +70,8 @@
 //! # Cost
 //!
 //! One insert for each event, and in Postgres a lock on topic and key until the commit. A round is two reads and a write for the
-//! whole batch.
+//! whole batch. In Postgres the reads pass over each unsent row a few times at most, whatever its key: with 20,000 of one key they take 50 to
+//! 150 ms (`cargo test --features postgres --test saga_outbox_cost -- --ignored --nocapture`).
 
 #[cfg(feature = "postgres")]
 pub mod postgres;

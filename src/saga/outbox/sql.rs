@@ -27,26 +27,40 @@ pub(super) const APPEND: &str = "insert into mainstay_outbox (topic, key, payloa
      returning message";
 
 /// Whether parked messages are skipped, and the most rows. The first unsent messages of some keys, locked.
+///
+/// Each row looks for the nearest one in front of it. As a `not exists` that is a join, in which the server may compare all rows of a
+/// key with each other, or walk anew from the first one for each. Compared instead of `is null`, of which the server would believe that it
+/// is hardly ever so, and plan for a walk through all.
 pub(super) const FIRST: &str = "select id from mainstay_outbox as this
-     where sent is null and parked is null and due <= now() and not exists (
-         select 1 from mainstay_outbox as earlier
+     where sent is null and parked is null and due <= now() and coalesce((
+         select earlier.id from mainstay_outbox as earlier
          where earlier.topic = this.topic and earlier.key = this.key and earlier.sent is null
              and earlier.id < this.id and (earlier.parked is null or not $1)
-     )
+         order by earlier.id desc limit 1
+     ), this.id) >= this.id
      order by id limit $2 for update skip locked";
 
 /// The ids of those, whether parked messages are skipped, and the most rows. These messages and those that follow them.
-pub(super) const BATCH: &str =
-    "select this.id, this.message, this.topic, this.key, this.payload::text, this.attempts
-     from mainstay_outbox as first
-     join mainstay_outbox as this on this.topic = first.topic and this.key = first.key
-     where first.id = any($1) and this.id >= first.id
-         and this.sent is null and this.parked is null and this.due <= now() and not exists (
-         select 1 from mainstay_outbox as earlier
-         where earlier.topic = this.topic and earlier.key = this.key and earlier.sent is null
-             and earlier.id < this.id and (earlier.due > now() or (earlier.parked is not null and not $2))
+///
+/// Of each key so many as a batch has at most, up to the first one that stops it: read once, however many are behind.
+pub(super) const BATCH: &str = "select id, message, topic, key, payload::text, attempts from mainstay_outbox
+     where id in (
+         select line.id from mainstay_outbox as first
+         cross join lateral (
+             select id, bool_or(stops) over (order by id) as stopped from (
+                 select this.id, this.due > now() or (this.parked is not null and not $2) as stops
+                 from mainstay_outbox as this
+                 where this.topic = first.topic and this.key = first.key and this.sent is null and (
+                     this.due > now() or (this.parked is not null and not $2)
+                     or (this.parked is null and this.id >= first.id)
+                 )
+                 order by this.id limit $3
+             ) as this
+         ) as line
+         where first.id = any($1) and not line.stopped
+         order by line.id limit $3
      )
-     order by this.id limit $3";
+     order by id";
 
 /// Ids.
 pub(super) const SENT: &str = "update mainstay_outbox set sent = clock_timestamp() where id = any($1)";
