@@ -1,6 +1,8 @@
 //! The test kit, on sagas that hold and on planted bugs that it has to find.
 #![cfg(feature = "saga")]
 
+use std::{future::pending, time::Duration};
+
 use mainstay::{
     saga::{Failure, Output, Saga, Step, Unknown},
     testing::{self, Bug, Case, Check, Fault, Flaw, Ledger, Skew},
@@ -204,6 +206,51 @@ async fn a_step_without_a_barrier_is_found() {
         phase => Err(format!("{phase:?}")),
     });
     assert!(check.all().await.is_err());
+}
+
+/// Its second step has its effect, and then never ends.
+fn hangs(ledger: &Ledger, within: Option<Duration>) -> Saga<u32, Output<u64>> {
+    let mut saga = Saga::define::<u32>("hangs", 1);
+    let created = undoable(&mut saga, ledger, "create", ());
+    let (act, undo) = (ledger.clone(), ledger.clone());
+    let mut charged = saga.step("charge", created, move |step: Step<u32>, _| {
+        let _ = act.act(step.key(), || 1_u64);
+        pending::<Result<u64, Failure>>()
+    });
+    if let Some(time) = within {
+        charged = charged.within(time);
+    }
+    let charged = charged.compensate(move |step, _, _| {
+        let _ = undo.undo(step.key());
+        async { Ok(()) }
+    });
+    saga.build(charged).unwrap()
+}
+
+/// By a timer a runtime that has nothing else to wait for goes on, on a paused clock.
+async fn ends<T>(checked: impl Future<Output = T>) -> T {
+    let years = Duration::from_secs(10 * 365 * 24 * 3_600);
+    tokio::time::timeout(years, checked).await.expect("it is waited for what never ends")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_never_ends_holds_in_every_case() {
+    for within in [None, Some(Duration::from_secs(3))] {
+        println!("{} cases", ends(holds(Check::new(1, move |ledger: &Ledger| hangs(ledger, within)))).await);
+    }
+}
+
+/// It arrives behind its compensation, is never answered, and has done something nevertheless.
+#[tokio::test(start_paused = true)]
+async fn what_a_late_request_did_before_it_hung_counts() {
+    let late = Case(vec![Fault::Late("charge".to_owned())]);
+    let check = Check::new(1, |ledger: &Ledger| hangs(ledger, None));
+    let seen = ends(check.run(&late)).await.unwrap_or_else(|failed| panic!("{failed}"));
+    let arrived: Vec<_> = seen.calls.iter().filter(|call| call.redelivered).collect();
+    assert!(!arrived.is_empty() && arrived.iter().all(|call| call.step == "charge" && call.ended.is_none()));
+
+    let failed = ends(check.plant(Bug::Barrier(Flaw::LateAction)).run(&late)).await.unwrap_err();
+    assert!(failed.violations.iter().any(|violation| violation.invariant == "I2"), "{failed}");
 }
 
 /// Each planted bug is found, by the invariant that it breaks.

@@ -261,7 +261,9 @@ where
         self
     }
 
-    /// How long a saga may take by the (paused) clock; 10 minutes unless set. One that is stuck then is left so.
+    /// How long a saga may take by the (paused) clock, and behind it each request that arrives late; 10 minutes unless set. A saga that is stuck
+    /// then is left so. A request whose code has not ended by then is dropped and never answered: what it has done counts, what it would
+    /// have done later is not seen.
     #[must_use]
     pub fn patience(mut self, time: Duration) -> Self {
         self.patience = time;
@@ -393,7 +395,7 @@ where
         drop((present, stale));
         world.probe().await;
         tokio::time::sleep(Duration::from_millis(1)).await;
-        world.deliver_late().await;
+        world.deliver_late(self.patience).await;
 
         let left = world.store().stored(&id);
         let forgotten: u64 = world

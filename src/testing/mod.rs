@@ -42,6 +42,9 @@
 //! | a person | orders of every kind come at every place, also where they cannot be followed |
 //! | a compensation | it fails once, or each time |
 //!
+//! A step whose code never ends is checked as any other: its attempts have their timeouts, a request that arrives late [has as long as a
+//! saga](Check::patience), and is then never answered.
+//!
 //! Operations that change the store are appends, claims, heartbeats, announcements, requests, and at the end of a run, when the saga is forgotten
 //! if it is over and the orchestrator leaves. Heartbeats and claims come as long as an orchestrator lives; of those that take nothing, with
 //! nothing between them but each other, only the first one is a place.
