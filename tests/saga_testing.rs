@@ -285,3 +285,23 @@ async fn every_planted_bug_is_found() {
 async fn one_line_is_enough() {
     assert!(testing::check(1, branches).await > 500);
 }
+
+/// Its step keeps to itself what it has done; its compensation does nothing.
+fn nobody_looks(_: &Ledger) -> Saga<u32, Output<u64>> {
+    let mut saga = Saga::define::<u32>("unseen", 1);
+    let charged = saga
+        .step("charge", (), |_, ()| async { Ok::<u64, Failure>(1) })
+        .compensate(|_, (), _| async { Ok(()) });
+    saga.build(charged).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "in none was it seen what the steps have done")]
+async fn one_line_is_not_enough_where_no_effect_is_seen() {
+    testing::check(1, nobody_looks).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_and_calls_are_enough_for_who_says_so() {
+    holds(Check::new(1, nobody_looks).expect(|_| Ok(()))).await;
+}

@@ -568,9 +568,15 @@ where
     /// # Errors
     ///
     /// The first [`Failed`].
+    ///
+    /// # Panics
+    ///
+    /// When all runs hold, and nothing could be said about what the steps have done: the [`Ledger`] was used in none, and there is neither a
+    /// `database` nor anything to [`expect`](Self::expect). Who wants only records and calls checked expects nothing:
+    /// `.expect(|_| Ok(()))`.
     pub async fn all(&self) -> Result<Summary, Box<Failed>> {
-        let happy = self.run(&Case::default()).await?;
-        let mut cases = 1;
+        let mut tally = Tally { cases: 0, watched: self.expect.is_some() || self.database.is_some() };
+        let happy = self.next(&Case::default(), &mut tally).await?;
         let steps: Vec<String> = happy
             .places
             .iter()
@@ -593,8 +599,7 @@ where
                 Fault::Late(step()),
             ];
             for fault in faults {
-                bases.push(self.run(&Case(vec![fault])).await?);
-                cases += 1;
+                bases.push(self.next(&Case(vec![fault]), &mut tally).await?);
             }
         }
         for base in &bases {
@@ -604,29 +609,49 @@ where
                 more.extend(orders_in(base));
             }
             for case in more {
-                let seen = self.run(&case).await?;
-                cases += 1;
+                let seen = self.next(&case, &mut tally).await?;
                 for second in claims_behind(&seen) {
-                    self.run(&second).await?;
-                    cases += 1;
+                    self.next(&second, &mut tally).await?;
                 }
                 if self.twice_crashed {
                     for second in crashes_behind(&seen) {
-                        self.run(&second).await?;
-                        cases += 1;
+                        self.next(&second, &mut tally).await?;
                     }
                 }
             }
         }
-        Ok(Summary { cases })
+        assert!(
+            tally.watched,
+            "{} runs hold by their records and calls, and in none was it seen what the steps have done: let them use the `Ledger` that they \
+             are built with, say by `Check::expect` what has to be so with participants of your own, or give them a database by \
+             `Check::database`; with `.expect(|_| Ok(()))` records and calls are enough",
+            tally.cases
+        );
+        Ok(Summary { cases: tally.cases })
     }
+
+    /// Runs one more case.
+    async fn next(&self, case: &Case, tally: &mut Tally) -> Result<Seen, Box<Failed>> {
+        let seen = self.run(case).await?;
+        tally.cases += 1;
+        tally.watched |= seen.ledger.is_used();
+        Ok(seen)
+    }
+}
+
+/// What the runs of a check come to.
+struct Tally {
+    cases: usize,
+    /// Whether anybody could say what the steps have done.
+    watched: bool,
 }
 
 /// Checks a saga against everything in [`Check::all`]; the number of runs.
 ///
 /// # Panics
 ///
-/// When something is not as it has to be; the message has the name of the case.
+/// When something is not as it has to be; the message has the name of the case. As [`Check::all`], when nothing of what the steps have done was
+/// seen in any run: with participants of one's own use [`Check::expect`].
 pub async fn check<I, R>(input: I, build: impl Fn(&Ledger) -> Saga<I, R> + Send + Sync + 'static) -> usize
 where
     I: Serialize + DeserializeOwned + Send + Sync + 'static,

@@ -56,7 +56,8 @@
 //!
 //! The definition is built anew for every run with a new [`Ledger`], a participant that has a barrier and counts net effects. Participants of
 //! one's own can stand beside it or in its place: their net effects are then seen by [`Check::expect`], and the calls are checked all
-//! the same.
+//! the same. Where nobody can say what the steps have done, since they do not use the ledger and there is neither a database nor
+//! an expectation, undoing nothing would be as good as undoing: [`check`] and [`Check::all`] panic.
 //!
 //! [`check_evidence`] is the checker by itself, for histories that were collected elsewhere, for instance of a process that was killed.
 //!
