@@ -15,6 +15,18 @@ pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
+/// Whether tokio's clock stands still where it is asked, as a paused one does as long as nobody waits. Takes as long as the system's clock needs
+/// to move on: some nanoseconds.
+#[cfg(feature = "saga")]
+#[allow(clippy::disallowed_methods)]
+pub(crate) fn is_paused() -> bool {
+    let (then, moves) = (now(), Instant::now());
+    while Instant::now() == moves {
+        std::hint::spin_loop();
+    }
+    now() == then
+}
+
 /// `at + by`, or an instant too far away to matter when the sum does not exist.
 #[inline]
 pub(crate) fn later(at: Instant, by: Duration) -> Instant {

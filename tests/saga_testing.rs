@@ -305,3 +305,14 @@ async fn one_line_is_not_enough_where_no_effect_is_seen() {
 async fn records_and_calls_are_enough_for_who_says_so() {
     holds(Check::new(1, nobody_looks).expect(|_| Ok(()))).await;
 }
+
+/// It is said before anything is waited for.
+#[tokio::test]
+#[should_panic(expected = "run this with start_paused = true")]
+async fn a_clock_that_runs_is_noticed() {
+    tokio::select! {
+        biased;
+        _ = testing::check(1, branches) => {}
+        () = std::future::ready(()) => {}
+    }
+}

@@ -29,6 +29,7 @@ use crate::{
         AskError, Inputs, OpenError, Orchestrator, Order, Outcome, Payload, Phase, Saga, SagaId, StartError,
         StartOptions, journal::Journal, memory::Memory,
     },
+    time::is_paused,
 };
 
 /// A planted fault in what is tested, for tests of the kit itself.
@@ -574,7 +575,13 @@ where
     /// When all runs hold, and nothing could be said about what the steps have done: the [`Ledger`] was used in none, and there is neither a
     /// `database` nor anything to [`expect`](Self::expect). Who wants only records and calls checked expects nothing:
     /// `.expect(|_| Ok(()))`.
+    ///
+    /// At once, when tokio's clock is not paused: the runs would take hours.
     pub async fn all(&self) -> Result<Summary, Box<Failed>> {
+        assert!(
+            is_paused(),
+            "the clock runs, and a check would take hours: run this with start_paused = true, as in `#[tokio::test(start_paused = true)]`"
+        );
         let mut tally = Tally { cases: 0, watched: self.expect.is_some() || self.database.is_some() };
         let happy = self.next(&Case::default(), &mut tally).await?;
         let steps: Vec<String> = happy
@@ -651,7 +658,7 @@ struct Tally {
 /// # Panics
 ///
 /// When something is not as it has to be; the message has the name of the case. As [`Check::all`], when nothing of what the steps have done was
-/// seen in any run: with participants of one's own use [`Check::expect`].
+/// seen in any run: with participants of one's own use [`Check::expect`]; and when tokio's clock is not paused.
 pub async fn check<I, R>(input: I, build: impl Fn(&Ledger) -> Saga<I, R> + Send + Sync + 'static) -> usize
 where
     I: Serialize + DeserializeOwned + Send + Sync + 'static,

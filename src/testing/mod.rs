@@ -29,7 +29,8 @@
 //! # Semantics
 //!
 //! Nothing in a definition has to be changed for it: the code of its steps is wrapped, the store is one in memory, time is tokio's. Run it
-//! in `#[tokio::test(start_paused = true)]`, or it takes as long as it says.
+//! in `#[tokio::test(start_paused = true)]`: [`check`] and [`Check::all`] panic where the clock runs. One case by [`Check::run`] or
+//! [`Check::replay`] may be run there, and takes as long as it says.
 //!
 //! | goes wrong | how |
 //! |---|---|
