@@ -316,3 +316,11 @@ async fn a_clock_that_runs_is_noticed() {
         () = std::future::ready(()) => {}
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_cannot_be_left_fails_the_case() {
+    let check = Check::new(1, branches).signal("nobody", &1);
+    let checked = tokio::time::timeout(Duration::from_secs(3_600), check.replay("happy"));
+    let failed = checked.await.expect("it is tried for ever");
+    assert!(failed.unwrap_err().problem.is_some_and(|why| why.contains("\"nobody\"")));
+}

@@ -533,7 +533,8 @@ where
                     Ok(_) => break,
                     // It was forgotten, and the power cut behind that.
                     Err(AskError::Missing(_)) => return None,
-                    Err(_) => tokio::time::sleep(retry).await,
+                    Err(AskError::Store(_)) => tokio::time::sleep(retry).await,
+                    Err(error) => return Some(format!("a message for {step:?} could not be left: {error}")),
                 }
             }
         }
