@@ -40,6 +40,13 @@ macro_rules! forward_to_store {
         }
     };
     (all but list) => {
+        forward_to_store!(all but list and requests);
+
+        fn requests(&self, by: &Incarnation) -> Pending<'_, Vec<Request>> {
+            self.store.requests(by)
+        }
+    };
+    (all but list and requests) => {
         fn now(&self) -> Pending<'_, Timestamp> {
             self.store.now()
         }
@@ -58,10 +65,6 @@ macro_rules! forward_to_store {
 
         fn request(&self, request: Request) -> Pending<'_, Requested> {
             self.store.request(request)
-        }
-
-        fn requests(&self, by: &Incarnation) -> Pending<'_, Vec<Request>> {
-            self.store.requests(by)
         }
 
         fn forget(&self, by: &str, before: Timestamp, limit: usize) -> Pending<'_, usize> {

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
     AskError, Census, Status,
+    census::Looks,
     opening::Settings,
     ramp::Ramp,
     waiters::Waiters,
@@ -66,10 +67,7 @@ pub(crate) struct Inner {
     pub(super) leased_until: Mutex<Instant>,
     /// How often it was prolonged after it had run out.
     pub(super) lapses: AtomicU64,
-    /// A claim had no answer: there may be sagas that are owned and not known.
-    pub(super) unsure: AtomicBool,
-    /// When it looks through the store even so.
-    pub(super) look_at: Mutex<Instant>,
+    pub(super) looks: Mutex<Looks>,
     /// What was there at the last look.
     pub(super) census: Mutex<Option<Census>>,
     /// When what was left over may go on.

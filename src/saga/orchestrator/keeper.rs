@@ -28,12 +28,6 @@ const CLAIM: usize = 256;
 /// How often a saga is asked for whose begin had no answer and is not in the store: it may come there late.
 const LATE: u32 = 8;
 
-/// After so many leases it looks through the store: what is open there, and what it owns and nobody drives.
-const LOOK: u32 = 6;
-
-/// A look through the whole store is made so seldom that it takes at most one part in this many of the time.
-const SHARE: u32 = 20;
-
 impl Inner {
     fn claim(&self, only: Option<Vec<SagaId>>, limit: usize) -> Claim {
         let mut except: Vec<SagaId> = lock(&self.blocked).keys().cloned().collect();
@@ -115,7 +109,7 @@ impl Inner {
             }
             let lapses = self.lapses();
             let claimed = self.journal()?.claim(self.claim(None, limit)).await;
-            let claimed = match claimed.inspect_err(|_| self.unsure.store(true, Relaxed)) {
+            let claimed = match claimed.inspect_err(|_| lock(&self.looks).unsure()) {
                 Ok(claimed) => claimed,
                 Err(error) if Left::store(&error) == Left::Store => return Err(error),
                 // What is its own is looked after even so.
@@ -133,31 +127,13 @@ impl Inner {
         }
         self.tell_live(full);
         // Behind the claims: what was left by others waits for nobody's look.
-        let look = time::now() >= *lock(&self.look_at);
-        if self.unsure.swap(false, Relaxed) || look {
-            let began = time::now();
-            let leases = match self.look_through().await {
-                Ok(()) => LOOK,
-                Err(error) if Left::store(&error) == Left::Store => {
-                    self.unsure.store(true, Relaxed);
-                    return Err(error);
-                }
-                // At damage, the next look is likely to end there too. What is asked of other sagas waits for none.
-                Err(error) => {
-                    self.store_failed(&error);
-                    1
-                }
-            };
-            let took = time::now().saturating_duration_since(began);
-            let pause = self.settings.lease.saturating_mul(leases).max(took.saturating_mul(SHARE));
-            *lock(&self.look_at) = time::later(time::now(), pause);
-        }
+        self.look_if_due();
         for request in self.requests().await? {
             if !self.give_up(&request).await? {
                 self.hand_over(request);
             }
         }
-        self.swept.send_replace(true);
+        self.handed_out();
         self.announce().await
     }
 

@@ -371,7 +371,8 @@ impl Orchestrator {
     /// one pass over their rows. `None` until the first.
     ///
     /// It is counted when the orchestrator starts, and again every 6 leases, a minute with the default, or less often, so that it
-    /// takes no more than a twentieth of the time. Each orchestrator counts the whole store, so that the numbers of several are the same, not
+    /// takes no more than a twentieth of the time. Nothing else waits for that; while the store fails at it, it is tried again less and less
+    /// often. Each orchestrator counts the whole store, so that the numbers of several are the same, not
     /// parts of a sum. A saga that begins or ends meanwhile may be missing or still there; none is counted twice.
     ///
     /// Asks memory, not the store.

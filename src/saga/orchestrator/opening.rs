@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     Orchestrator, Owner,
+    census::Looks,
     inner::{Inner, Listeners},
     keeper::{beat, keep},
     off_thread::OffThread,
@@ -256,8 +257,7 @@ impl Opening {
             clock: Mutex::new((now, time::now())),
             leased_until: Mutex::new(asked),
             lapses: AtomicU64::new(0),
-            unsure: AtomicBool::new(false),
-            look_at: Mutex::new(asked),
+            looks: Mutex::new(Looks::new(asked)),
             census: Mutex::default(),
             ramp: Mutex::new(Ramp::new(first, every)),
             nudge: Notify::new(),
