@@ -254,3 +254,45 @@ async fn what_is_lost_behind_a_look_is_found_by_the_next_one_which_is_made_soon(
         assert_eq!(slept.expect("it was lost sight of").unwrap(), Outcome::Completed(1));
     }
 }
+
+/// What is asked comes later: what was left at a saga that is taken up, too.
+#[tokio::test(start_paused = true)]
+async fn what_is_claimed_is_driven_although_what_is_asked_cannot_be_read() {
+    let (store, wait, sleep) = (Partly::new(), endless(), sleeper(seconds(5)));
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let log = told.clone();
+    let observer = move |event: &Event<'_>| {
+        if let Event::SagaStoreFailed { error, .. } = event {
+            log.lock().unwrap().push((*error).clone());
+        }
+    };
+    let opening = || Orchestrator::open(store.clone()).register(&wait).register(&sleep);
+    let first = opening().start().await.unwrap();
+    first.start(&wait, "wait", &1).await.unwrap();
+    first.start(&sleep, "sleep", &1).await.unwrap();
+    tokio::time::sleep(seconds(1)).await;
+    first.order("wait", "me", Order::Abandon { reason: "enough".to_owned() }).await.unwrap();
+    drop(first);
+    let is = Answer::damaged();
+    store.requests.send_replace(is.clone());
+    let second = opening().observe(observer).start().await.unwrap();
+    tokio::time::timeout(seconds(5), second.recovered()).await.expect("nothing is in the way of that");
+    // An orphan, and one that is due.
+    tokio::time::sleep(seconds(15)).await;
+    let owner = store.store.stored(&SagaId::new("wait").unwrap()).unwrap().head.owner;
+    assert_eq!((owner.as_ref(), second.live()), (Some(second.incarnation()), 1));
+    let slept = second.handle(&sleep, "sleep").unwrap();
+    let slept = tokio::time::timeout(seconds(1), slept.finished()).await.expect("it is over");
+    assert_eq!(slept.unwrap(), Outcome::Completed(1));
+    let says = store.store.orchestrators().await.unwrap();
+    let says = says.into_iter().find(|one| one.by == *second.incarnation()).unwrap();
+    assert!(says.presence.is_some(), "it has said nothing");
+    let Answer::Fails(_, error) = is else { unreachable!() };
+    let told = std::mem::take(&mut *told.lock().unwrap());
+    assert!(!told.is_empty() && told.iter().all(|one| *one == error), "{told:?}");
+
+    store.requests.send_replace(Answer::Given);
+    tokio::time::sleep(seconds(1)).await;
+    let phase = second.status("wait").await.unwrap().unwrap().phase;
+    assert_eq!(phase, Some(Phase::Abandoned), "what was asked before comes when it can be read");
+}

@@ -367,6 +367,36 @@ fn a_row_that_the_server_cannot_read_holds_up_no_other() {
     });
 }
 
+/// The server cannot read what is asked of one saga.
+#[test]
+fn what_is_asked_and_cannot_be_read_holds_up_no_saga() {
+    with_place("what_is_asked_and_cannot_be_read_holds_up_no_saga", |place| async move {
+        let eleven = Eleven::new(&place).await;
+        let order = Order::Abandon { reason: "enough".to_owned() };
+        eleven.journal.request(Request::order(id(DAMAGED), "ann", order)).await.unwrap();
+        let trouble = "ALTER TABLE @.signal RENAME TO disk;
+             CREATE FUNCTION @.readable() RETURNS bool LANGUAGE plpgsql COST 100000 AS $$BEGIN
+                IF current_setting('application_name') = 'mainstay' THEN
+                    RAISE EXCEPTION 'invalid page in block 7' USING ERRCODE = 'XX001';
+                END IF;
+                RETURN true; END$$;
+             CREATE VIEW @.signal AS SELECT * FROM @.disk WHERE @.readable()";
+        eleven.run(trouble).await;
+        // One that is not due is beside them: of it is looked whether it is asked for something.
+        eleven.run("UPDATE @.saga SET wake = 9000000000000000000 WHERE id = 'saga-03'").await;
+        let second = eleven.orchestrator().await;
+        until("the others are taken up", || async { second.live() == 10 }).await;
+        tokio::time::timeout(Duration::from_secs(8), second.recovered()).await.expect("it recovers");
+        eleven.run("ALTER VIEW @.signal RENAME TO broken; ALTER TABLE @.disk RENAME TO signal").await;
+        until("what is asked is done", || async {
+            second.load(DAMAGED).await.unwrap().unwrap().head.phase == Phase::Abandoned
+        })
+        .await;
+        eleven.run("UPDATE @.saga SET wake = 0 WHERE id = 'saga-03'").await;
+        eleven.finish_but_one(&second).await;
+    });
+}
+
 #[test]
 fn what_is_beside_a_damaged_row_is_answered() {
     with_place("what_is_beside_a_damaged_row_is_answered", |place| async move {

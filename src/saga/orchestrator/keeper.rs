@@ -38,16 +38,21 @@ impl Inner {
         Claim { by: self.by.clone(), definitions, except, only, limit }
     }
 
-    /// Drives sagas that were claimed, each with what is asked of it: that comes before anything that is due.
+    /// Drives sagas that were claimed, each with what is asked of it: that comes before anything that is due. Where the store cannot read
+    /// what is asked, it comes when it can: sagas of which nothing is asked, mostly all, do not wait for that.
     async fn adopt_all(self: &Arc<Self>, claimed: Vec<Stored>, lapses: u64) -> Result<(), StoreError> {
         if claimed.is_empty() {
             return Ok(());
         }
         let requests = match self.requests().await {
             Ok(requests) => requests,
-            Err(error) => {
+            Err(error) if Left::store(&error) == Left::Store => {
                 claimed.into_iter().for_each(|stored| self.look_after(stored.head.id));
                 return Err(error);
+            }
+            Err(error) => {
+                self.store_failed(&error);
+                Vec::new()
             }
         };
         let mut asked: HashMap<SagaId, Vec<Request>> = HashMap::new();
@@ -128,13 +133,27 @@ impl Inner {
         self.tell_live(full);
         // Behind the claims: what was left by others waits for nobody's look.
         self.look_if_due();
-        for request in self.requests().await? {
-            if !self.give_up(&request).await? {
-                self.hand_over(request);
-            }
+        match self.requests().await {
+            Ok(requests) => self.hand_out(requests).await?,
+            Err(error) if Left::store(&error) == Left::Store => return Err(error),
+            // What is damaged there is not all that there is to do.
+            Err(error) => self.store_failed(&error),
         }
         self.handed_out();
         self.announce().await
+    }
+
+    /// Hands what is asked to those that work on it. What one saga's damage keeps from being done keeps nothing from the others.
+    async fn hand_out(&self, requests: Vec<Request>) -> Result<(), StoreError> {
+        for request in requests {
+            match self.give_up(&request).await {
+                Ok(true) => {}
+                Ok(false) => self.hand_over(request),
+                Err(error) if Left::store(&error) == Left::Store => return Err(error),
+                Err(error) => self.store_failed(&error),
+            }
+        }
+        Ok(())
     }
 
     /// Tells how many sagas it works on: every lease, and as soon as it takes up none because it is `full`.

@@ -100,7 +100,7 @@ WHERE id = ANY (ARRAY (SELECT id FROM chosen)) RETURNING id, epoch"
 );
 
 /// Takes sagas whose rows are sound, of those on the pages from `$7` on and before `$9`: for a table of which the server cannot read
-/// all. An index would lead it to any page. So the rows are looked at where they lie, and what they say of their ends is asked in
+/// all. `$10` are asked for something. An index would lead it to any page. So the rows are looked at where they lie, and what they say of their ends is asked in
 /// a way that no index knows. Prepared when it is needed: other servers that speak the protocol have no pages.
 const CLAIM_PAGES: &str = concat!(
     "
@@ -109,7 +109,7 @@ WITH definitions AS MATERIALIZED (
 ), chosen AS MATERIALIZED (
     SELECT ctid FROM @.saga WHERE ctid >= format('(%s,0)', $7::bigint)::tid AND ctid < format('(%s,0)', $9::bigint)::tid
         AND num_nulls(finished) = 1 AND CASE
-            WHEN owner IS NULL THEN wake <= ~ OR number IN (SELECT saga FROM @.signal WHERE ask IS NOT NULL)
+            WHEN owner IS NULL THEN wake <= ~ OR number = ANY ($10)
             ELSE NOT EXISTS (SELECT FROM @.orchestrator WHERE incarnation = owner AND until > ~) END",
     sound!(),
     "
@@ -118,6 +118,9 @@ WITH definitions AS MATERIALIZED (
 UPDATE @.saga SET owner = $1, epoch = epoch + 1, recoveries = recoveries + CASE WHEN owner IS NULL THEN 0 ELSE 1 END
 WHERE ctid = ANY (ARRAY (SELECT ctid FROM chosen)) RETURNING id, epoch"
 );
+
+/// The sagas that are asked for something.
+const ASKED: &str = "SELECT DISTINCT saga FROM @.signal WHERE ask IS NOT NULL";
 
 /// How many pages the table has.
 const SIZE: &str = "SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::bigint";
@@ -289,6 +292,7 @@ async fn take_around(
 ) -> Result<Vec<Row>, Trouble> {
     let client = &session.client;
     let statement = client.prepare(&place.schema.sql(CLAIM_PAGES)).await?;
+    let asked = asked(session, place).await?;
     let mut taken = Vec::new();
     // The table as it is, so that no half of it is looked at twice; and what may have come behind it.
     let size: i64 = client.query_one(SIZE, &[&place.schema.sql("@.saga")]).await?.try_get(0)?;
@@ -307,7 +311,7 @@ async fn take_around(
             continue;
         }
         let [by, names, versions, digests, except, _, _, phases] = *parameters;
-        let parameters = [by, names, versions, digests, except, &room, &from, phases, &to];
+        let parameters = [by, names, versions, digests, except, &room, &from, phases, &to, &asked];
         client.batch_execute("SAVEPOINT pages").await?;
         match client.query(&statement, &parameters).await.map_err(Trouble::from) {
             Ok(rows) => {
@@ -333,6 +337,20 @@ async fn take_around(
         }
     }
     Ok(taken)
+}
+
+/// The sagas that are asked for something, read within a transaction; none where the server cannot read that: the others are taken even so.
+async fn asked(session: &Session, place: &Place) -> Result<Vec<i64>, Trouble> {
+    let client = &session.client;
+    client.batch_execute("SAVEPOINT asked").await?;
+    match client.query(&place.schema.sql(ASKED), &[]).await.map_err(Trouble::from) {
+        Ok(rows) => Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?),
+        Err(Trouble::Damaged(_)) => {
+            client.batch_execute("ROLLBACK TO SAVEPOINT asked").await?;
+            Ok(Vec::new())
+        }
+        Err(trouble) => Err(trouble),
+    }
 }
 
 /// Reads them one by one within a transaction, those without their entries whose entries the server cannot read.

@@ -82,6 +82,10 @@
 //! server says. Claims go around up to 64 such pages, for a minute before they try them again, and read the whole table meanwhile; PostgreSQL can do
 //! that from version 14 on. Appends to the other sagas go on as ever.
 //!
+//! Where it cannot read a page of the table `signal`, nothing that is asked of any saga is handed over as long as that lasts. Sagas that are
+//! due or orphaned are taken up without, found as above, and go on as if nothing were asked; those that are not due wait for their time. What
+//! is asked of them stays, and is looked at when it can be read. Only those whose own requests lie on that page may fail to be asked or to end.
+//!
 //! # Cost
 //!
 //! Four connections, and those of transactions with work. An append of one entry costs a round trip and a flush of the server's log; the
