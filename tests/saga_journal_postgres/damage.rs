@@ -382,8 +382,9 @@ fn what_is_asked_and_cannot_be_read_holds_up_no_saga() {
                 RETURN true; END$$;
              CREATE VIEW @.signal AS SELECT * FROM @.disk WHERE @.readable()";
         eleven.run(trouble).await;
-        // One that is not due is beside them: of it is looked whether it is asked for something.
-        eleven.run("UPDATE @.saga SET wake = 9000000000000000000 WHERE id = 'saga-03'").await;
+        // It is not due: only for what is asked of it would it be taken up.
+        let far = "UPDATE @.saga SET owner = NULL, wake = 9000000000000000000 WHERE id = 'THIS'";
+        eleven.run(&far.replace("THIS", DAMAGED)).await;
         let second = eleven.orchestrator().await;
         until("the others are taken up", || async { second.live() == 10 }).await;
         tokio::time::timeout(Duration::from_secs(8), second.recovered()).await.expect("it recovers");
@@ -392,7 +393,6 @@ fn what_is_asked_and_cannot_be_read_holds_up_no_saga() {
             second.load(DAMAGED).await.unwrap().unwrap().head.phase == Phase::Abandoned
         })
         .await;
-        eleven.run("UPDATE @.saga SET wake = 0 WHERE id = 'saga-03'").await;
         eleven.finish_but_one(&second).await;
     });
 }
