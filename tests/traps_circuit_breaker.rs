@@ -308,7 +308,7 @@ async fn a_probe_that_is_slow_before_it_ends_is_in_the_totals() {
     assert_eq!((totals.failed, totals.slow, totals.late, totals.admitted()), (1, 1, 1, 2));
 }
 
-/// Buckets are counted with 32 bits where nobody locks, and half of that many milliseconds are 25 days.
+/// What was counted where nobody locks stays in its bucket: 25 days of milliseconds are more than 31 bits can number.
 #[tokio::test(start_paused = true)]
 async fn a_window_of_many_small_buckets_outlasts_a_month_without_calls() {
     let breaker = CircuitBreaker::config().time_window(SEC, 1_000).minimum_calls(2).build().unwrap();

@@ -56,11 +56,11 @@ const ASK: u64 = 4;
 /// `until` of a breaker that was opened by force.
 const FOREVER: u64 = u64::MAX;
 
-/// A counter is 16 bits of generation, 32 of epoch, 16 of count.
+/// A counter is 16 bits of generation above, and 16 of count below. Which bucket it counts for stands beside it.
 const COUNT: u64 = 0xffff;
 
-fn tag(generation: u64, epoch: u64) -> u64 {
-    (generation & 0xffff) << 48 | (epoch & 0xffff_ffff) << 16
+fn tag(generation: u64) -> u64 {
+    (generation & 0xffff) << 48
 }
 
 #[derive(Debug)]
@@ -457,7 +457,7 @@ impl Core {
         };
         let machine = &shared.machine;
         let epoch = machine.epoch(now);
-        let fresh = tag(machine.generation(), epoch);
+        let fresh = tag(machine.generation());
         let width = match machine.rules().shape {
             Shape::Count(_) => 0,
             Shape::Time { width, .. } => width,
